@@ -1,0 +1,198 @@
+"""Read the tables of a ``.beton`` file. Nothing in the file is trusted: every count, offset and size is checked first."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from dp4tl_fast.beton import format as fmt
+from dp4tl_fast.errors import BetonError, RecordError
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    name: str
+    type_id: int
+    column: str  # its name in the metadata table
+
+
+def classes_path(path: str | Path) -> Path:
+    """The sidecar with the class names: ``x.beton`` -> ``x.classes.json``."""
+    return Path(path).with_suffix(".classes.json")
+
+
+class Beton:
+    """A read-only view of a ``.beton`` file: memory-mapped tables, no object per record.
+
+    Attributes:
+        path, file_size, page_size, num_samples: As stored.
+        fields: ``{name: Field}`` in file order.
+        metadata: Structured array ``[num_samples]``, mapped.
+
+    Raises:
+        BetonError: The file is missing, malformed, truncated or unfinished; the message names the offending value.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self._map = np.memmap(self.path, dtype=np.uint8, mode="r")
+        except FileNotFoundError:
+            raise BetonError(f"{self.path}: no such file. Make one with `dp4tl-fast convert SRC {self.path}`") from None
+        except (OSError, ValueError) as error:
+            raise BetonError(f"{self.path}: cannot be read as a .beton file: {error}") from None
+        self.file_size = self._map.size
+        header = self._table(0, fmt.HEADER, 1, "header")[0]
+        if header["version"] != fmt.VERSION:
+            self._fail(f"format version {header['version']}, but only version {fmt.VERSION} is known. Is it a .beton file?")
+        self.page_size = int(header["page_size"])
+        if self.page_size < 2 or self.page_size & (self.page_size - 1):
+            self._fail(f"page size {self.page_size} is not a power of two")
+        self.num_samples = int(header["num_samples"])
+        self._alloc_ptr = int(header["alloc_table_ptr"])
+        if self._alloc_ptr == 0:
+            self._fail("its writer never finished (the allocation table's pointer is 0). Write it again")
+        self.fields: dict[str, Field] = {}
+        for i, row in enumerate(self._table(24, fmt.FIELD, int(header["num_fields"]), "field descriptors")):
+            name = bytes(row["name"]).split(b"\0")[0].decode("ascii", "replace")
+            type_id = int(row["type_id"])
+            if type_id not in fmt.FIELD_METADATA:
+                self._fail(f"field {name!r} has type id {type_id}, whose layout is unknown")
+            if name in self.fields:
+                self._fail(f"two fields are named {name!r}")
+            self.fields[name] = Field(name, type_id, f"f{i}")
+        row_dtype = fmt.metadata_dtype([f.type_id for f in self.fields.values()])
+        table_start = 24 + fmt.FIELD.itemsize * len(self.fields)
+        self.metadata = self._table(table_start, row_dtype, self.num_samples, "metadata table")
+        self.data_start = table_start + row_dtype.itemsize * self.num_samples
+        alloc_bytes = self.file_size - self._alloc_ptr
+        if self._alloc_ptr < self.data_start or alloc_bytes < 0 or alloc_bytes % fmt.ALLOCATION.itemsize:
+            self._fail(
+                f"allocation table at {self._alloc_ptr} does not fit a file of {self.file_size} bytes. Is it truncated?"
+            )
+
+    def _fail(self, message: str) -> None:
+        raise BetonError(f"{self.path}: {message}")
+
+    def _table(self, start: int, dtype: np.dtype, count: int, what: str) -> np.ndarray:
+        stop = start + dtype.itemsize * count
+        if stop > self.file_size:
+            self._fail(f"{what} needs bytes {start} to {stop}, but the file ends at {self.file_size}. Is it truncated?")
+        return self._map[start:stop].view(dtype)
+
+    # -- columns ------------------------------------------------------------------------------------------------------
+
+    def column(self, name: str) -> np.ndarray:
+        """The metadata column of a field, ``[num_samples]``."""
+        if name not in self.fields:
+            self._fail(f"has no field {name!r} (it has {', '.join(self.fields) or 'none'})")
+        return self.metadata[self.fields[name].column]
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """Class id of every record, int64 ``[num_samples]``, checked to be non-negative."""
+        if "label" not in self.fields or self.fields["label"].type_id != fmt.TYPE_INT:
+            self._fail(f"has no integer field 'label' (it has {', '.join(self.fields) or 'none'})")
+        labels = np.ascontiguousarray(self.column("label"))
+        if labels.size and labels.min() < 0:
+            self._fail(f"record {int(labels.argmin())} has the negative label {int(labels.min())}")
+        if labels.size and labels.max() > 10_000_000:
+            self._fail(f"record {int(labels.argmax())} has label {int(labels.max())}; above 10,000,000 it cannot be a class id")
+        return labels
+
+    @cached_property
+    def index(self) -> np.ndarray:
+        """The ``index`` field, int64 ``[num_samples]``; the record number where the file has none."""
+        if "index" in self.fields:
+            return np.ascontiguousarray(self.column("index"))
+        return np.arange(self.num_samples)
+
+    @property
+    def images(self) -> np.ndarray:
+        """The image column: mode, width, height, data_ptr. Structured ``[num_samples]``."""
+        if "image" not in self.fields or self.fields["image"].type_id != fmt.TYPE_RGB:
+            self._fail(f"has no image field 'image' (it has {', '.join(self.fields) or 'none'})")
+        return self.column("image")
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """Stored bytes of every image, int64 ``[num_samples]``, each record checked to lie inside the file's pages."""
+        table = self._map[self._alloc_ptr :].view(fmt.ALLOCATION)
+        owner, ptr = table["sample_id"], np.ascontiguousarray(self.images["data_ptr"])
+        if len(table) and int(owner.max()) >= self.num_samples:
+            self._fail(f"allocation table names sample {int(owner.max())}, but there are only {self.num_samples}")
+        sizes = np.full(self.num_samples, -1, np.int64)
+        is_image = table["ptr"] == ptr[owner]  # a record may own other allocations, of bytes or array fields
+        sizes[owner[is_image]] = table["size"][is_image]
+        start, stop = ptr.astype(np.int64), ptr.astype(np.int64) + sizes
+        bad = (sizes < 0) | (start < self.data_start) | (stop > self._alloc_ptr)
+        if bad.any():
+            i = int(bad.argmax())
+            raise RecordError(
+                f"{self.path}: record {i} (class {int(self.labels[i])}) has {int(sizes[i])} bytes at {int(start[i])}, "
+                f"outside the file's pages ({self.data_start} to {self._alloc_ptr}). The file is corrupt"
+            )
+        return sizes
+
+    # -- classes ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def num_classes(self) -> int:
+        """One more than the highest class id, or the class list's length where the sidecar has more."""
+        return max(int(self.labels.max(initial=-1)) + 1, len(self._sidecar))
+
+    @cached_property
+    def class_counts(self) -> np.ndarray:
+        """Records per class, int64 ``[num_classes]``."""
+        return np.bincount(self.labels, minlength=self.num_classes)
+
+    @cached_property
+    def class_bytes(self) -> np.ndarray:
+        """Stored image bytes per class, int64 ``[num_classes]``."""
+        return np.bincount(self.labels, weights=self.sizes, minlength=self.num_classes).astype(np.int64)
+
+    @cached_property
+    def layout(self) -> str:
+        """``class`` when every class is one run of records, in id order; else ``shuffled``."""
+        return "class" if bool((np.diff(self.labels) >= 0).all()) else "shuffled"
+
+    @cached_property
+    def _sidecar(self) -> list[str]:
+        path = classes_path(self.path)
+        if not path.exists():
+            return []
+        try:
+            rows = json.loads(path.read_text())
+            names = [str(row["name"]) for row in rows]
+            if [row["id"] for row in rows] != list(range(len(rows))):
+                raise ValueError("ids are not 0, 1, 2, ...")
+        except (ValueError, KeyError, TypeError) as error:
+            raise BetonError(f"{path}: not a class list ({error}). Remove it, or convert again") from None
+        return names
+
+    @property
+    def class_names(self) -> list[str]:
+        """Class names from the sidecar, or the ids as text."""
+        names = self._sidecar
+        return names + [str(i) for i in range(len(names), self.num_classes)]
+
+    @cached_property
+    def fingerprint(self) -> dict[str, int | str]:
+        """What identifies a source for a selection: sample count, class count, hash of the label table."""
+        return {
+            "samples": self.num_samples,
+            "classes": self.num_classes,
+            "labels_sha256": hashlib.sha256(self.labels.astype("<i8").tobytes()).hexdigest(),
+        }
+
+    # -- payloads -----------------------------------------------------------------------------------------------------
+
+    def payload(self, i: int) -> np.ndarray:
+        """The stored bytes of record ``i``: a JPEG, or raw RGB rows. uint8 ``[size]``, mapped."""
+        start = int(self.images["data_ptr"][i])
+        return self._map[start : start + int(self.sizes[i])]

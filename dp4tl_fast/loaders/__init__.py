@@ -1,0 +1,55 @@
+"""One loader contract, several backends. ``open_loader`` is the only way in; no backend is imported before it is asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dp4tl_fast.beton import Beton
+from dp4tl_fast.errors import BackendError
+from dp4tl_fast.loaders.base import BaseLoader
+from dp4tl_fast.loaders.spec import IMAGENET_MEAN, IMAGENET_STD, Loader, LoaderSpec
+
+if TYPE_CHECKING:
+    from dp4tl_fast.selection import Selection
+
+__all__ = ["BACKENDS", "IMAGENET_MEAN", "IMAGENET_STD", "BaseLoader", "Loader", "LoaderSpec", "open_loader"]
+
+BACKENDS = {  # name -> (module, class); imported on use
+    "native": ("dp4tl_fast.loaders.native", "NativeLoader"),
+    "ffcv": ("dp4tl_fast.loaders.ffcv", "FfcvLoader"),
+    "dali": ("dp4tl_fast.loaders.dali", "DaliLoader"),
+    "torchvision": ("dp4tl_fast.loaders.torchvision", "TorchvisionLoader"),
+}
+
+
+def open_loader(
+    source: str | Path | Beton,
+    selection: Selection | None = None,
+    spec: LoaderSpec | None = None,
+    backend: str = "native",
+) -> BaseLoader:
+    """Open a ``.beton`` for reading batches.
+
+    Args:
+        source: Path, or an open ``Beton``.
+        selection: Only its records are read; ``None`` reads all.
+        spec: What to load; the default is a centre crop of 224 pixels in file order.
+        backend: One of ``BACKENDS``. There is no silent fall-back.
+
+    Raises:
+        BackendError: Unknown backend, or one that cannot work here (the message says why).
+        BetonError, SelectionError: The file or the selection is bad, or they do not belong together.
+    """
+    if backend not in BACKENDS:
+        raise BackendError(f"unknown backend {backend!r}. Known: {', '.join(BACKENDS)}")
+    module, class_name = BACKENDS[backend]
+    try:
+        cls = getattr(import_module(module), class_name)
+    except ImportError as error:
+        raise BackendError(
+            f"backend {backend!r} cannot be imported here: {error}. `dp4tl-fast doctor` says what to install"
+        ) from error
+    beton = source if isinstance(source, Beton) else Beton(source)
+    return cls(beton, selection, spec or LoaderSpec())

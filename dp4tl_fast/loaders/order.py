@@ -1,0 +1,71 @@
+"""Which records, in which order, in which batch: pure functions of (seed, epoch, rank). No state, no clock, no threads."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def generator(seed: int, epoch: int) -> np.random.Generator:
+    """A counter-based generator keyed by (seed, epoch): no epoch's stream depends on another's."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64)))
+
+
+def epoch_order(records: np.ndarray, *, seed: int, epoch: int, shuffle: bool) -> np.ndarray:
+    """The whole epoch's order over all ranks: a permutation of ``records`` (int64 ``[n]``), or ``records`` themselves."""
+    return generator(seed, epoch).permutation(records) if shuffle else records
+
+
+def block_shuffle(
+    records: np.ndarray, sizes: np.ndarray, *, seed: int, epoch: int, block_bytes: int, buffer_bytes: int
+) -> np.ndarray:
+    """Shuffle for data that does not fit in memory: a permutation of ``records`` that reads long runs.
+
+    Blocks of consecutive records of about ``block_bytes`` are visited in random order from the whole file; every
+    ``buffer_bytes`` worth of blocks is permuted as one buffer. With one buffer for all it is a uniform shuffle.
+
+    Args:
+        records: Record numbers in file order, int64 ``[n]``.
+        sizes: Their stored bytes, int64 ``[n]``.
+    """
+    random = generator(seed, epoch)
+    if len(records) == 0:
+        return records
+    # A new block starts whenever the running byte count crosses a multiple of block_bytes.
+    block_of = (np.cumsum(sizes) - sizes) // max(1, block_bytes)
+    starts = np.flatnonzero(np.diff(block_of, prepend=-1))
+    stops = np.append(starts[1:], len(records))
+    visit = random.permutation(len(starts))
+    visited = np.concatenate([np.arange(starts[b], stops[b]) for b in visit])
+    buffer_of = (np.cumsum(sizes[visited]) - sizes[visited]) // max(1, buffer_bytes)
+    # Sorting by (buffer, random key) permutes each buffer and keeps the buffers in order.
+    return records[visited[np.lexsort((random.random(len(visited)), buffer_of))]]
+
+
+def num_batches(n: int, *, batch_size: int, rank: int, world_size: int, drop_last: bool) -> int:
+    """Batches that this rank gets from ``n`` records."""
+    full, rest = divmod(n, batch_size * world_size)
+    return full if drop_last else full + (_share(rest, rank, world_size).stop > _share(rest, rank, world_size).start)
+
+
+def rank_batches(order: np.ndarray, *, batch_size: int, rank: int, world_size: int, drop_last: bool) -> list[np.ndarray]:
+    """This rank's batches of an epoch's order, as views.
+
+    Global batch ``b`` is ``order[b * B * W : (b + 1) * B * W]`` and each rank takes its ``B`` of it, so that the global
+    batches do not depend on the number of ranks at a fixed ``B * W``. What is left over is split as evenly as it goes:
+    no record is dropped or repeated unless ``drop_last``.
+    """
+    step = batch_size * world_size
+    full, rest = divmod(len(order), step)
+    first = [b * step + rank * batch_size for b in range(full)]
+    batches = [order[i : i + batch_size] for i in first]
+    if rest and not drop_last:
+        last = order[full * step :][_share(rest, rank, world_size)]
+        batches += [last] if len(last) else []
+    return batches
+
+
+def _share(n: int, rank: int, world_size: int) -> slice:
+    """Rank's part of ``n`` items, sizes differing by at most one, earlier ranks larger."""
+    small, larger = divmod(n, world_size)
+    start = rank * small + min(rank, larger)
+    return slice(start, start + small + (rank < larger))

@@ -1,0 +1,104 @@
+"""What to load and how: the one description that every backend gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from dp4tl_fast.errors import UsageError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+TRANSFORMS = ("random_resized_crop", "center_crop", "resize")
+DTYPES = ("uint8", "float16", "bfloat16", "float32")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoaderSpec:
+    """Order, geometry, dtype and placement of the batches of one loader.
+
+    Attributes:
+        batch_size: Images a batch and rank.
+        size: Output side in pixels; images are ``[batch, 3, size, size]``, channels-last in memory.
+        transform: ``random_resized_crop`` (torchvision's sampling of area and aspect), ``center_crop`` (the centre square
+            of side ``crop_ratio * min(h, w)``, resized to ``size``), or ``resize`` (the whole image, aspect not kept).
+        scale, aspect: Area and aspect ranges of the random resized crop.
+        crop_ratio: Side of the centre crop as a share of the shorter side.
+        flip: Horizontal flip with probability 1/2 (only with ``shuffle`` or a random crop does it make sense).
+        shuffle: A new order every epoch; else file order.
+        drop_last: Drop an incomplete last batch.
+        dtype: ``uint8`` gives raw pixels; a float type gives ``(x / 255 - mean) / std``.
+        seed: Order and augmentation are a pure function of (seed, epoch, sample index).
+        workers: Decoding threads; 0 means one a core this process may use.
+        rank, world_size: This process's share of the records.
+        device: Where batches are delivered, as torch names it.
+        with_index: Also yield each sample's ``index`` field.
+        views: Independently augmented views of each image from one read.
+        max_ram: Upper bound in bytes on the loader's own buffers; 0 leaves the choice to the backend.
+        on_error: ``raise``, or ``skip`` a record that cannot be decoded and report it.
+    """
+
+    batch_size: int = 256
+    size: int = 224
+    transform: str = "center_crop"
+    scale: tuple[float, float] = (0.08, 1.0)
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_ratio: float = 224 / 256
+    flip: bool = False
+    shuffle: bool = False
+    drop_last: bool = False
+    dtype: str = "uint8"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    seed: int = 0
+    workers: int = 0
+    rank: int = 0
+    world_size: int = 1
+    device: str = "cpu"
+    with_index: bool = False
+    views: int = 1
+    max_ram: int = 0
+    on_error: str = "raise"
+
+    def __post_init__(self) -> None:
+        def need(ok: bool, name: str, rule: str) -> None:
+            if not ok:
+                raise UsageError(f"loader: {name} = {getattr(self, name)!r}, but it must be {rule}")
+
+        need(self.batch_size >= 1, "batch_size", "at least 1")
+        need(1 <= self.size <= 16384, "size", "between 1 and 16384")
+        need(self.transform in TRANSFORMS, "transform", f"one of {', '.join(TRANSFORMS)}")
+        need(self.dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}")
+        need(0 < self.crop_ratio <= 1, "crop_ratio", "above 0 and at most 1")
+        need(0 < self.scale[0] <= self.scale[1] <= 1, "scale", "an increasing pair above 0 and at most 1")
+        need(0 < self.aspect[0] <= self.aspect[1], "aspect", "an increasing pair above 0")
+        need(all(s > 0 for s in self.std), "std", "above 0 in every channel")
+        need(self.workers >= 0, "workers", "0 (one a core) or more")
+        need(self.world_size >= 1, "world_size", "at least 1")
+        need(0 <= self.rank < self.world_size, "rank", f"below world_size = {self.world_size}")
+        need(self.views >= 1, "views", "at least 1")
+        need(0 <= self.seed < 2**63, "seed", "between 0 and 2^63 - 1")
+        need(self.on_error in ("raise", "skip"), "on_error", "raise or skip")
+
+
+@runtime_checkable
+class Loader(Protocol):
+    """An iterable of ready batches: ``(images, labels)``, or ``(images, labels, index)`` with ``spec.with_index``.
+
+    ``images`` is ``[batch, 3, size, size]`` (channels-last), ``labels`` and ``index`` are int64 ``[batch]``. With
+    ``views > 1`` the first element is a tuple of that many image tensors.
+    """
+
+    spec: LoaderSpec
+    bytes_read: int  # record bytes delivered so far, since the loader was opened
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[tuple[Any, ...]]: ...
+    def set_epoch(self, epoch: int) -> None: ...
+    def state_dict(self) -> dict[str, int]: ...
+    def load_state_dict(self, state: dict[str, int]) -> None: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Loader: ...
+    def __exit__(self, *exc: object) -> None: ...

@@ -1,0 +1,7 @@
+// The Python module dp4tl_fast.kernels._native. Bindings only translate and release the GIL; one register function a topic.
+#include "bindings/register.h"
+
+NB_MODULE(_native, m) {
+  m.doc() = "Native core of dp4tl_fast. Private: use dp4tl_fast.kernels and dp4tl_fast.loaders.";
+  dp4tl::register_counts(m);
+}

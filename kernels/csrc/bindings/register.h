@@ -1,0 +1,11 @@
+// One register function a topic; each lives in bindings/<topic>.cpp and is called once, from module.cpp.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace dp4tl {
+
+void register_counts(nanobind::module_& m);  // label_counts, nearest-centroid reduction
+void register_beton(nanobind::module_& m);   // .beton tables
+
+}  // namespace dp4tl
