@@ -1,0 +1,38 @@
+"""``dp4tl-fast NAME ...``: the same as ``python -m dp4tl_fast.NAME ...``."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "convert": "images to a .beton laid out so that a class can be read alone",
+    "inspect": "what is inside a .beton",
+    "prune": "score source classes for a target and select the ones to keep",
+    "pretrain": "train on the source, or on a selection of it, and measure",
+    "finetune": "accuracy on the target: linear probe or full finetuning",
+    "report": "one HTML page from run folders",
+    "demo": "the whole pipeline on embedded data",
+    "doctor": "what is installed and works here",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: dp4tl-fast COMMAND [options]\n\n" + "\n".join(f"  {n:10} {d}" for n, d in COMMANDS.items()))
+        print("\n`dp4tl-fast COMMAND --help` explains each.")
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from dp4tl_fast import __version__
+
+        print(__version__)
+        return 0
+    if arguments[0] not in COMMANDS:
+        print(f"dp4tl-fast: unknown command {arguments[0]!r}. Known: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return import_module(f"dp4tl_fast.{arguments[0]}").main(arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

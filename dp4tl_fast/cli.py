@@ -1,0 +1,123 @@
+"""How every command behaves: flags and YAML from one signature, one-line errors, exit codes, JSON on stdout.
+
+A command module defines one function (or a dataclass and a function of it) and ends with ``cli.run(function)``. Flags,
+help and types come from its signature and docstring through jsonargparse; ``--config FILE.yaml`` and dotted overrides too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar, get_type_hints
+
+import jsonargparse
+
+from dp4tl_fast.errors import Dp4tlError
+
+T = TypeVar("T")
+
+EXIT_OK, EXIT_INTERNAL, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM (a pre-emption): unwinds like Ctrl-C, so that a run saves its state in one place."""
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """Flags with dashes, for a function whose parameters have underscores."""
+
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Any:
+        return super().parse_args([self._normalise(a) for a in (sys.argv[1:] if args is None else args)], *rest, **kwargs)
+
+    def _normalise(self, argument: str) -> str:
+        """``--max-side=3`` -> ``--max_side=3``; ``--target x`` -> ``--target+ x``, so that repeating a list flag appends."""
+        if not argument.startswith("--"):
+            return argument
+        flag, equals, value = argument.partition("=")
+        flag = "--" + flag[2:].replace("-", "_")
+        if f"{flag}+" in self._option_string_actions and not value.startswith("["):
+            flag += "+"
+        return flag + equals + value
+
+    def format_help(self) -> str:
+        return re.sub(r"--[a-z0-9_.]+", lambda m: m[0].replace("_", "-"), super().format_help())
+
+
+def run(
+    function: Callable[..., Any], argv: Sequence[str] | None = None, *, positional: bool = False, variadic: str = ""
+) -> int:
+    """Parse ``argv``, call ``function``, print its result as JSON under ``--json``, return the exit code.
+
+    Args:
+        function: Keyword-only parameters, or a single dataclass parameter; returns a JSON-able dict (or None).
+        positional: Required parameters are positional.
+        variadic: Name of a list parameter taken from one or more positionals.
+    """
+    module = inspect.getmodule(function)
+    name = module.__spec__.name.rpartition(".")[2] if module and module.__spec__ else function.__name__
+    parser = Parser(prog=f"dp4tl-fast {name}", description=_summary(function))
+    parser.add_argument("--config", action="config", help="YAML file with any of the options; flags win over it.")
+    parser.add_argument("--json", action="store_true", help="Print the result as one JSON object on stdout.")
+    config_class = _config_class(function)
+    if variadic:
+        parser.add_argument(variadic, nargs="+", type=str)
+    if config_class is not None:
+        parser.add_class_arguments(config_class, as_group=False)
+    else:
+        parser.add_function_arguments(function, as_group=False, as_positional=positional, skip={variadic} if variadic else None)
+    try:
+        options = parser.instantiate(parser.parse_args(argv)).as_dict()
+    except SystemExit as exit_:  # --help is 0, a bad flag 2
+        return int(exit_.code or 0)
+    as_json = options.pop("json")
+    options.pop("config", None)
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        result = function(config_class(**options)) if config_class is not None else function(**options)
+    except Dp4tlError as error:
+        message(f"dp4tl-fast {name}: {error}")
+        return EXIT_USAGE
+    except KeyboardInterrupt as stop:
+        detail = f": {stop}" if str(stop) else ""
+        message(f"dp4tl-fast {name}: {'terminated' if isinstance(stop, Terminated) else 'interrupted'}{detail}")
+        return EXIT_INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    if as_json:
+        print(json.dumps(result))
+    return EXIT_OK
+
+
+def _config_class(function: Callable[..., Any]) -> type | None:
+    parameters = list(inspect.signature(function).parameters)
+    hint = get_type_hints(function).get(parameters[0]) if len(parameters) == 1 else None
+    return hint if isinstance(hint, type) and dataclasses.is_dataclass(hint) else None
+
+
+def _summary(function: Callable[..., Any]) -> str:
+    """The docstring up to its ``Args:``; the arguments are listed by the parser."""
+    return re.split(r"\n\s*(?:Args|Returns|Raises|Attributes):", inspect.cleandoc(function.__doc__ or ""))[0].strip()
+
+
+def _terminate(signum: int, frame: object) -> None:
+    raise Terminated
+
+
+def message(text: str) -> None:
+    """A line for a human: stderr, so that stdout stays machine-readable."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def progress(iterable: Iterable[T], *, desc: str, unit: str, total: int | None = None, **kwargs: Any) -> Any:
+    """A progress bar with rate and ETA on stderr (tqdm); quiet updates where stderr is not a terminal."""
+    from tqdm.auto import tqdm
+
+    interval = 0.1 if sys.stderr.isatty() else 5.0
+    return tqdm(
+        iterable, desc=desc, unit=unit, total=total, unit_scale=True, mininterval=interval, dynamic_ncols=True, **kwargs
+    )
