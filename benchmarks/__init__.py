@@ -1,0 +1,1 @@
+"""Benchmarks: one module a suite, run with ``python -m benchmarks NAME``. Nothing imports this package."""

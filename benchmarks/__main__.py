@@ -1,0 +1,55 @@
+"""``python -m benchmarks NAME [--data DIR] [--out F.json]`` measures; ``python -m benchmarks results`` writes RESULTS.md.
+
+The table goes to stderr while it is measured; ``--out`` takes ``{"environment", "rows", "goals"}`` as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+
+from benchmarks.environment import environment
+from benchmarks.harness import Suite
+
+# name -> module with run(suite); imported only when asked for, because some need torch, FFCV or DALI.
+SUITES = {
+    name: f"benchmarks.{name}"
+    for name in ("kernels", "loaders", "io", "startup", "convert", "training", "end_to_end", "scale", "parity")
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    names = [*SUITES, "all", "results"]
+    parser.add_argument("name", choices=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--data", type=Path, help="folder of data sets (unpacked image folders)")
+    parser.add_argument("--out", type=Path, help="write environment, rows and goals here as JSON")
+    options = parser.parse_args(arguments)
+    if options.name == "results":
+        from benchmarks.summary import write_results
+
+        print(write_results(), file=sys.stderr)
+        return 0
+    if options.data is not None and not options.data.is_dir():
+        parser.error(f"--data {options.data}: no such folder")
+    result: dict = {"environment": environment(), "rows": [], "goals": []}
+    for name in SUITES if options.name == "all" else [options.name]:
+        suite = Suite(name=name, data=options.data)
+        importlib.import_module(SUITES[name]).run(suite)
+        for key, value in suite.results().items():
+            result[key] += value
+        if options.out is not None:  # after every suite, so that a later failure loses nothing
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(result, indent=1) + "\n")
+    for goal in result["goals"]:
+        asked = f"{'<=' if goal['at_most'] else '>='} {goal['goal']:.4g} {goal['unit']}"
+        mark = "met" if goal["met"] else "MISSED"
+        print(f"goal {goal['id']:<46} {asked:<28} measured {goal['measured']:<10.4g} {mark}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""Measure subjects side by side, keep medians and spread, state goals, write one JSON file.
+
+A suite is a module of this package with ``run(suite: Suite) -> None``. It measures with ``interleave``, records with
+``suite.add`` and states what the project asked for with ``suite.goal``. Nothing is compared across runs: peers and
+limits are measured in the run that needs them, a round of each in turn: a noisy machine then disturbs all of them alike.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+
+ROUNDS = 5  # the fewest rounds a committed number may rest on
+
+# Units in which a smaller value is the better one. Everything else (samples/s, GB/s, GFLOP/s, accuracy ...) grows.
+SMALLER_IS_BETTER = {"s", "ms", "us", "bytes", "MiB", "fraction of file"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One subject in one case. ``spread`` is (20th, 80th percentile) of the rounds, in ``unit``.
+
+    ``ratio`` says how many times as good as ``ratio_to`` this subject is: above 1 is better, whatever the unit. It is
+    the median of the ratios round by round, so it need not equal the quotient of the two medians.
+    """
+
+    suite: str
+    case: str
+    subject: str
+    value: float
+    unit: str
+    spread: tuple[float, float]
+    rounds: int
+    ratio_to: str | None = None
+    ratio: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Goal:
+    """What an issue asked for and what this run measured. ``id`` is ``suite/case`` as in the issues."""
+
+    id: str
+    goal: float
+    measured: float
+    unit: str
+    at_most: bool
+    met: bool
+
+
+@dataclass(kw_only=True)
+class Suite:
+    """What a suite's ``run`` gets: its name, the folder of data sets (``--data``), and where results go."""
+
+    name: str
+    data: Path | None = None
+    rows: list[Row] = field(default_factory=list)
+    goals: list[Goal] = field(default_factory=list)
+
+    def require_data(self) -> Path:
+        """The folder given with ``--data``, for suites that need real images."""
+        if self.data is None:
+            raise SystemExit(f"suite {self.name!r} needs real images: give their folder with --data DIR")
+        return self.data
+
+    def add(
+        self, case: str, samples: Mapping[str, Sequence[float]], unit: str, *, ratio_to: str | None = None
+    ) -> dict[str, Row]:
+        """Record one case: subject -> its value in every round (paired up by round). Returns the rows by subject."""
+        if ratio_to is not None and ratio_to not in samples:
+            raise ValueError(f"ratio_to {ratio_to!r} is none of the subjects {sorted(samples)}")
+        rows = {}
+        for subject, values in samples.items():
+            compared = ratio_to is not None and subject != ratio_to
+            rows[subject] = Row(
+                suite=self.name, case=case, subject=subject, value=median(values), unit=unit,
+                spread=(percentile(values, 0.2), percentile(values, 0.8)), rounds=len(values),
+                ratio_to=ratio_to if compared else None,
+                ratio=ratio(values, samples[ratio_to], unit) if compared and ratio_to else None,
+            )  # fmt: skip
+            print(_line(rows[subject]), file=sys.stderr, flush=True)
+        self.rows += rows.values()
+        return rows
+
+    def goal(self, case: str, *, goal: float, measured: float, unit: str, at_most: bool = False) -> None:
+        """State a goal: ``measured`` (computed from rows of this run) must be at least ``goal``, or at most."""
+        met = measured <= goal if at_most else measured >= goal
+        self.goals.append(Goal(id=f"{self.name}/{case}", goal=goal, measured=measured, unit=unit, at_most=at_most, met=bool(met)))
+
+    def results(self) -> dict[str, list[dict]]:
+        """The ``rows`` and ``goals`` of F.json."""
+        rows = [{key: value for key, value in asdict(row).items() if value is not None} for row in self.rows]
+        return {"rows": rows, "goals": [asdict(goal) for goal in self.goals]}
+
+
+def interleave(
+    subjects: Mapping[str, Callable[[], float]], *, rounds: int = ROUNDS, warmup: int = 1
+) -> dict[str, list[float]]:
+    """Call every subject once a round and keep what it returns (wrap it in ``timed`` to keep seconds).
+
+    The starting subject rotates, so that nobody always runs on the cache or the clock frequency its neighbour left.
+    """
+    if rounds < ROUNDS:
+        raise ValueError(f"{rounds} rounds: at least {ROUNDS} are needed for a median and a spread")
+    names = list(subjects)
+    for _ in range(warmup):
+        for name in names:
+            subjects[name]()
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    for i in range(rounds):
+        start = i % len(names)
+        for name in names[start:] + names[:start]:
+            samples[name].append(subjects[name]())
+    return samples
+
+
+def timed(function: Callable[[], object], *, repeat: int = 1) -> Callable[[], float]:
+    """``function`` as a subject: a call runs it ``repeat`` times and returns the seconds of one run."""
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        for _ in range(repeat):
+            function()
+        return (time.perf_counter() - start) / repeat
+
+    return seconds
+
+
+def ratio(values: Sequence[float], reference: Sequence[float], unit: str) -> float:
+    """Median over rounds of how many times as good as ``reference`` the ``values`` are."""
+    if unit in SMALLER_IS_BETTER:
+        values, reference = reference, values
+    return median(a / b for a, b in zip(values, reference, strict=True))
+
+
+def percentile(values: Sequence[float], fraction: float) -> float:
+    """Linear interpolation between the order statistics (NumPy's default)."""
+    ordered = sorted(values)
+    position = fraction * (len(ordered) - 1)
+    low = int(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+
+
+def _line(row: Row) -> str:
+    compared = f"{row.ratio:8.2f} x {row.ratio_to}" if row.ratio is not None else ""
+    spread = f"[{row.spread[0]:.4g}, {row.spread[1]:.4g}]"
+    return f"{row.suite}/{row.case:<34} {row.subject:<26} {row.value:>10.4g} {row.unit:<10} {spread:<22}{compared}"

@@ -1,0 +1,50 @@
+"""The benchmark harness: paired ratios, goals, JSON and the generated page."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks.harness import Suite, interleave, percentile, ratio
+from benchmarks.summary import write_results
+
+
+def test_ratio_is_better_above_one_in_both_kinds_of_unit():
+    assert ratio([1.0, 1.0, 1.0], [2.0, 3.0, 4.0], "s") == 3.0  # a third of the time
+    assert ratio([2.0, 3.0, 4.0], [1.0, 1.0, 1.0], "samples/s") == 3.0
+
+
+def test_interleave_pairs_rounds_and_rotates_who_starts():
+    calls: list[str] = []
+    samples = interleave({name: lambda name=name: calls.append(name) or 1.0 for name in "abc"}, rounds=5)
+    assert {name: len(values) for name, values in samples.items()} == {"a": 5, "b": 5, "c": 5}
+    assert "".join(calls) == "abc" + "abc" + "bca" + "cab" + "abc" + "bca"
+    with pytest.raises(ValueError, match="at least 5"):
+        interleave({"a": lambda: 1.0}, rounds=4)
+
+
+def test_percentile_interpolates():
+    assert percentile([4.0, 1.0, 3.0, 2.0, 5.0], 0.2) == pytest.approx(1.8)
+    assert percentile([7.0], 0.8) == 7.0
+
+
+def test_results_and_page(tmp_path):
+    suite = Suite(name="demo")
+    rows = suite.add("case", {"ours": [1.0, 2.0, 3.0], "peer": [2.0, 4.0, 6.0]}, "s", ratio_to="peer")
+    assert rows["ours"].ratio == 2.0 and rows["peer"].ratio is None
+    suite.goal("case", goal=3.0, measured=rows["ours"].ratio, unit="x peer")
+    suite.goal("bytes", goal=0.1, measured=0.05, unit="fraction of file", at_most=True)
+    result = json.loads(json.dumps(suite.results()))
+    assert [goal["met"] for goal in result["goals"]] == [False, True]
+    about = {"machine": "two cores", "os": "Linux", "python": "3", "versions": {"torch": "2"}, "commit": "abc"}
+    (tmp_path / "demo.json").write_text(json.dumps({"environment": about, **result}))
+    page = write_results(tmp_path).read_text()
+    assert "| `demo/case` | ≥ 3 x peer | 2 | **no** |" in page
+    assert "| `demo/bytes` | ≤ 0.1 fraction of file | 0.05 | yes |" in page
+    assert "2.00 x peer" in page and "two cores" in page
+
+
+def test_ratio_to_must_be_measured():
+    with pytest.raises(ValueError, match="none of the subjects"):
+        Suite(name="demo").add("case", {"ours": [1.0]}, "s", ratio_to="peer")
