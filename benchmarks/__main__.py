@@ -1,4 +1,4 @@
-"""``python -m benchmarks NAME [--data DIR] [--out F.json]`` measures; ``python -m benchmarks results`` writes RESULTS.md.
+"""``python -m benchmarks NAME [--data DIR] [--out F.json]`` measures, ``python -m benchmarks results`` writes the page.
 
 The table goes to stderr while it is measured; ``--out`` takes ``{"environment", "rows", "goals"}`` as JSON.
 """

@@ -26,7 +26,7 @@ def environment() -> dict[str, object]:
         "cores": cores,
         "memory_gib": round(memory, 1),
         "gpu": gpu,
-        "os": platform.platform(),
+        "os": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
         "commit": _commit(),

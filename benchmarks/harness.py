@@ -2,7 +2,7 @@
 
 A suite is a module of this package with ``run(suite: Suite) -> None``. It measures with ``interleave``, records with
 ``suite.add`` and states what the project asked for with ``suite.goal``. Nothing is compared across runs: peers and
-limits are measured in the run that needs them, a round of each in turn: a noisy machine then disturbs all of them alike.
+limits are measured in the run that needs them, a round of each in turn: a noisy machine disturbs all of them alike.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ class Suite:
     def goal(self, case: str, *, goal: float, measured: float, unit: str, at_most: bool = False) -> None:
         """State a goal: ``measured`` (computed from rows of this run) must be at least ``goal``, or at most."""
         met = measured <= goal if at_most else measured >= goal
-        self.goals.append(Goal(id=f"{self.name}/{case}", goal=goal, measured=measured, unit=unit, at_most=at_most, met=bool(met)))
+        name = f"{self.name}/{case}"
+        self.goals.append(Goal(id=name, goal=goal, measured=measured, unit=unit, at_most=at_most, met=bool(met)))
 
     def results(self) -> dict[str, list[dict]]:
         """The ``rows`` and ``goals`` of F.json."""
