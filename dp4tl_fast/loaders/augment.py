@@ -1,0 +1,105 @@
+"""Where each image is cropped and whether it is mirrored: pure functions of (seed, epoch, record, view).
+
+The one truth for every backend, and the reference of the native one (``kernels/csrc/core/crop.cpp``). Random numbers come
+from Philox4x32-10 (Salmon et al., *Parallel Random Numbers: As Easy as 1, 2, 3*, SC 2011), a bijection from a counter to
+128 random bits: number k of a stream needs no number before it, so threads, ranks and resumes change nothing.
+
+    key      (low, high 32 bits of the seed)
+    counter  (low, high 32 bits of the record number, epoch, view << 16 | block)
+    block    t below 10: try t at a random resized crop; 16: mirror (top bit of word 0)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dp4tl_fast.loaders.spec import LoaderSpec
+
+CROP_TRIES, MIRROR_BLOCK = 10, 16
+
+_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
+_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+_LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
+
+
+def philox(seed: int, record: np.ndarray, epoch: int, view: int, block: int) -> np.ndarray:
+    """Four random 32-bit words a record: int64 ``[n]`` -> uint64 ``[4, n]``, each below 2^32."""
+    wide = record.astype(np.uint64)
+    return _philox4x32([wide & _LOW, wide >> _SHIFT, np.uint64(epoch), np.uint64(view << 16 | block)], seed)
+
+
+def _philox4x32(counter: list[np.ndarray], seed: int) -> np.ndarray:
+    c0, c1, c2, c3 = np.broadcast_arrays(*counter)
+    k0, k1 = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
+    for _ in range(10):
+        p0, p1 = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2
+        c0, c1, c2, c3 = (p1 >> _SHIFT) ^ c1 ^ np.uint64(k0), p1 & _LOW, (p0 >> _SHIFT) ^ c3 ^ np.uint64(k1), p0 & _LOW
+        k0, k1 = (k0 + _KEY_STEPS[0]) & 0xFFFFFFFF, (k1 + _KEY_STEPS[1]) & 0xFFFFFFFF
+    return np.stack([c0, c1, c2, c3])
+
+
+def parameters(
+    spec: LoaderSpec, epoch: int, records: np.ndarray, heights: np.ndarray, widths: np.ndarray, view: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """What one view of each image shows.
+
+    Args:
+        records: Record numbers, int64 ``[n]``.
+        heights, widths: Of the stored images in pixels, int ``[n]``.
+
+    Returns:
+        Boxes ``(top, left, height, width)`` in pixels, inside the image, int64 ``[n, 4]``; and mirror, bool ``[n]``.
+    """
+    h, w = heights.astype(np.int64), widths.astype(np.int64)
+    if spec.transform == "random_resized_crop":
+        boxes = random_boxes(spec, epoch, records, h, w, view)
+    elif spec.transform == "center_crop":
+        boxes = center_boxes(h, w, spec.crop_ratio)
+    else:
+        boxes = np.stack([np.zeros_like(h), np.zeros_like(h), h, w], axis=1)
+    mirror = np.zeros(len(records), bool)
+    if spec.flip:
+        mirror = philox(spec.seed, records, epoch, view, MIRROR_BLOCK)[0] >= np.uint64(2**31)
+    return boxes, mirror
+
+
+def center_boxes(h: np.ndarray, w: np.ndarray, ratio: float) -> np.ndarray:
+    """Centre squares of side ``floor(ratio * min(h, w))`` (as FFCV rounds), at least one pixel. int64 ``[n, 4]``."""
+    side = np.maximum(1, (ratio * np.minimum(h, w)).astype(np.int64))
+    return np.stack([(h - side) // 2, (w - side) // 2, side, side], axis=1)
+
+
+def random_boxes(
+    spec: LoaderSpec, epoch: int, records: np.ndarray, h: np.ndarray, w: np.ndarray, view: int
+) -> np.ndarray:
+    """torchvision's ``RandomResizedCrop.get_params``: ten tries at area and aspect, then the centre. int64 ``[n, 4]``."""
+    boxes = _fallback_boxes(h, w, spec.aspect)
+    todo = np.arange(len(records))
+    log_aspect = np.log(spec.aspect)
+    for t in range(CROP_TRIES):
+        if len(todo) == 0:
+            break
+        words = philox(spec.seed, records[todo], epoch, view, t)
+        unit = words[:2] * 2.0**-32  # [0, 1)
+        area = h[todo] * w[todo] * (spec.scale[0] + unit[0] * (spec.scale[1] - spec.scale[0]))
+        aspect = np.exp(log_aspect[0] + unit[1] * (log_aspect[1] - log_aspect[0]))
+        ch, cw = np.rint(np.sqrt(area / aspect)).astype(np.int64), np.rint(np.sqrt(area * aspect)).astype(np.int64)
+        fits = (ch >= 1) & (ch <= h[todo]) & (cw >= 1) & (cw <= w[todo])
+        hit, ch, cw = todo[fits], ch[fits], cw[fits]
+        # A 32-bit word times the number of places, shifted: exact in integers, so every language agrees.
+        top, left = (
+            (words[k, fits] * (room + 1).astype(np.uint64) >> _SHIFT).astype(np.int64)
+            for k, room in ((2, h[hit] - ch), (3, w[hit] - cw))
+        )
+        boxes[hit] = np.stack([top, left, ch, cw], axis=1)
+        todo = todo[~fits]
+    return boxes
+
+
+def _fallback_boxes(h: np.ndarray, w: np.ndarray, aspect: tuple[float, float]) -> np.ndarray:
+    """The largest centred box whose aspect is allowed."""
+    ratio = w / h
+    ch = np.where(ratio < aspect[0], np.rint(w / aspect[0]), h).astype(np.int64)
+    cw = np.where(ratio > aspect[1], np.rint(h * aspect[1]), w).astype(np.int64)
+    ch, cw = np.clip(ch, 1, h), np.clip(cw, 1, w)
+    return np.stack([(h - ch) // 2, (w - cw) // 2, ch, cw], axis=1)
