@@ -1,9 +1,13 @@
-"""Write ``.beton`` files: payloads in order, pages filled one after the other, tables last, then sync and rename."""
+"""Write ``.beton`` files: payloads in order, pages filled one after the other, tables last, then sync and rename.
+
+The bytes are a function of the records, their order and ``capacity`` alone: not of how they were batched or by whom.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -15,6 +19,8 @@ from dp4tl_fast.errors import BetonError
 from dp4tl_fast.files import commit, partial_path, write_atomically
 
 FIELDS = (("image", fmt.TYPE_RGB), ("label", fmt.TYPE_INT), ("index", fmt.TYPE_INT))
+ROW = fmt.metadata_dtype([type_id for _, type_id in FIELDS])
+WRITEV_BUFFERS = 1024  # Linux's limit for one call
 
 
 class BetonWriter:
@@ -23,7 +29,8 @@ class BetonWriter:
     Args:
         path: Final path. Written as ``.<name>.partial`` beside it, synced, and renamed on a clean exit; removed on an error.
         capacity: Upper bound on the number of records: the space reserved for the metadata table.
-        page_size: Bytes, a power of two that holds the largest record.
+        page_size: Bytes, a power of two. It doubles when a record needs more: a record that straddles no small page
+            straddles no larger one, so what is written stays valid.
 
     Use it as a context manager.
     """
@@ -34,63 +41,129 @@ class BetonWriter:
         if page_size & (page_size - 1) or not fmt.MIN_PAGE_SIZE <= page_size <= fmt.MAX_PAGE_SIZE:
             raise BetonError(f"page size {page_size} is not a power of two from {fmt.MIN_PAGE_SIZE} to {fmt.MAX_PAGE_SIZE}")
         self.page_size = page_size
-        self._metadata = np.zeros(capacity, fmt.metadata_dtype([type_id for _, type_id in FIELDS]))
-        self._allocations = np.zeros(capacity, fmt.ALLOCATION)
-        self._count = 0
+        self.metadata = np.zeros(capacity, ROW)
+        self.sizes = np.zeros(capacity, np.int64)
+        self.count = 0
         self._table_start = 24 + fmt.FIELD.itemsize * len(FIELDS)
-        self._position = fmt.round_up(self._table_start + self._metadata.nbytes, page_size)
+        self.position = fmt.round_up(self._table_start + self.metadata.nbytes, page_size)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.partial, "wb", buffering=1 << 20)
-        self._file.seek(self._position)
+        self._fd = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644)
 
     def append(self, payload: bytes | memoryview, mode: int, width: int, height: int, label: int, index: int) -> int:
         """Write one record and return its number. ``mode`` is ``format.MODE_JPEG`` or ``MODE_RAW`` (RGB rows)."""
-        size = len(payload)
-        if size > self.page_size:
-            raise BetonError(f"a record of {size} bytes does not fit a page of {self.page_size} bytes. Use larger pages")
-        if not (1 <= width <= fmt.MAX_SIDE and 1 <= height <= fmt.MAX_SIDE):
-            raise BetonError(f"an image of {width} x {height} pixels cannot be stored: sides go from 1 to {fmt.MAX_SIDE}")
-        if mode == fmt.MODE_RAW and size != width * height * 3:
-            raise BetonError(f"a raw image of {width} x {height} needs {width * height * 3} bytes, not {size}")
-        room = self.page_size - self._position % self.page_size
-        if size > room:  # never straddle a page
-            self._file.write(bytes(room))
-            self._position += room
-        self._file.write(payload)
-        i = self._count
-        self._metadata[i] = ((mode, width, height, self._position), label, index)
-        self._allocations[i] = (i, self._position, size)
-        self._position += size
-        self._count += 1
-        return i
+        self.append_many([payload], *(np.array([v]) for v in (mode, width, height, label, index)))
+        return self.count - 1
+
+    def append_many(
+        self,
+        payloads: Sequence[bytes | memoryview],
+        mode: np.ndarray,
+        width: np.ndarray,
+        height: np.ndarray,
+        label: np.ndarray,
+        index: np.ndarray,
+    ) -> None:
+        """Write records in order; the arrays are integers ``[n]``.
+
+        Raises:
+            BetonError: An image is 0 or more than 65,535 pixels on a side, a raw payload has the wrong size, or the
+                capacity is exceeded. Nothing of these records is written then.
+        """
+        n = len(payloads)
+        sizes = np.fromiter(map(len, payloads), np.int64, n)
+        self._check(n, sizes, mode, width, height)
+        pointers, buffers = self._place(payloads, sizes.tolist())
+        rows = self.metadata[self.count : self.count + n]
+        image = rows["f0"]
+        image["mode"], image["width"], image["height"], image["data_ptr"] = mode, width, height, pointers
+        rows["f1"], rows["f2"] = label, index
+        self.sizes[self.count : self.count + n] = sizes
+        self._write(self.position, buffers)
+        self.position += sum(map(len, buffers))
+        self.count += n
+
+    def _check(self, n: int, sizes: np.ndarray, mode: np.ndarray, width: np.ndarray, height: np.ndarray) -> None:
+        if self.count + n > len(self.metadata):
+            raise BetonError(f"{self.path}: {self.count + n} records, but room was reserved for {len(self.metadata)}")
+        bad = (np.minimum(width, height) < 1) | (np.maximum(width, height) > fmt.MAX_SIDE)
+        if bad.any():
+            i = int(bad.argmax())
+            raise BetonError(
+                f"an image of {width[i]} x {height[i]} pixels cannot be stored: sides go from 1 to {fmt.MAX_SIDE}"
+            )
+        bad = (mode == fmt.MODE_RAW) & (sizes != width.astype(np.int64) * height * 3)
+        if bad.any():
+            i = int(bad.argmax())
+            raise BetonError(f"a raw image of {width[i]} x {height[i]} needs {width[i] * height[i] * 3} bytes, not {sizes[i]}")
+        if n and sizes.max() > fmt.MAX_PAGE_SIZE:
+            raise BetonError(f"a record of {int(sizes.max())} bytes does not fit the largest page, {fmt.MAX_PAGE_SIZE} bytes")
+
+    def _place(self, payloads: Sequence[bytes | memoryview], sizes: list[int]) -> tuple[list[int], list[bytes | memoryview]]:
+        """Pointers of the records, and what to write from here on: payloads and padding."""
+        position, page = self.position, self.page_size
+        pointers, buffers = [], []
+        for payload, size in zip(payloads, sizes, strict=True):
+            while size > page:
+                page *= 2
+            room = -position % page
+            if size > room and room:  # never straddle a page
+                buffers.append(bytes(room))
+                position += room
+            pointers.append(position)
+            buffers.append(payload)
+            position += size
+        self.page_size = page
+        return pointers, buffers
+
+    def _write(self, offset: int, buffers: Sequence[bytes | memoryview]) -> None:
+        for first in range(0, len(buffers), WRITEV_BUFFERS):
+            part = buffers[first : first + WRITEV_BUFFERS]
+            size = sum(map(len, part))
+            written = os.pwritev(self._fd, part, offset)
+            if written < size:  # interrupted or nearly full: the plain loop finishes it or gets the error
+                rest = memoryview(b"".join(part))[written:]
+                while rest:
+                    rest = rest[os.pwrite(self._fd, rest, offset + size - len(rest)) :]
+            offset += size
 
     def close(self, class_names: list[str] | None = None) -> None:
         """Write the tables, sync, rename. ``class_names`` goes into the sidecar ``OUT.classes.json``."""
-        end = fmt.round_up(self._position, self.page_size)
-        self._file.write(bytes(end - self._position))
-        self._file.write(self._allocations[: self._count].tobytes())
+        end = fmt.round_up(self.position, self.page_size)
+        rows = self.metadata[: self.count]
+        allocations = np.empty(self.count, fmt.ALLOCATION)
+        allocations["sample_id"], allocations["ptr"] = np.arange(self.count), rows["f0"]["data_ptr"]
+        allocations["size"] = self.sizes[: self.count]
         header = np.zeros(1, fmt.HEADER)
-        header[0] = (fmt.VERSION, len(FIELDS), self.page_size, self._count, end)
+        header[0] = (fmt.VERSION, len(FIELDS), self.page_size, self.count, end)
         fields = np.zeros(len(FIELDS), fmt.FIELD)
         for row, (name, type_id) in zip(fields, FIELDS, strict=True):
             row["type_id"] = type_id
             row["name"][: len(name)] = list(name.encode())
-        self._file.seek(0)
-        self._file.write(header.tobytes() + fields.tobytes() + self._metadata[: self._count].tobytes())
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        os.ftruncate(self._fd, end)  # also drops what an interrupted run may have left behind
+        self._write(end, [allocations.tobytes()])
+        self._write(0, [header.tobytes() + fields.tobytes() + rows.tobytes()])
+        os.fsync(self._fd)
+        self._close_file()
         if class_names is not None:
             write_classes(self.path, class_names)
         commit(self.partial, self.path)
+
+    def abandon(self) -> None:
+        """Remove the unfinished file."""
+        self._close_file()
+        self.partial.unlink(missing_ok=True)
+
+    def _close_file(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def __enter__(self) -> BetonWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if not self._file.closed:
-            self._file.close()
-            self.partial.unlink(missing_ok=True)
+        if self._fd >= 0:
+            self.abandon()
 
 
 def write_classes(beton: str | Path, names: list[str]) -> None:

@@ -1,0 +1,154 @@
+"""How the bytes of an image file become a record: kept, re-encoded, or raw. The kind is found in the content, never in a name.
+
+Rules for images that are not stored as they came (all are decoded with PIL, as torchvision does):
+
+- alpha is dropped, palettes are looked up, the first frame of an animation is taken, CMYK and YCCK become RGB;
+- 16-bit samples keep their high byte; EXIF orientation is ignored;
+- grey stays grey in a JPEG and becomes three equal channels in a raw record;
+- resizing is antialiased and keeps the aspect ratio; images are never enlarged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dp4tl_fast.beton import format as fmt
+from dp4tl_fast.beton import jpeg
+from dp4tl_fast.errors import SourceError, UsageError
+
+WRITE_MODES = ("keep", "jpg", "raw", "smart", "proportion")
+
+
+class Record(NamedTuple):
+    """One image, ready to be stored. ``note`` says why it is not the file's own bytes; empty when it is."""
+
+    payload: bytes
+    mode: int
+    width: int
+    height: int
+    note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRule:
+    """What to store.
+
+    Attributes:
+        write_mode: ``keep`` stores a JPEG's own bytes where every backend reads them; ``jpg`` encodes every image anew;
+            ``raw`` stores pixels; ``smart`` stores pixels unless they take more than ``smart_threshold`` bytes;
+            ``proportion`` stores a random share ``jpeg_share`` as JPEG and the rest as pixels.
+        max_side, short_side: Shrink until the longer (shorter) side is no larger; 0 does not. Smaller images are kept.
+        quality: Of JPEGs that are encoded anew, 1 to 100.
+    """
+
+    write_mode: str = "keep"
+    max_side: int = 0
+    short_side: int = 0
+    quality: int = 90
+    smart_threshold: int = 0
+    jpeg_share: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        def need(ok: bool, name: str, rule: str) -> None:
+            if not ok:
+                raise UsageError(f"convert: {name} = {getattr(self, name)!r}, but it must be {rule}")
+
+        need(self.write_mode in WRITE_MODES, "write_mode", f"one of {', '.join(WRITE_MODES)}")
+        need(0 <= self.max_side <= fmt.MAX_SIDE, "max_side", f"from 0 (no limit) to {fmt.MAX_SIDE}")
+        need(0 <= self.short_side <= fmt.MAX_SIDE, "short_side", f"from 0 (no limit) to {fmt.MAX_SIDE}")
+        need(not (self.max_side and self.short_side), "short_side", "0 when max_side is given")
+        need(1 <= self.quality <= 100, "quality", "from 1 to 100")
+        need(self.write_mode != "smart" or self.smart_threshold > 0, "smart_threshold", "above 0 with write mode smart")
+        need(0 <= self.jpeg_share <= 1, "jpeg_share", "from 0 to 1")
+
+    def size_for(self, width: int, height: int) -> tuple[int, int]:
+        """The stored size of an image of this size, in pixels."""
+        side, limit = (max(width, height), self.max_side) if self.max_side else (min(width, height), self.short_side)
+        if not limit or side <= limit:
+            return width, height
+        return max(1, round(width * limit / side)), max(1, round(height * limit / side))
+
+
+def make_record(data: bytes, rule: ImageRule, index: int) -> Record:
+    """Turn an image file's bytes into a record.
+
+    Args:
+        data: The whole file.
+        rule: What to store.
+        index: The sample's position in the source's listing: what ``proportion`` draws its lot from.
+
+    Raises:
+        SourceError: The bytes are no image, or a damaged one. The message does not know the file's name.
+    """
+    mode = rule.write_mode
+    if mode == "proportion":
+        mode = "keep" if _lot(rule.seed, index) < rule.jpeg_share else "raw"
+    if data[:2] == jpeg.SOI and mode in ("keep", "smart"):
+        kept = _kept(data, rule, mode)
+        if isinstance(kept, Record):
+            return kept
+        return _decoded(data, rule, mode, kept)
+    return _decoded(data, rule, mode, "")
+
+
+def _lot(seed: int, index: int) -> float:
+    """A number in [0, 1) that depends on (seed, index) alone."""
+    digest = hashlib.blake2b(b"%d %d" % (seed, index), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64
+
+
+def _kept(data: bytes, rule: ImageRule, mode: str) -> Record | str:
+    """The JPEG's own bytes, or why they cannot be stored."""
+    try:
+        header = jpeg.parse(data)
+    except ValueError as error:
+        return f"damaged JPEG ({error})"
+    width, height = header.width, header.height
+    if (reason := jpeg.why_not_plain(header)) or rule.size_for(width, height) != (width, height):
+        return reason or f"resized from {width}x{height}"
+    if mode == "smart" and width * height * 3 <= rule.smart_threshold:
+        return "stored raw"
+    payload = jpeg.strip(data, header)
+    return Record(payload, fmt.MODE_JPEG, width, height, "" if payload is data else "metadata stripped")
+
+
+def _decoded(data: bytes, rule: ImageRule, mode: str, note: str) -> Record:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            kind = image.format or "image"
+            pixels = _to_8_bit(image)
+    except Image.DecompressionBombError as error:
+        raise SourceError(f"it is too large to be decoded safely: {error}") from None
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+        raise SourceError(f"it cannot be decoded as an image: {error}") from None
+    notes = [note] if note else [f"{kind}, not JPEG"] if kind != "JPEG" else []
+    size = rule.size_for(*pixels.size)
+    if max(size) > fmt.MAX_SIDE:
+        raise SourceError(f"its sides of {size[0]} x {size[1]} pixels exceed {fmt.MAX_SIDE}. Give --max-side")
+    if size != pixels.size:
+        if not note.startswith("resized"):
+            notes.append(f"resized from {pixels.width}x{pixels.height}")
+        pixels = pixels.resize(size, Image.Resampling.LANCZOS)
+    if mode == "raw" or (mode == "smart" and math.prod(size) * 3 <= rule.smart_threshold):
+        payload = pixels.convert("RGB").tobytes()
+        return Record(payload, fmt.MODE_RAW, *size, "; ".join(notes) or "stored raw")
+    out = io.BytesIO()
+    pixels.save(out, "JPEG", quality=rule.quality)
+    return Record(out.getvalue(), fmt.MODE_JPEG, *size, "; ".join(notes) or "encoded anew")
+
+
+def _to_8_bit(image):  # type: ignore[no-untyped-def]  # PIL is imported lazily
+    """Decode to mode L or RGB by the rules above."""
+    image.load()
+    if image.mode.startswith("I"):  # 16-bit grey; "I" holds it in 32 bits
+        return image.convert("I").point(lambda v: v / 256).convert("L")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no defined range")
+    return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")

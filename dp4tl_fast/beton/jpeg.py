@@ -1,0 +1,125 @@
+"""Read a JPEG's markers, without decoding it: enough to know whether every backend can read it as it stands.
+
+A JPEG is ``FFD8``, then segments ``FF marker length(2, big-endian, counting itself) body``, then from ``SOS`` (FFDA) on
+entropy-coded data in which ``FF`` is always followed by ``00`` or a restart marker, then ``FFD9`` (ITU-T T.81, annex B).
+Nothing in it is trusted: every length is checked against the bytes at hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SOI, EOI = b"\xff\xd8", b"\xff\xd9"
+_SOF = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
+_SOS, _APP0, _APP2, _APP14, _APP15, _COM = 0xDA, 0xE0, 0xE2, 0xEE, 0xEF, 0xFE
+SAMPLINGS = {  # luma's (horizontal, vertical) factors over chroma's 1 x 1: those all decoders know
+    (1, 1): "4:4:4", (2, 1): "4:2:2", (1, 2): "4:4:0", (2, 2): "4:2:0", (4, 1): "4:1:1", (1, 4): "4:4:1",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class JpegHeader:
+    """What the markers say.
+
+    Attributes:
+        sof: Start-of-frame marker: 0xC0 baseline, 0xC1 extended, 0xC2 progressive ...
+        bits, width, height, components: Of the frame.
+        sampling: (horizontal, vertical) factors of every component.
+        adobe_transform: The Adobe marker's colour transform (0 none, 1 YCbCr, 2 YCCK), -1 without the marker.
+        segments: (start, stop) of the segments to keep, from SOI up to the first SOS: all but metadata without colour.
+        scan_start, stop: The first SOS, and the end just behind EOI. ``stop`` is 0 when there is no EOI (truncated).
+    """
+
+    sof: int
+    bits: int
+    width: int
+    height: int
+    sampling: tuple[tuple[int, int], ...]
+    adobe_transform: int
+    segments: tuple[tuple[int, int], ...]
+    scan_start: int
+    stop: int
+
+    @property
+    def components(self) -> int:
+        return len(self.sampling)
+
+
+def parse(data: bytes) -> JpegHeader:
+    """Walk the markers of a JPEG.
+
+    Raises:
+        ValueError: It is not a JPEG, or its markers are damaged; the message says where.
+    """
+    if data[:2] != SOI:
+        raise ValueError("it does not start with FFD8")
+    size, at, frame, adobe = len(data), 2, b"", -1
+    sof = 0
+    kept, keep_from = [], 0
+    while True:
+        if at + 4 > size:
+            raise ValueError(f"it ends at byte {size}, inside the header")
+        if data[at] != 0xFF:
+            raise ValueError(f"byte {at} is {data[at]:#04x} where a marker was expected")
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        stop = at + 2 + (data[at + 2] << 8 | data[at + 3])
+        if stop < at + 4 or stop > size:
+            raise ValueError(f"segment {marker:02X} at byte {at} ends at {stop}, but there are {size} bytes")
+        if marker == _SOS:
+            break
+        if marker in _SOF:
+            if sof:
+                raise ValueError("it has two frame headers")
+            sof, frame = marker, data[at + 4 : stop]
+        elif _APP0 <= marker <= _APP15 or marker == _COM:
+            head = data[at + 4 : at + 16]
+            if marker == _APP14 and head[:5] == b"Adobe" and len(head) == 12:
+                adobe = head[11]
+            elif not (marker == _APP0 and head[:5] == b"JFIF\0") and not (marker == _APP2 and head == b"ICC_PROFILE\0"):
+                kept.append((keep_from, at))
+                keep_from = stop
+        at = stop
+    kept.append((keep_from, at))
+    if len(frame) < 6 or len(frame) != 6 + 3 * frame[5]:
+        raise ValueError("it has no complete frame header before its first scan")
+    sampling = tuple((frame[i] >> 4, frame[i] & 15) for i in range(7, len(frame), 3))
+    # In one scan of everything, the first FFD9 is the end; several scans have tables between them that may contain one.
+    single = data[at + 4] == len(sampling) and sof != 0xC2
+    end = data.find(EOI, at) if single else data.rfind(EOI, at)
+    height, width = frame[1] << 8 | frame[2], frame[3] << 8 | frame[4]
+    return JpegHeader(
+        sof=sof, bits=frame[0], width=width, height=height, sampling=sampling, adobe_transform=adobe,
+        segments=tuple(kept), scan_start=at, stop=end + 2 if end >= 0 else 0,
+    )  # fmt: skip
+
+
+def why_not_plain(header: JpegHeader) -> str:
+    """Empty when every backend reads the JPEG as it stands (8-bit sequential Huffman, grey or 3 colours); else the reason."""
+    if header.sof not in (0xC0, 0xC1):
+        return "progressive JPEG" if header.sof == 0xC2 else f"JPEG of an unusual kind (SOF{header.sof - 0xC0})"
+    if header.bits != 8:
+        return f"{header.bits}-bit JPEG"
+    if not header.width or not header.height:
+        return "JPEG without a size in its header"
+    if header.components == 4:
+        return "YCCK JPEG" if header.adobe_transform == 2 else "CMYK JPEG"
+    if header.components not in (1, 3):
+        return f"JPEG with {header.components} components"
+    if header.components == 3 and (header.sampling[0] not in SAMPLINGS or header.sampling[1:] != ((1, 1), (1, 1))):
+        return f"JPEG with unusual sampling factors {header.sampling}"
+    if not header.stop:
+        return "JPEG without an end marker"
+    return ""
+
+
+def strip(data: bytes, header: JpegHeader) -> bytes:
+    """The JPEG without metadata that has no say in its colours (EXIF, XMP, comments, thumbnails) and without a tail.
+
+    JFIF, Adobe and ICC segments stay. Orientation goes: PIL and torchvision ignore it, other readers apply it.
+    """
+    if header.segments == ((0, header.scan_start),) and header.stop == len(data):
+        return data
+    return b"".join(data[a:b] for a, b in header.segments) + data[header.scan_start : header.stop]

@@ -1,0 +1,237 @@
+"""convert: layouts, write modes, determinism, errors; an unmodified FFCV reads every mode."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dp4tl_fast import convert as command
+from dp4tl_fast.beton import Beton
+from dp4tl_fast.beton.reader import classes_path
+from dp4tl_fast.convert import convert
+from dp4tl_fast.errors import SourceError, UsageError
+
+SIZES = [(32, 24), (7, 50), (1, 1), (64, 64), (33, 17)]
+
+
+def picture(rng: np.random.Generator, width: int, height: int) -> Image.Image:
+    """Smooth enough for a JPEG to be close to it."""
+    small = Image.fromarray(rng.integers(0, 256, (3, 3, 3), np.uint8))
+    return small.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def jpeg_bytes(image: Image.Image, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "JPEG", **options)
+    return out.getvalue()
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Three classes with 5, 10 and 3 JPEGs."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "tree"
+    for name, count in (("n02", 5), ("n01", 10), ("n03", 3)):
+        (root / name).mkdir(parents=True)
+        for k in range(count):
+            (root / name / f"img{k}.JPEG").write_bytes(jpeg_bytes(picture(rng, *SIZES[k % 5]), quality=95))
+    return root
+
+
+def listing(root: Path) -> list[Path]:
+    return [file for folder in sorted(root.iterdir()) for file in sorted(folder.iterdir())]
+
+
+def test_keep_class_layout(tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o.beton"
+    result = convert(str(tree), str(out))
+    beton, files = Beton(out), listing(tree)
+    assert (result["samples"], result["classes"], result["skipped"], result["kept"]) == (18, 3, 0, 18)
+    assert result["bytes"] == out.stat().st_size
+    assert beton.layout == "class"
+    assert beton.class_names == ["n01", "n02", "n03"]
+    assert beton.class_counts.tolist() == [10, 5, 3]
+    assert sorted(beton.index) == list(range(18))
+    assert beton.index.tolist() != list(range(18)), "records of a class are in random order"
+    for record, i in enumerate(beton.index):
+        assert bytes(beton.payload(record)) == files[i].read_bytes()
+        assert beton.class_names[beton.labels[record]] == files[i].parent.name
+        with Image.open(files[i]) as image:
+            assert (beton.images[record]["width"], beton.images[record]["height"]) == image.size
+
+
+def test_shuffled_layout_holds_the_same_samples_and_indices(tree: Path, tmp_path: Path) -> None:
+    convert(str(tree), str(tmp_path / "a.beton"))
+    convert(str(tree), str(tmp_path / "b.beton"), layout="shuffled")
+    a, b = Beton(tmp_path / "a.beton"), Beton(tmp_path / "b.beton")
+    assert b.layout == "shuffled"
+    first, second = np.argsort(a.index), np.argsort(b.index)
+    assert (a.labels[first] == b.labels[second]).all()
+    for i, j in zip(first, second, strict=True):
+        assert (a.payload(i) == b.payload(j)).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"write_mode": "raw"}, {"write_mode": "jpg", "max_side": 20}], ids=str)
+def test_bytes_do_not_depend_on_workers_or_chunks(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict
+) -> None:
+    convert(str(tree), str(tmp_path / "a.beton"), workers=1, **options)
+    monkeypatch.setattr(command, "CHUNK_RECORDS", 2)
+    convert(str(tree), str(tmp_path / "b.beton"), workers=3, **options)
+    assert (tmp_path / "a.beton").read_bytes() == (tmp_path / "b.beton").read_bytes()
+    convert(str(tree), str(tmp_path / "c.beton"), seed=1, **options)
+    assert (tmp_path / "a.beton").read_bytes() != (tmp_path / "c.beton").read_bytes()
+
+
+def ffcv_batches(path: Path) -> dict[int, tuple[np.ndarray, int]]:
+    """index -> (pixels, label), read by an unmodified FFCV: each image resized to 16 x 16 from its centre square."""
+    from ffcv.fields.decoders import CenterCropRGBImageDecoder, IntDecoder
+    from ffcv.loader import Loader, OrderOption
+
+    loader = Loader(
+        str(path), batch_size=4, num_workers=1, order=OrderOption.SEQUENTIAL, drop_last=False, os_cache=True,
+        pipelines={"image": [CenterCropRGBImageDecoder((16, 16), ratio=1)], "label": [IntDecoder()], "index": [IntDecoder()]},
+    )  # fmt: skip
+    rows = {}
+    for image, label, index in loader:
+        for k in range(len(index)):
+            rows[int(index[k, 0])] = (np.array(image[k]), int(label[k, 0]))
+    return rows
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"layout": "shuffled"},
+        {"write_mode": "raw"},
+        {"write_mode": "jpg", "quality": 95},
+        {"max_side": 30},
+        {"short_side": 16, "write_mode": "raw"},
+        {"write_mode": "smart", "smart_threshold": 3 * 33 * 17},
+        {"write_mode": "proportion", "jpeg_share": 0.5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_ffcv_reads_every_mode(tree: Path, tmp_path: Path, options: dict) -> None:
+    out = tmp_path / "o.beton"
+    convert(str(tree), str(out), **options)
+    beton, rows, files = Beton(out), ffcv_batches(out), listing(tree)
+    assert sorted(rows) == list(range(18))
+    for record, i in enumerate(beton.index.tolist()):
+        pixels, label = rows[i]
+        assert label == beton.labels[record]
+        row = beton.images[record]
+        if row["mode"] == 1:
+            stored = Image.frombytes("RGB", (int(row["width"]), int(row["height"])), bytes(beton.payload(record)))
+        else:
+            stored = Image.open(io.BytesIO(bytes(beton.payload(record)))).convert("RGB")
+            assert stored.size == (row["width"], row["height"])
+        with Image.open(files[i]) as original:
+            reference = np.asarray(original.convert("RGB").resize(stored.size, Image.Resampling.BOX), np.float64)
+        # Fourth-generation smooth pictures: a wrong image, channel order or stride is off by tens on average.
+        assert np.abs(np.asarray(stored, np.float64) - reference).mean() < 6
+        side = min(stored.size)
+        left, top = (stored.width - side) // 2, (stored.height - side) // 2
+        square = stored.crop((left, top, left + side, top + side)).resize((16, 16), Image.Resampling.BILINEAR)
+        assert np.abs(pixels.astype(float) - np.asarray(square, float)).mean() < 12
+
+
+def test_max_side_resizes_only_larger_images(tree: Path, tmp_path: Path) -> None:
+    out, files = tmp_path / "o.beton", listing(tree)
+    convert(str(tree), str(out), max_side=33)
+    beton = Beton(out)
+    for record, i in enumerate(beton.index):
+        with Image.open(files[i]) as image:
+            width, height = image.size
+        row = beton.images[record]
+        if max(width, height) <= 33:
+            assert bytes(beton.payload(record)) == files[i].read_bytes()
+        else:
+            assert max(row["width"], row["height"]) == 33
+            assert abs(row["width"] / row["height"] - width / height) < 0.2
+
+
+def test_a_page_grows_with_its_largest_record(tmp_path: Path) -> None:
+    root = tmp_path / "tree"
+    (root / "a").mkdir(parents=True)
+    rng = np.random.default_rng(1)
+    for k, size in enumerate([(10, 10), (2000, 1500), (5, 5)]):
+        picture(rng, *size).save(root / "a" / f"{k}.png")
+    convert(str(root), str(tmp_path / "o.beton"), write_mode="raw")  # 9 MB do not fit FFCV's default 8 MiB pages
+    beton = Beton(tmp_path / "o.beton")
+    assert beton.page_size == 2**24
+    first, last = beton.images["data_ptr"].astype(int), beton.images["data_ptr"].astype(int) + beton.sizes - 1
+    assert (first // beton.page_size == last // beton.page_size).all()
+    assert len(ffcv_batches(tmp_path / "o.beton")) == 3
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+
+
+def leftovers(folder: Path) -> list[str]:
+    return [p.name for p in folder.iterdir() if p.name != "tree"]
+
+
+def test_bad_sources_are_named_and_leave_nothing(tree: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "o.beton")
+    with pytest.raises(SourceError, match="nowhere: no such"):
+        convert(str(tmp_path / "nowhere"), out)
+    (tmp_path / "tree" / "n01" / "notes.txt").write_text("not an image")
+    with pytest.raises(SourceError, match=r"n01/notes\.txt: it cannot be decoded"):
+        convert(str(tree), out)
+    assert leftovers(tmp_path) == []
+    (tree / "n01" / "notes.txt").unlink()
+    (tree / "n00").mkdir()
+    with pytest.raises(SourceError, match="'n00' has no images"):
+        convert(str(tree), out)
+    assert leftovers(tmp_path) == []
+
+
+def test_empty_folder_and_folder_of_files(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    with pytest.raises(SourceError, match="holds nothing"):
+        convert(str(tmp_path / "tree"), str(tmp_path / "o.beton"))
+    (tmp_path / "tree" / "x.jpg").write_bytes(b"x")
+    with pytest.raises(SourceError, match="1 files but no folder"):
+        convert(str(tmp_path / "tree"), str(tmp_path / "o.beton"))
+
+
+def test_truncated_jpeg(tree: Path, tmp_path: Path) -> None:
+    victim = tree / "n01" / "img3.JPEG"
+    victim.write_bytes(victim.read_bytes()[:-40])
+    with pytest.raises(SourceError, match=r"img3\.JPEG"):
+        convert(str(tree), str(tmp_path / "o.beton"))
+    result = convert(str(tree), str(tmp_path / "o.beton"), on_error="skip")
+    beton = Beton(tmp_path / "o.beton")
+    assert (result["skipped"], result["samples"]) == (1, 17)
+    assert sorted(beton.index) == [i for i in range(18) if i != 3], "the others keep their indices"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"layout": "x"}, {"write_mode": "x"}, {"quality": 0}, {"max_side": -1}, {"workers": -1}, {"on_error": "x"},
+        {"max_side": 5, "short_side": 5}, {"write_mode": "smart"}, {"seed": -1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_bad_flags(tree: Path, tmp_path: Path, flags: dict) -> None:
+    with pytest.raises(UsageError, match=next(iter(flags)) if len(flags) == 1 and "write_mode" not in flags else ""):
+        convert(str(tree), str(tmp_path / "o.beton"), **flags)
+    assert leftovers(tmp_path) == []
+
+
+def test_command_line(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "deep" / "o.beton"
+    assert command.main([str(tree), str(out), "--layout", "shuffled", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["samples"] == 18
+    assert [row["name"] for row in json.loads(classes_path(out).read_text())] == ["n01", "n02", "n03"]
+    assert command.main([str(tmp_path / "no"), str(out)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("dp4tl-fast convert: ")
