@@ -1,0 +1,106 @@
+"""Networks by name: torchvision's, and small residual networks for 32- and 64-pixel images."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+
+from dp4tl_fast.errors import UsageError
+
+
+class SmallResNet(nn.Module):
+    """A stem and three residual stages of widths w, 2w, 4w, then global average pooling.
+
+    For images of 32 to 64 pixels: the stem keeps or halves the resolution instead of quartering it. The pooled features
+    ``[batch, 4w]`` feed ``fc``, named as in torchvision's ResNets so that heads are handled alike.
+    """
+
+    def __init__(self, width: int, num_classes: int, stem_stride: int = 2) -> None:
+        super().__init__()
+        self.stem = _conv(3, width, stem_stride)
+        self.stages = nn.Sequential(
+            _Block(width, width, 1), _Block(width, 2 * width, 2), _Block(2 * width, 4 * width, 2)
+        )
+        self.fc = nn.Linear(4 * width, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """``images`` float ``[batch, 3, h, w]`` -> logits ``[batch, num_classes]``."""
+        features = self.stages(torch.relu(self.stem(images))).mean((2, 3))
+        return self.fc(features)
+
+
+class _Block(nn.Module):
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = _conv(c_in, c_out, stride), _conv(c_out, c_out, 1)
+        self.shortcut = nn.Identity() if c_in == c_out and stride == 1 else _conv(c_in, c_out, stride, kernel=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.shortcut(x) + self.conv2(torch.relu(self.conv1(x))))
+
+
+def _conv(c_in: int, c_out: int, stride: int, kernel: int = 3) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(c_out))
+
+
+def build(arch: str, num_classes: int) -> nn.Module:
+    """A freshly initialised network, channels-last.
+
+    Args:
+        arch: ``small-W`` (a ``SmallResNet`` of width W at half the input's resolution), ``small-W-full`` (at full
+            resolution), or any classification model of torchvision.
+        num_classes: Width of the head.
+    """
+    small = re.fullmatch(r"small-(\d+)(-full)?", arch)
+    if small:
+        make: Callable[..., nn.Module] = partial(SmallResNet, int(small[1]), stem_stride=1 if small[2] else 2)
+        if not 1 <= int(small[1]) <= 1024:
+            raise UsageError(f"architecture {arch!r}: the width must be from 1 to 1024")
+    else:
+        from torchvision import models
+
+        names = models.list_models(module=models)
+        if arch not in names:
+            raise UsageError(f"unknown architecture {arch!r}. Known: small-16, small-32-full, ... and torchvision's {', '.join(names)}")
+        make = partial(models.get_model, arch, weights=None)
+    return make(num_classes=num_classes).to(memory_format=torch.channels_last)
+
+
+def head(model: nn.Module) -> tuple[str, nn.Linear]:
+    """Name and module of the last linear layer: the classifier that finetuning replaces."""
+    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise UsageError(f"{type(model).__name__} has no linear layer to use as a classifier")
+    return linear[-1]
+
+
+def replace_head(model: nn.Module, num_classes: int) -> nn.Linear:
+    """Put a fresh linear classifier in place of the last one, and return it."""
+    name, old = head(model)
+    new = nn.Linear(old.in_features, num_classes)
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, new)
+    return new
+
+
+class FeatureTap:
+    """The penultimate features ``[batch, d]``: what the last linear layer was given."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._features: torch.Tensor | None = None
+        head(model)[1].register_forward_pre_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self._features = inputs[0]
+
+    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns ``(logits, features)``."""
+        logits = self.model(images)
+        assert self._features is not None  # the hook ran: the head is part of the forward pass
+        features, self._features = self._features, None
+        return logits, features.flatten(1)
