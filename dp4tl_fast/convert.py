@@ -47,7 +47,7 @@ def convert(
     Args:
         src: Folder of class folders.
         out: The .beton file to write. ``OUT.classes.json`` with the class names goes beside it.
-        layout: ``class`` stores each class as one byte range (records of a class in random order); ``shuffled`` mixes all.
+        layout: ``class`` stores each class as one byte range, its records in random order; ``shuffled`` mixes all.
         write_mode: ``keep``, ``jpg`` (encode every image anew), ``raw`` (pixels), ``smart`` or ``proportion``.
         max_side: Shrink images whose longer side has more pixels than this; 0 keeps their size.
         short_side: Shrink images whose shorter side has more pixels than this; 0 keeps their size.
@@ -81,9 +81,11 @@ def convert(
     source = open_source(src)
     order = record_order(source.labels, layout, seed)
     skipped = kept = 0
-    with BetonWriter(out, len(order)) as writer, cli.progress(None, desc="convert", unit="image", total=len(order)) as bar:
+    bar = cli.progress((), desc="convert", unit="image", total=len(order))
+    with BetonWriter(out, len(order)) as writer, bar:
         for chunk in converted(source, order, rule, workers or len(os.sched_getaffinity(0)), on_error):
-            writer.append_many(chunk.payloads, chunk.modes, chunk.widths, chunk.heights, source.labels[chunk.index], chunk.index)
+            labels = source.labels[chunk.index]
+            writer.append_many(chunk.payloads, chunk.modes, chunk.widths, chunk.heights, labels, chunk.index)
             skipped += len(chunk.errors)
             kept += sum(not record.note for record in chunk.records)
             bar.update(len(chunk.records) + len(chunk.errors))

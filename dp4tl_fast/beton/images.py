@@ -1,4 +1,4 @@
-"""How the bytes of an image file become a record: kept, re-encoded, or raw. The kind is found in the content, never in a name.
+"""How the bytes of an image file become a record: kept, re-encoded, or raw. The content tells the kind, never the name.
 
 Rules for images that are not stored as they came (all are decoded with PIL, as torchvision does):
 

@@ -27,7 +27,7 @@ class BetonWriter:
     """Append records to ``OUT.beton``; the file appears under its name only when it is complete.
 
     Args:
-        path: Final path. Written as ``.<name>.partial`` beside it, synced, and renamed on a clean exit; removed on an error.
+        path: Final path. Written as ``.<name>.partial`` beside it, synced and renamed by ``close``; removed on an error.
         capacity: Upper bound on the number of records: the space reserved for the metadata table.
         page_size: Bytes, a power of two. It doubles when a record needs more: a record that straddles no small page
             straddles no larger one, so what is written stays valid.
@@ -39,7 +39,8 @@ class BetonWriter:
         self.path = Path(path)
         self.partial = partial_path(self.path)
         if page_size & (page_size - 1) or not fmt.MIN_PAGE_SIZE <= page_size <= fmt.MAX_PAGE_SIZE:
-            raise BetonError(f"page size {page_size} is not a power of two from {fmt.MIN_PAGE_SIZE} to {fmt.MAX_PAGE_SIZE}")
+            rule = f"a power of two from {fmt.MIN_PAGE_SIZE} to {fmt.MAX_PAGE_SIZE}"
+            raise BetonError(f"page size {page_size} is not {rule}")
         self.page_size = page_size
         self.metadata = np.zeros(capacity, ROW)
         self.sizes = np.zeros(capacity, np.int64)
@@ -94,14 +95,18 @@ class BetonWriter:
         bad = (mode == fmt.MODE_RAW) & (sizes != width.astype(np.int64) * height * 3)
         if bad.any():
             i = int(bad.argmax())
-            raise BetonError(f"a raw image of {width[i]} x {height[i]} needs {width[i] * height[i] * 3} bytes, not {sizes[i]}")
+            need = int(width[i]) * int(height[i]) * 3
+            raise BetonError(f"a raw image of {width[i]} x {height[i]} needs {need} bytes, not {sizes[i]}")
         if n and sizes.max() > fmt.MAX_PAGE_SIZE:
-            raise BetonError(f"a record of {int(sizes.max())} bytes does not fit the largest page, {fmt.MAX_PAGE_SIZE} bytes")
+            raise BetonError(f"a record of {int(sizes.max())} bytes exceeds the largest page, {fmt.MAX_PAGE_SIZE} bytes")
 
-    def _place(self, payloads: Sequence[bytes | memoryview], sizes: list[int]) -> tuple[list[int], list[bytes | memoryview]]:
+    def _place(
+        self, payloads: Sequence[bytes | memoryview], sizes: list[int]
+    ) -> tuple[list[int], list[bytes | memoryview]]:
         """Pointers of the records, and what to write from here on: payloads and padding."""
         position, page = self.position, self.page_size
-        pointers, buffers = [], []
+        pointers: list[int] = []
+        buffers: list[bytes | memoryview] = []
         for payload, size in zip(payloads, sizes, strict=True):
             while size > page:
                 page *= 2

@@ -37,7 +37,7 @@ class FolderSource(Source):
         self._names = Names()
         counts, sizes, self._mtimes = [], [], []
         for name in classes:
-            files = sorted(_walk(os.path.join(self.root, name), name + b"/"))
+            files = sorted(_walk(self.root + b"/" + name, name + b"/"))
             if not files:
                 raise SourceError(f"{root}: class folder {os.fsdecode(name)!r} has no images. Fill it or remove it")
             self._names.extend([path for path, _, _ in files])
@@ -49,7 +49,7 @@ class FolderSource(Source):
         self.sizes = np.concatenate(sizes)
 
     def name(self, i: int) -> str:
-        return os.fsdecode(os.path.join(self.root, self._names[i]))
+        return os.fsdecode(self.root + b"/" + self._names[i])
 
     def read(self, i: int) -> bytes:
         fd = os.open(self.root + b"/" + self._names[i], os.O_RDONLY)
@@ -83,5 +83,6 @@ def _walk(folder: bytes, prefix: bytes) -> Iterator[tuple[bytes, int, int]]:
                 try:
                     status = entry.stat()
                 except FileNotFoundError:
-                    raise SourceError(f"{os.fsdecode(entry.path)}: a link to nothing. Remove it or restore its target") from None
+                    where = os.fsdecode(entry.path)
+                    raise SourceError(f"{where}: a link to nothing. Remove it or restore its target") from None
                 yield prefix + entry.name, status.st_size, status.st_mtime_ns
