@@ -24,8 +24,8 @@ SIZES = [(32, 24), (7, 50), (1, 1), (64, 64), (33, 17)]
 
 
 def picture(rng: np.random.Generator, width: int, height: int) -> Image.Image:
-    """Smooth enough for a JPEG to be close to it."""
-    small = Image.fromarray(rng.integers(0, 256, (3, 3, 3), np.uint8))
+    """A colour with smooth shades, so that a JPEG with half its chroma resolution is close to it."""
+    small = Image.fromarray((rng.integers(40, 216, 3) + rng.integers(-40, 40, (3, 3, 1))).astype(np.uint8))
     return small.resize((width, height), Image.Resampling.BICUBIC)
 
 

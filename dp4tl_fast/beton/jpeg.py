@@ -1,7 +1,7 @@
 """Read a JPEG's markers, without decoding it: enough to know whether every backend can read it as it stands.
 
 A JPEG is ``FFD8``, then segments ``FF marker length(2, big-endian, counting itself) body``, then from ``SOS`` (FFDA)
-on entropy-coded data in which ``FF`` is always followed by ``00`` or a restart marker, then ``FFD9`` (ITU-T T.81, annex B).
+on entropy-coded data, in which ``FF`` is always followed by ``00`` or a restart marker, then ``FFD9`` (ITU-T T.81, B).
 Nothing in it is trusted: every length is checked against the bytes at hand.
 """
 
@@ -97,7 +97,7 @@ def parse(data: bytes) -> JpegHeader:
 
 
 def why_not_plain(header: JpegHeader) -> str:
-    """Empty when every backend reads the JPEG as it is (8-bit sequential Huffman, grey or 3 colours); else the reason."""
+    """Empty when every backend reads the JPEG as it is (8-bit sequential Huffman, grey or 3 colours); or why not."""
     if header.sof not in (0xC0, 0xC1):
         return "progressive JPEG" if header.sof == 0xC2 else f"JPEG of an unusual kind (SOF{header.sof - 0xC0})"
     if header.bits != 8:

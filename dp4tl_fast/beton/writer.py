@@ -27,7 +27,7 @@ class BetonWriter:
     """Append records to ``OUT.beton``; the file appears under its name only when it is complete.
 
     Args:
-        path: Final path. Written as ``.<name>.partial`` beside it, synced and renamed by ``close``; removed on an error.
+        path: Final path. Written as ``.<name>.partial`` beside it, renamed by ``close``; removed on an error.
         capacity: Upper bound on the number of records: the space reserved for the metadata table.
         page_size: Bytes, a power of two. It doubles when a record needs more: a record that straddles no small page
             straddles no larger one, so what is written stays valid.
