@@ -1,4 +1,4 @@
-"""One loader contract, several backends. ``open_loader`` is the only way in; no backend is imported before it is asked for."""
+"""One loader contract, several backends. ``open_loader`` is the way in; a backend is imported when it is asked for."""
 
 from __future__ import annotations
 
@@ -9,12 +9,23 @@ from typing import TYPE_CHECKING
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.errors import BackendError
 from dp4tl_fast.loaders.base import BaseLoader
+from dp4tl_fast.loaders.capabilities import Capabilities
 from dp4tl_fast.loaders.spec import IMAGENET_MEAN, IMAGENET_STD, Loader, LoaderSpec
 
 if TYPE_CHECKING:
     from dp4tl_fast.selection import Selection
 
-__all__ = ["BACKENDS", "IMAGENET_MEAN", "IMAGENET_STD", "BaseLoader", "Loader", "LoaderSpec", "open_loader"]
+__all__ = [
+    "BACKENDS",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "BaseLoader",
+    "Capabilities",
+    "Loader",
+    "LoaderSpec",
+    "capabilities",
+    "open_loader",
+]
 
 BACKENDS = {  # name -> (module, class); imported on use
     "native": ("dp4tl_fast.loaders.native", "NativeLoader"),
@@ -42,14 +53,24 @@ def open_loader(
         BackendError: Unknown backend, or one that cannot work here (the message says why).
         BetonError, SelectionError: The file or the selection is bad, or they do not belong together.
     """
+    cls = backend_class(backend)
+    beton = source if isinstance(source, Beton) else Beton(source)
+    return cls(beton, selection, spec or LoaderSpec())
+
+
+def backend_class(backend: str) -> type[BaseLoader]:
+    """The loader class of a name in ``BACKENDS``. Imports our module, not yet the library that it wraps."""
     if backend not in BACKENDS:
         raise BackendError(f"unknown backend {backend!r}. Known: {', '.join(BACKENDS)}")
     module, class_name = BACKENDS[backend]
     try:
-        cls = getattr(import_module(module), class_name)
+        return getattr(import_module(module), class_name)
     except ImportError as error:
         raise BackendError(
             f"backend {backend!r} cannot be imported here: {error}. `dp4tl-fast doctor` says what to install"
         ) from error
-    beton = source if isinstance(source, Beton) else Beton(source)
-    return cls(beton, selection, spec or LoaderSpec())
+
+
+def capabilities() -> dict[str, Capabilities]:
+    """What each backend can do, as declared in its module. Imports neither torch nor FFCV nor DALI."""
+    return {name: backend_class(name).capabilities for name in BACKENDS}

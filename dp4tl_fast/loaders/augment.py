@@ -1,8 +1,8 @@
 """Where each image is cropped and whether it is mirrored: pure functions of (seed, epoch, record, view).
 
-The one truth for every backend, and the reference of the native one (``kernels/csrc/core/crop.cpp``). Random numbers come
-from Philox4x32-10 (Salmon et al., *Parallel Random Numbers: As Easy as 1, 2, 3*, SC 2011), a bijection from a counter to
-128 random bits: number k of a stream needs no number before it, so threads, ranks and resumes change nothing.
+The one truth for every backend, and the reference of the native one (``kernels/csrc/core/crop.cpp``). Random numbers
+come from Philox4x32-10 (Salmon et al., *Parallel Random Numbers: As Easy as 1, 2, 3*, SC 2011), a bijection from a
+counter to 128 random bits: no number needs the one before it, so threads, ranks and resumes change nothing.
 
     key      (low, high 32 bits of the seed)
     counter  (low, high 32 bits of the record number, epoch, view << 16 | block)
@@ -72,7 +72,7 @@ def center_boxes(h: np.ndarray, w: np.ndarray, ratio: float) -> np.ndarray:
 def random_boxes(
     spec: LoaderSpec, epoch: int, records: np.ndarray, h: np.ndarray, w: np.ndarray, view: int
 ) -> np.ndarray:
-    """torchvision's ``RandomResizedCrop.get_params``: ten tries at area and aspect, then the centre. int64 ``[n, 4]``."""
+    """torchvision's ``RandomResizedCrop.get_params``: ten tries, then the centre. int64 ``[n, 4]``."""
     boxes = _fallback_boxes(h, w, spec.aspect)
     todo = np.arange(len(records))
     log_aspect = np.log(spec.aspect)

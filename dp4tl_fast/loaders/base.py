@@ -3,48 +3,73 @@ numbers into tensors."""
 
 from __future__ import annotations
 
+import warnings
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import BackendError, SelectionError, UsageError
+from dp4tl_fast.beton.format import MODE_JPEG, MODE_RAW
+from dp4tl_fast.errors import BackendError, BetonError, SelectionError, UsageError
 from dp4tl_fast.loaders import order
+from dp4tl_fast.loaders.capabilities import Capabilities
+from dp4tl_fast.loaders.decode import bad_record
 from dp4tl_fast.loaders.spec import LoaderSpec
 
 if TYPE_CHECKING:
+    import torch
+
     from dp4tl_fast.selection import Selection
 
-
 class BaseLoader(ABC):
-    """Bookkeeping of a loader over ``beton``; see ``loaders.spec.Loader`` for the contract."""
+    """Bookkeeping of a loader over ``beton``; see ``loaders.spec.Loader`` for the contract.
 
-    name: str
+    Attributes:
+        records: Surviving records, int64 ``[n]``, ascending.
+        skipped: Records left out so far under ``on_error="skip"``, ``(record, message)`` each.
+    """
+
+    name: ClassVar[str]
+    capabilities: ClassVar[Capabilities]
 
     def __init__(self, beton: Beton, selection: Selection | None, spec: LoaderSpec) -> None:
         self.beton = beton
         self.spec = spec
         self.epoch = 0
         self.bytes_read = 0
+        self.skipped: list[tuple[int, str]] = []
         self._next_batch = 0  # where the next iteration of this epoch starts
+        self._delivered = 0  # batches of this epoch that the consumer has had
         self._closed = False
+        self._running: weakref.ref[_Epoch] | None = None
         self.set_selection(selection)
+        self.capabilities.check(self.name, spec, record_kind(beton, self.records))
+        check_device(self.name, spec.device)
+
+    # -- what to load -------------------------------------------------------------------------------------------------
 
     def set_selection(self, selection: Selection | None) -> None:
         """Read only these records from now on (``None``: all). Takes effect at the next iteration."""
         records = np.arange(self.beton.num_samples) if selection is None else selection.indices(self.beton)
         if len(records) == 0:
-            raise SelectionError(f"{self.beton.path}: no record is left to load. Keep at least one class that has samples")
-        self.records: np.ndarray = records  # int64 [n], ascending
+            raise SelectionError(f"{self.beton.path}: no record is left to load. Keep at least one class with samples")
+        check_records(self.beton, records)
+        self.records: np.ndarray = records
+
+    def set_size(self, size: int) -> None:
+        """Side of the images in pixels from the next iteration on (progressive resizing)."""
+        self.spec = replace(self.spec, size=size)
 
     def set_epoch(self, epoch: int) -> None:
         """Start of epoch ``epoch``: the next iteration begins with its first batch."""
-        if epoch < 0:
-            raise UsageError(f"loader: epoch = {epoch}, but it must be 0 or more")
-        self.epoch, self._next_batch = epoch, 0
+        if not 0 <= epoch < 2**32:
+            raise UsageError(f"loader: epoch = {epoch}, but it must be between 0 and 2^32 - 1")
+        self.epoch, self._next_batch, self._delivered = epoch, 0, 0
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank."""
@@ -63,44 +88,75 @@ class BaseLoader(ABC):
         """This epoch's order over all ranks, int64 ``[n]``. The same for every backend."""
         return order.epoch_order(self.records, seed=self.spec.seed, epoch=self.epoch, shuffle=self.spec.shuffle)
 
+    # -- iterating ----------------------------------------------------------------------------------------------------
+
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        """The rest of the current epoch: from its start, or from where a resumed state left off."""
+        """The rest of the current epoch: from its start, or from where a resumed state left off.
+
+        One epoch runs at a time: a new one ends the one before it, and closing the loader ends it, too.
+        """
         if self._closed:
             raise BackendError(f"{self.name} loader of {self.beton.path} is closed. Open it again")
+        self._stop("a new iteration over the same loader")
         batches = order.rank_batches(self.epoch_order(), **self._sharding())[self._next_batch :]
-        self._next_batch = 0  # iterating again without set_epoch repeats the epoch
-        position = len(self) - len(batches)
-        for records, batch in zip(batches, self._load(batches), strict=True):
-            position += 1
-            self._resume_at = position
-            self.bytes_read += int(self.beton.sizes[records].sum())
-            yield batch
-        self._resume_at = 0
+        self._delivered, self._next_batch = self._next_batch, 0  # iterating again without set_epoch repeats the epoch
+        epoch = _Epoch(self, batches)
+        # Weak: when the consumer drops the iterator, the epoch ends at once, whoever holds the loader.
+        self._running = weakref.ref(epoch)
+        return epoch
+
+    def _stop(self, reason: str) -> None:
+        epoch = self._running() if self._running else None
+        if epoch is not None:
+            epoch.stop(reason)
 
     @abstractmethod
-    def _load(self, batches: list[np.ndarray]) -> Iterator[tuple[Any, ...]]:
-        """Yield ``(images, labels[, index])`` for each array of record numbers, in order."""
+    def _load(self, batches: list[np.ndarray]) -> Generator[tuple[Any, ...], None, None]:
+        """Yield ``(images, labels[, index])`` for each array of record numbers, in order.
+
+        Closing the generator must end the epoch's threads and give its memory back.
+        """
+
+    def _batch(self, images: Any, records: np.ndarray) -> tuple[Any, ...]:
+        """``(images, labels[, index])`` on the device, for images (a tensor, or a tuple of views) of ``records``."""
+        columns = [self.beton.labels[records]]
+        if self.spec.with_index:
+            columns.append(self.beton.index[records])
+        views = images if isinstance(images, tuple) else (images,)
+        moved = tuple(self._to_device(view) for view in views)
+        return (moved if self.spec.views > 1 else moved[0], *(self._to_device(as_tensor(c)) for c in columns))
+
+    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.spec.device == "cpu" or tensor.is_cuda:
+            return tensor
+        return tensor.pin_memory().to(self.spec.device, non_blocking=True)
+
+    def _skip(self, record: int, error: Exception) -> None:
+        """Raise ``error``, or note it and warn under ``on_error="skip"``."""
+        if self.spec.on_error == "raise":
+            raise error
+        self.skipped.append((record, str(error)))
+        warnings.warn(f"skipped: {error}", stacklevel=2)
 
     # -- resume -------------------------------------------------------------------------------------------------------
 
-    _resume_at = 0
-
     def state_dict(self) -> dict[str, int]:
         """Epoch and the number of batches already delivered in it."""
-        return {"epoch": self.epoch, "batch": self._resume_at}
+        return {"epoch": self.epoch, "batch": self._delivered}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue after the last delivered batch; costs no decoding."""
+        """Continue after the last delivered batch; costs no decoding. After a whole epoch, nothing of it is left."""
         self.set_epoch(int(state["epoch"]))
         batch = int(state["batch"])
         if not 0 <= batch <= len(self):
             raise UsageError(f"loader state says {batch} batches were delivered, but this epoch has {len(self)}")
-        self._next_batch = batch
+        self._next_batch = self._delivered = batch
 
     # -- closing ------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Release threads and memory. May be called twice."""
+        self._stop("closing the loader")
         self._closed = True
 
     def __enter__(self) -> BaseLoader:
@@ -108,3 +164,86 @@ class BaseLoader(ABC):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+class _Epoch(Iterator[tuple[Any, ...]]):
+    """One pass over the batches; counts what was delivered. Ended early, it says so instead of looking complete."""
+
+    def __init__(self, loader: BaseLoader, batches: list[np.ndarray]) -> None:
+        self._loader, self._records = loader, iter(batches)
+        self._loaded = loader._load(batches)
+        self._ended_by = ""
+
+    def __next__(self) -> tuple[Any, ...]:
+        loader = self._loader
+        if self._ended_by:
+            raise BackendError(f"this iteration over {loader.beton.path} was ended by {self._ended_by}")
+        check_file(loader.beton)
+        batch = next(self._loaded)
+        loader._delivered += 1
+        loader.bytes_read += int(loader.beton.sizes[next(self._records)].sum())
+        return batch
+
+    def stop(self, reason: str) -> None:
+        self._ended_by = reason
+        self._loaded.close()
+
+
+# -- checks at the start, not after an hour --------------------------------------------------------------------------
+
+
+def check_records(beton: Beton, records: np.ndarray) -> None:
+    """Table-level checks of every record that will be read; decoding finds the rest.
+
+    Raises:
+        RecordError: An unknown mode, an empty image, or a raw record whose bytes do not match its size.
+    """
+    rows, sizes = beton.images[records], beton.sizes[records]
+    pixels = rows["width"].astype(np.int64) * rows["height"]
+    bad = {
+        "has neither JPEG nor raw pixels": (rows["mode"] != MODE_JPEG) & (rows["mode"] != MODE_RAW),
+        "has no pixels": pixels == 0,
+        "is raw, but its bytes are not width x height x 3": (rows["mode"] == MODE_RAW) & (sizes != 3 * pixels),
+    }
+    for why, wrong in bad.items():
+        if wrong.any():
+            raise bad_record(beton, int(records[wrong.argmax()]), why)
+
+
+def record_kind(beton: Beton, records: np.ndarray) -> str:
+    """``jpeg``, ``raw`` or ``mixed``."""
+    raw = beton.images["mode"][records] == MODE_RAW
+    return "raw" if raw.all() else "mixed" if raw.any() else "jpeg"
+
+
+def check_device(name: str, device: str) -> None:
+    """Refuse a CUDA device that is not there."""
+    if device == "cpu":
+        return
+    import torch
+
+    try:
+        found = torch.cuda.is_available() and (torch.device(device).index or 0) < torch.cuda.device_count()
+    except RuntimeError as error:
+        raise UsageError(f"loader: device = {device!r}: {error}") from None
+    if not found:
+        raise BackendError(
+            f"backend {name!r}: device {device!r} is not there ({torch.cuda.device_count()} CUDA devices are usable). "
+            "Use device=cpu, or install a driver that matches torch's CUDA"
+        )
+
+
+def check_file(beton: Beton) -> None:
+    """A mapped file that shrank would kill the process (SIGBUS); one ``stat`` a batch makes it an error instead."""
+    try:
+        size = beton.path.stat().st_size
+    except OSError as error:
+        raise BetonError(f"{beton.path}: gone while it was being read: {error.strerror}") from None
+    if size < beton.file_size:
+        raise BetonError(f"{beton.path}: shrank from {beton.file_size} to {size} bytes while it was being read")
+
+
+def as_tensor(column: np.ndarray) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(column)

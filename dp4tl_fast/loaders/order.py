@@ -1,4 +1,4 @@
-"""Which records, in which order, in which batch: pure functions of (seed, epoch, rank). No state, no clock, no threads."""
+"""Which records, in which order, in which batch: pure functions of (seed, epoch, rank). No state, clock or threads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def generator(seed: int, epoch: int) -> np.random.Generator:
 
 
 def epoch_order(records: np.ndarray, *, seed: int, epoch: int, shuffle: bool) -> np.ndarray:
-    """The whole epoch's order over all ranks: a permutation of ``records`` (int64 ``[n]``), or ``records`` themselves."""
+    """The epoch's order over all ranks: a permutation of ``records`` (int64 ``[n]``), or ``records`` themselves."""
     return generator(seed, epoch).permutation(records) if shuffle else records
 
 
@@ -47,7 +47,9 @@ def num_batches(n: int, *, batch_size: int, rank: int, world_size: int, drop_las
     return full if drop_last else full + (_share(rest, rank, world_size).stop > _share(rest, rank, world_size).start)
 
 
-def rank_batches(order: np.ndarray, *, batch_size: int, rank: int, world_size: int, drop_last: bool) -> list[np.ndarray]:
+def rank_batches(
+    order: np.ndarray, *, batch_size: int, rank: int, world_size: int, drop_last: bool
+) -> list[np.ndarray]:
     """This rank's batches of an epoch's order, as views.
 
     Global batch ``b`` is ``order[b * B * W : (b + 1) * B * W]`` and each rank takes its ``B`` of it, so that the global

@@ -22,8 +22,9 @@ class LoaderSpec:
     Attributes:
         batch_size: Images a batch and rank.
         size: Output side in pixels; images are ``[batch, 3, size, size]``, channels-last in memory.
-        transform: ``random_resized_crop`` (torchvision's sampling of area and aspect), ``center_crop`` (the centre square
-            of side ``crop_ratio * min(h, w)``, resized to ``size``), or ``resize`` (the whole image, aspect not kept).
+        transform: ``random_resized_crop`` (torchvision's sampling of area and aspect), ``center_crop`` (the centre
+            square of side ``crop_ratio * min(h, w)``, resized to ``size``), or ``resize`` (the whole image, aspect not
+            kept).
         scale, aspect: Area and aspect ranges of the random resized crop.
         crop_ratio: Side of the centre crop as a share of the shorter side.
         flip: Horizontal flip with probability 1/2 (only with ``shuffle`` or a random crop does it make sense).

@@ -1,0 +1,88 @@
+"""What a backend can do, declared beside it as data: read by ``open_loader`` (which refuses the rest), ``doctor`` and
+the README, without importing the backend's library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from dp4tl_fast.errors import BackendError
+from dp4tl_fast.loaders.spec import DTYPES, TRANSFORMS
+
+if TYPE_CHECKING:
+    from dp4tl_fast.loaders.spec import LoaderSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """One backend's row. Whatever is not listed is refused when the loader is opened.
+
+    Attributes:
+        summary: What it is, in a few words.
+        dtypes, transforms, devices, on_error: The values of the ``LoaderSpec`` fields that work.
+        records: Kinds of files that work: all ``jpeg``, all ``raw``, ``mixed``.
+        views: The largest ``LoaderSpec.views``.
+        partial_decode: Decodes (about) the crop only, not the whole image.
+        deterministic: Pixels are a pure function of (seed, epoch, record) for any number of threads, ranks and resumes.
+        selective_read: Fetches only the surviving records from storage, not their neighbours.
+        requires: Modules that must be importable.
+        install: What to do about a missing one.
+    """
+
+    summary: str
+    dtypes: tuple[str, ...] = DTYPES
+    transforms: tuple[str, ...] = TRANSFORMS
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    records: tuple[str, ...] = ("jpeg", "raw", "mixed")
+    on_error: tuple[str, ...] = ("raise", "skip")
+    views: int = 64
+    partial_decode: bool = False
+    deterministic: bool = True
+    selective_read: bool = True
+    requires: tuple[str, ...] = ("torch",)
+    install: str = "`pip install dp4tl_fast`"
+
+    def missing(self) -> list[str]:
+        """Required modules that are not installed. Imports none of them."""
+        return [name for name in self.requires if find_spec(name) is None]
+
+    def check(self, name: str, spec: LoaderSpec, records: str) -> None:
+        """Refuse what backend ``name`` cannot do.
+
+        Raises:
+            BackendError: A module is missing, or ``spec`` or the kind of ``records`` asks for something undeclared.
+        """
+        if absent := self.missing():
+            raise BackendError(f"backend {name!r} needs {', '.join(absent)}, not installed here. Run {self.install}")
+        asked = {
+            "dtype": (spec.dtype, self.dtypes),
+            "transform": (spec.transform, self.transforms),
+            "device": (spec.device.split(":")[0], self.devices),
+            "on_error": (spec.on_error, self.on_error),
+            "records": (records, self.records),
+        }
+        for what, (value, known) in asked.items():
+            if value not in known:
+                raise BackendError(
+                    f"backend {name!r} cannot do {what} = {value!r}, only {', '.join(known)}. Choose another backend"
+                )
+        if spec.views > self.views:
+            raise BackendError(f"backend {name!r} gives at most {self.views} views, not {spec.views}")
+
+
+def markdown_table(rows: dict[str, Capabilities]) -> str:
+    """The README's table of backends."""
+
+    def yes(value: bool) -> str:
+        return "yes" if value else "no"
+
+    head = ["backend", "what it is", "records", "dtypes", "devices", "views", "decodes only the crop",
+            "reads only what survives", "same pixels for any threads, ranks, resume", "on a bad record"]  # fmt: skip
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for name, c in rows.items():
+        cells = [f"`{name}`", c.summary, ", ".join(c.records), ", ".join(c.dtypes), ", ".join(c.devices)]
+        cells += [f"1-{c.views}"]
+        cells += [yes(c.partial_decode), yes(c.selective_read), yes(c.deterministic), ", ".join(c.on_error)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"

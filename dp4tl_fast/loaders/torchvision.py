@@ -1,0 +1,64 @@
+"""Backend ``torchvision``: the slow oracle. Each image by itself: PIL decodes, torchvision's functional v2 transforms
+crop, resize (antialiased bilinear) and mirror. Every other backend is compared with this one."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dp4tl_fast.errors import RecordError
+from dp4tl_fast.loaders.augment import parameters
+from dp4tl_fast.loaders.base import BaseLoader
+from dp4tl_fast.loaders.capabilities import Capabilities
+from dp4tl_fast.loaders.decode import decode_record
+
+if TYPE_CHECKING:
+    import torch
+
+
+class TorchvisionLoader(BaseLoader):
+    name = "torchvision"
+    capabilities = Capabilities(
+        summary="plain reference: PIL and torchvision, one image at a time, no threads",
+        requires=("torch", "torchvision", "PIL"),
+    )
+
+    def _load(self, batches: list[np.ndarray]) -> Generator[tuple[Any, ...], None, None]:
+        import torch
+
+        for records in batches:
+            decoded = self._decode(records)
+            kept = np.array(list(decoded), np.int64)
+            views = tuple(self._view(decoded, kept, view) for view in range(self.spec.views))
+            yield self._batch(tuple(v.to(memory_format=torch.channels_last) for v in views), kept)
+
+    def _decode(self, records: np.ndarray) -> dict[int, np.ndarray]:
+        """Pixels by record, those under ``on_error="skip"`` left out."""
+        pixels: dict[int, np.ndarray] = {}
+        for record in records.tolist():
+            try:
+                pixels[record] = decode_record(self.beton, record)
+            except RecordError as error:
+                self._skip(record, error)
+        return pixels
+
+    def _view(self, decoded: dict[int, np.ndarray], records: np.ndarray, view: int) -> torch.Tensor:
+        """``[batch, 3, size, size]`` of the spec's dtype."""
+        import torch
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms.v2 import functional as tv
+
+        spec, rows = self.spec, self.beton.images[records]
+        boxes, mirror = parameters(spec, self.epoch, records, rows["height"], rows["width"], view)
+        images = torch.empty((len(records), 3, spec.size, spec.size), dtype=torch.uint8)
+        for i, record in enumerate(records.tolist()):
+            image = torch.from_numpy(np.array(decoded[record])).permute(2, 0, 1)  # a copy: the mapping is read-only
+            size = [spec.size, spec.size]
+            image = tv.resized_crop(image, *boxes[i].tolist(), size, InterpolationMode.BILINEAR, antialias=True)
+            images[i] = tv.horizontal_flip(image) if mirror[i] else image
+        if spec.dtype == "uint8":
+            return images
+        scaled = tv.normalize(tv.to_dtype(images, torch.float32, scale=True), list(spec.mean), list(spec.std))
+        return scaled.to(getattr(torch, spec.dtype))
