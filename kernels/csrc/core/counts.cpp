@@ -1,1 +1,98 @@
-namespace dp4tl {}
+#include "core/counts.h"
+
+#include <atomic>
+#include <limits>
+#include <vector>
+
+#include "core/parallel.h"
+
+namespace dp4tl {
+namespace {
+
+constexpr int64_t kGrainElements = 1 << 16;  // smaller pieces than this are not worth a thread
+
+int64_t grain(const Matrix& matrix) { return std::max<int64_t>(1, kGrainElements / matrix.columns); }
+
+// Adds one by one to shared counters; runs of one cell are added at once, so that threads that all see the same class do
+// not fight over one cache line.
+class Counter {
+ public:
+  explicit Counter(int64_t* counts) : counts_(counts) {}
+  ~Counter() { flush(); }
+  void add(int64_t cell) {
+    if (cell != cell_) flush();
+    cell_ = cell;
+    ++run_;
+  }
+
+ private:
+  void flush() {
+    if (run_) __atomic_fetch_add(&counts_[cell_], run_, __ATOMIC_RELAXED);
+    run_ = 0;
+  }
+  int64_t* counts_;
+  int64_t cell_ = 0, run_ = 0;
+};
+
+void merge(Best best, int64_t first, float* value, int64_t* index) {
+  if (*index == kNan) return;
+  if (best.index == kNan) {
+    *value = best.value;
+    *index = kNan;
+  } else if (best.value > *value) {
+    *value = best.value;
+    *index = first + best.index;
+  }
+}
+
+}  // namespace
+
+int64_t label_counts(const Matrix& logits, const int64_t* group, int64_t* counts, Execution how) {
+  const RowArgmax argmax = row_argmax(logits.scalar, how.isa);
+  std::atomic<int64_t> first_nan{std::numeric_limits<int64_t>::max()};
+  parallel_rows(logits.rows, how.threads, grain(logits), [&](int64_t begin, int64_t end) {
+    Counter counter(counts);
+    for (int64_t i = begin; i < end; ++i) {
+      const Best best = argmax(logits.row(i), nullptr, logits.columns);
+      if (best.index != kNan) {
+        counter.add((group ? group[i] : 0) * logits.columns + best.index);
+        continue;
+      }
+      int64_t seen = first_nan.load();
+      while (i < seen && !first_nan.compare_exchange_weak(seen, i)) {
+      }
+    }
+  });
+  return first_nan == std::numeric_limits<int64_t>::max() ? -1 : first_nan.load();
+}
+
+void update_best(const Matrix& scores, const float* offset, int64_t first, float* value, int64_t* index, Execution how) {
+  const RowArgmax argmax = row_argmax(scores.scalar, how.isa);
+  parallel_rows(scores.rows, how.threads, grain(scores), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      merge(argmax(scores.row(i), offset, scores.columns), first, value + i, index + i);
+  });
+}
+
+void update_best_rounded(const Matrix& products, const float* offset, const Matrix& x, const Matrix& w, int64_t first,
+                         float* value, int64_t* index, Execution how) {
+  const RowArgmax argmax = row_argmax(Scalar::f32, how.isa);
+  parallel_rows(products.rows, how.threads, grain(products), [&](int64_t begin, int64_t end) {
+    std::vector<int32_t> near(products.columns);
+    std::vector<float> exact(products.columns);
+    for (int64_t i = begin; i < end; ++i) {
+      const auto* row = static_cast<const uint16_t*>(products.row(i));
+      const auto* xi = static_cast<const uint16_t*>(x.row(i));
+      const int64_t count = near_best(row, offset, products.columns, near.data(), how.isa);
+      for (int64_t j = 0; j < count; ++j) {
+        const auto* wk = static_cast<const uint16_t*>(w.row(near[j]));
+        exact[j] = dot_bf16(xi, wk, x.columns, how.isa) + offset[near[j]];
+      }
+      Best best = argmax(exact.data(), nullptr, count);  // `near` ascends: ties stay with the lowest column
+      if (best.index != kNan) best.index = near[best.index];
+      merge(best, first, value + i, index + i);
+    }
+  });
+}
+
+}  // namespace dp4tl

@@ -1,0 +1,250 @@
+#include "core/argmax.h"
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#if defined(__x86_64__)
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's own _mm512_undefined_epi32
+#endif
+#include <immintrin.h>
+#define DP4TL_AVX2 __attribute__((target("avx2,fma,f16c")))
+#define DP4TL_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,f16c")))
+#endif
+
+namespace dp4tl {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr Best kNanRow = {std::numeric_limits<float>::quiet_NaN(), kNan};
+
+// Relative error of a product rounded to bfloat16 is 2^-8 of the exact one; measured from the rounded one a little more.
+constexpr float kBf16Slack = 1.01f / 256;
+
+struct F16 { uint16_t bits; };
+struct Bf16 { uint16_t bits; };
+
+float from_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+float widen(float x) { return x; }
+float widen(Bf16 x) { return from_bits(uint32_t{x.bits} << 16); }
+
+float widen(F16 x) {
+  const uint32_t sign = uint32_t{x.bits & 0x8000u} << 16, rest = x.bits & 0x7fffu;
+  if (rest >= 0x7c00) return from_bits(sign | 0x7f800000 | (rest & 0x3ff) << 13);     // infinity, NaN
+  if (rest < 0x400) return std::copysign(static_cast<float>(rest) * 0x1p-24f, from_bits(sign));  // zero, subnormal
+  return from_bits(sign | ((rest << 13) + (112u << 23)));  // exponent bias 15 -> 127
+}
+
+// ---- baseline ------------------------------------------------------------------------------------------------------
+
+// Continue at column `k` from `best`: the whole row in the baseline, the last columns elsewhere.
+template <class T>
+Best finish(const T* row, const float* offset, int64_t k, int64_t n, Best best) {
+  for (; k < n; ++k) {
+    const float x = widen(row[k]) + (offset ? offset[k] : 0.0f);
+    if (!(x <= best.value)) {  // larger, or NaN
+      if (std::isnan(x)) return kNanRow;
+      best = {x, k};
+    }
+  }
+  return best;
+}
+
+template <class T>
+Best argmax_baseline(const void* row, const float* offset, int64_t n) {
+  return finish(static_cast<const T*>(row), offset, 0, n, {-kInfinity, 0});
+}
+
+#if defined(__x86_64__)
+// ---- AVX2: 8 columns at a time, 32 a step --------------------------------------------------------------------------
+
+DP4TL_AVX2 inline __m256 load8(const float* p) { return _mm256_loadu_ps(p); }
+DP4TL_AVX2 inline __m256 load8(const F16* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+DP4TL_AVX2 inline __m256 load8(const Bf16* p) {
+  return _mm256_castsi256_ps(
+      _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
+}
+
+template <class T>
+DP4TL_AVX2 Best argmax_avx2(const void* data, const float* offset, int64_t n) {
+  const T* row = static_cast<const T*>(data);
+  Best best = {-kInfinity, 0};
+  __m256 top = _mm256_set1_ps(best.value);
+  int64_t k = 0;
+  for (; k + 32 <= n; k += 32) {
+    __m256 x[4], larger = _mm256_setzero_ps();
+    for (int j = 0; j < 4; ++j) {
+      x[j] = load8(row + k + 8 * j);
+      if (offset) x[j] = _mm256_add_ps(x[j], _mm256_loadu_ps(offset + k + 8 * j));
+      larger = _mm256_or_ps(larger, _mm256_cmp_ps(x[j], top, _CMP_NLE_UQ));  // larger, or NaN
+    }
+    if (_mm256_movemask_ps(larger) == 0) continue;
+    // Rare, about log n times a row: walk these 32 columns one by one.
+    best = finish(row, offset, k, k + 32, best);
+    if (best.index == kNan) return best;
+    top = _mm256_set1_ps(best.value);
+  }
+  return finish(row, offset, k, n, best);
+}
+
+// ---- AVX-512: 16 columns at a time, 64 a step ----------------------------------------------------------------------
+
+DP4TL_AVX512 inline __m512 load16(const float* p) { return _mm512_loadu_ps(p); }
+DP4TL_AVX512 inline __m512 load16(const F16* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+DP4TL_AVX512 inline __m512 load16(const Bf16* p) {
+  return _mm512_castsi512_ps(
+      _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
+}
+
+template <class T>
+DP4TL_AVX512 Best argmax_avx512(const void* data, const float* offset, int64_t n) {
+  const T* row = static_cast<const T*>(data);
+  Best best = {-kInfinity, 0};
+  __m512 top = _mm512_set1_ps(best.value);
+  int64_t k = 0;
+  for (; k + 64 <= n; k += 64) {
+    __m512 x[4];
+    __mmask16 larger[4];
+    for (int j = 0; j < 4; ++j) {
+      x[j] = load16(row + k + 16 * j);
+      if (offset) x[j] = _mm512_add_ps(x[j], _mm512_loadu_ps(offset + k + 16 * j));
+      larger[j] = _mm512_cmp_ps_mask(x[j], top, _CMP_NLE_UQ);  // larger, or NaN
+    }
+    if ((larger[0] | larger[1] | larger[2] | larger[3]) == 0) continue;
+    for (int j = 0; j < 4; ++j) {  // rare, about log n times a row
+      if (_mm512_cmp_ps_mask(x[j], top, _CMP_NLE_UQ) == 0) continue;
+      if (_mm512_cmp_ps_mask(x[j], x[j], _CMP_UNORD_Q)) return kNanRow;
+      best.value = _mm512_reduce_max_ps(x[j]);
+      top = _mm512_set1_ps(best.value);
+      best.index = k + 16 * j + __builtin_ctz(_mm512_cmp_ps_mask(x[j], top, _CMP_EQ_OQ));
+    }
+  }
+  return finish(row, offset, k, n, best);
+}
+
+DP4TL_AVX512 int64_t near_best_avx512(const Bf16* row, const float* offset, int64_t n, int32_t* out) {
+  const __m512 slack = _mm512_set1_ps(kBf16Slack);
+  __m512 low = _mm512_set1_ps(-kInfinity);
+  __mmask16 nan = 0;
+  int64_t k = 0;
+  for (; k + 16 <= n; k += 16) {
+    const __m512 product = load16(row + k), score = _mm512_add_ps(product, _mm512_loadu_ps(offset + k));
+    const __m512 x = _mm512_fnmadd_ps(slack, _mm512_abs_ps(product), score);
+    nan |= _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    low = _mm512_max_ps(low, x);
+  }
+  float threshold = _mm512_reduce_max_ps(low);
+  for (int64_t i = k; i < n; ++i) {
+    const float product = widen(row[i]), x = product + offset[i] - kBf16Slack * std::fabs(product);
+    if (std::isnan(x)) nan = 1;
+    if (x > threshold) threshold = x;
+  }
+  int64_t count = 0;
+  if (nan || !std::isfinite(threshold)) {
+    for (; count < n; ++count) out[count] = static_cast<int32_t>(count);
+    return count;
+  }
+  const __m512 at_least = _mm512_set1_ps(threshold);
+  for (k = 0; k + 16 <= n; k += 16) {
+    const __m512 product = load16(row + k), score = _mm512_add_ps(product, _mm512_loadu_ps(offset + k));
+    const __m512 x = _mm512_fmadd_ps(slack, _mm512_abs_ps(product), score);
+    for (unsigned near = _mm512_cmp_ps_mask(x, at_least, _CMP_GE_OQ); near; near &= near - 1)
+      out[count++] = static_cast<int32_t>(k + __builtin_ctz(near));
+  }
+  for (; k < n; ++k) {
+    const float product = widen(row[k]);
+    if (product + offset[k] + kBf16Slack * std::fabs(product) >= threshold) out[count++] = static_cast<int32_t>(k);
+  }
+  return count;
+}
+
+DP4TL_AVX512 float dot_bf16_avx512(const Bf16* a, const Bf16* b, int64_t n) {
+  __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+  int64_t i = 0;
+  for (; i + 64 <= n; i += 64)
+    for (int j = 0; j < 4; ++j) sum[j] = _mm512_fmadd_ps(load16(a + i + 16 * j), load16(b + i + 16 * j), sum[j]);
+  float rest = 0;
+  for (; i < n; ++i) rest += widen(a[i]) * widen(b[i]);
+  return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3]))) + rest;
+}
+#endif
+
+int64_t near_best_baseline(const Bf16* row, const float* offset, int64_t n, int32_t* out) {
+  float threshold = -kInfinity;
+  bool nan = false;
+  for (int64_t k = 0; k < n; ++k) {
+    const float product = widen(row[k]), x = product + offset[k] - kBf16Slack * std::fabs(product);
+    nan |= std::isnan(x);
+    if (x > threshold) threshold = x;
+  }
+  const bool all = nan || !std::isfinite(threshold);
+  int64_t count = 0;
+  for (int64_t k = 0; k < n; ++k) {
+    const float product = widen(row[k]);
+    if (all || product + offset[k] + kBf16Slack * std::fabs(product) >= threshold)
+      out[count++] = static_cast<int32_t>(k);
+  }
+  return count;
+}
+
+template <class T>
+RowArgmax argmax_for(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::avx512) return argmax_avx512<T>;
+  if (isa == Isa::avx2) return argmax_avx2<T>;
+#endif
+  (void)isa;
+  return argmax_baseline<T>;
+}
+
+}  // namespace
+
+Isa best_isa() {
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq"))
+    return Isa::avx512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;  // these all have F16C
+#endif
+  return Isa::baseline;
+}
+
+RowArgmax row_argmax(Scalar scalar, Isa isa) {
+  switch (scalar) {
+    case Scalar::f16: return argmax_for<F16>(isa);
+    case Scalar::bf16: return argmax_for<Bf16>(isa);
+    default: return argmax_for<float>(isa);
+  }
+}
+
+int64_t near_best(const uint16_t* row, const float* offset, int64_t n, int32_t* out, Isa isa) {
+  const Bf16* products = reinterpret_cast<const Bf16*>(row);
+#if defined(__x86_64__)
+  if (isa == Isa::avx512) return near_best_avx512(products, offset, n, out);
+#endif
+  (void)isa;
+  return near_best_baseline(products, offset, n, out);
+}
+
+float dot_bf16(const uint16_t* a, const uint16_t* b, int64_t n, Isa isa) {
+  const Bf16 *x = reinterpret_cast<const Bf16*>(a), *y = reinterpret_cast<const Bf16*>(b);
+#if defined(__x86_64__)
+  if (isa == Isa::avx512) return dot_bf16_avx512(x, y, n);
+#endif
+  (void)isa;
+  float sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += widen(x[i]) * widen(y[i]);
+  return sum;
+}
+
+}  // namespace dp4tl

@@ -1,0 +1,33 @@
+// Largest element of one row, per instruction set. The algorithm is the same everywhere; results are equal bit for bit.
+#pragma once
+
+#include <cstdint>
+
+namespace dp4tl {
+
+enum class Scalar { f32, f16, bf16 };
+
+// Ordered: each set includes the ones before it.
+enum class Isa { baseline, avx2, avx512 };
+
+Isa best_isa();  // the best one this CPU has
+
+struct Best {
+  float value;    // NaN when the row holds a NaN
+  int64_t index;  // first among equals; kNan when the row holds a NaN
+};
+constexpr int64_t kNan = -1;
+
+// Largest of row[k] + offset[k] over k < n, n >= 1; offset is null for none. Sums are rounded to float32.
+using RowArgmax = Best (*)(const void* row, const float* offset, int64_t n);
+RowArgmax row_argmax(Scalar scalar, Isa isa);
+
+// Columns of one row of *rounded* products that may hold the largest exact score. `row` holds products rounded to
+// bfloat16 (relative error up to 2^-8). Writes ascending columns to `out` (room for n) and returns how many; all n when
+// a product is not finite.
+int64_t near_best(const uint16_t* row, const float* offset, int64_t n, int32_t* out, Isa isa);
+
+// Sum of a[i] * b[i] over bfloat16 vectors, accumulated in float32.
+float dot_bf16(const uint16_t* a, const uint16_t* b, int64_t n, Isa isa);
+
+}  // namespace dp4tl

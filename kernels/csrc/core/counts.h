@@ -1,0 +1,38 @@
+// Row reductions behind label_counts and nearest_centroid: argmax of each row, histogram of the winners.
+#pragma once
+
+#include <cstdint>
+
+#include "core/argmax.h"
+
+namespace dp4tl {
+
+// A [rows, columns] matrix whose rows are contiguous and `stride` elements apart.
+struct Matrix {
+  const void* data;
+  Scalar scalar;
+  int64_t rows, columns, stride;
+  const void* row(int64_t i) const {
+    return static_cast<const char*>(data) + i * stride * (scalar == Scalar::f32 ? 4 : 2);
+  }
+};
+
+struct Execution {
+  int threads;
+  Isa isa;
+};
+
+// counts[group[i], argmax of row i] += 1 for every row without a NaN. `group` may be null (one group); its values must lie
+// in the range of `counts`. Returns the first row with a NaN, or -1.
+int64_t label_counts(const Matrix& logits, const int64_t* group, int64_t* counts, Execution how);
+
+// Running argmax over blocks of columns: where the best score of this block is larger than value[i], replace value[i] and
+// index[i] (columns counted from `first`). A row with a NaN gets value NaN and index kNan, for good.
+void update_best(const Matrix& scores, const float* offset, int64_t first, float* value, int64_t* index, Execution how);
+
+// The same where `products` are x * w^T rounded to bfloat16: every column whose exact score may be the largest is computed
+// again in float32 from x [rows, depth] and w [columns, depth], both bfloat16.
+void update_best_rounded(const Matrix& products, const float* offset, const Matrix& x, const Matrix& w, int64_t first,
+                         float* value, int64_t* index, Execution how);
+
+}  // namespace dp4tl

@@ -1,0 +1,94 @@
+"""What every operation shares: which implementation runs, what an argument may be, what a histogram of winners is.
+
+Implementations: ``native`` (C++, CPU), ``triton`` (GPU, or the CPU under ``TRITON_INTERPRET=1``), ``reference`` (plain
+torch, the truth). ``auto`` takes the one made for the tensor's device; nothing falls back in silence.
+"""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from dp4tl_fast.errors import BackendError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+IMPLEMENTATIONS = ("auto", "native", "triton", "reference")
+
+
+def choose(implementation: str, device: torch.device) -> str:
+    """``native``, ``triton`` or ``reference`` for data on ``device``. Raises BackendError if that cannot work here."""
+    if implementation not in IMPLEMENTATIONS:
+        raise UsageError(f"implementation {implementation!r} is unknown: use one of {', '.join(IMPLEMENTATIONS)}")
+    if implementation == "auto":
+        implementation = {"cpu": "native", "cuda": "triton"}.get(device.type, "reference")
+    if implementation == "native" and device.type != "cpu":
+        raise BackendError(f"implementation 'native' runs on the CPU, the data is on {device}: use 'triton' or 'auto'")
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if implementation == "triton" and device.type != "cuda" and not interpreted:
+        raise BackendError(f"implementation 'triton' needs a CUDA device, the data is on {device}: use 'auto'")
+    return implementation
+
+
+def native() -> ModuleType:
+    """The compiled module. Raises BackendError with the reason and the remedy if it is not there."""
+    try:
+        from dp4tl_fast.kernels import _native
+    except ImportError as error:
+        remedy = "build it with 'pip install -e .', or ask for implementation='reference'"
+        raise BackendError(f"the native kernels cannot be loaded ({error}): {remedy}") from error
+    return _native
+
+
+def require_matrix(name: str, matrix: torch.Tensor) -> None:
+    """A [rows, columns >= 1] tensor of float32, float16 or bfloat16."""
+    import torch
+
+    if matrix.ndim != 2 or matrix.shape[1] < 1:
+        raise UsageError(f"{name} has shape {list(matrix.shape)}: expected [rows, columns] with at least one column")
+    if matrix.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise UsageError(f"{name} is {matrix.dtype}: expected float32, float16 or bfloat16")
+
+
+def require_groups(
+    group: torch.Tensor | None, groups: int | None, rows: int, device: torch.device
+) -> tuple[torch.Tensor | None, int]:
+    """Check one integer id a row and return it as contiguous int64 on ``device``, with the number of groups.
+
+    Without ``groups`` that is the largest id + 1. Ids outside [0, groups) raise UsageError.
+    """
+    import torch
+
+    if group is None:
+        if groups not in (None, 1):
+            raise UsageError(f"groups={groups} without group ids: give one id a row in `group`")
+        return None, 1
+    if group.ndim != 1 or len(group) != rows or group.is_floating_point() or group.dtype == torch.bool:
+        raise UsageError(f"group is {group.dtype} of shape {list(group.shape)}: expected {rows} integers, one a row")
+    group = group.to(device=device, dtype=torch.int64).contiguous()
+    low, high = (int(x) for x in group.aminmax()) if rows else (0, -1)
+    groups = high + 1 if groups is None else groups
+    if low < 0 or high >= groups:
+        raise UsageError(f"group ids reach from {low} to {high}: they must lie in [0, {groups})")
+    return group, groups
+
+
+def histogram(index: torch.Tensor, group: torch.Tensor | None, groups: int, classes: int) -> torch.Tensor:
+    """counts[g, c] = rows of group g whose ``index`` is c, int64 [groups, classes]; rows with index -1 do not count."""
+    import torch
+
+    cells = index if group is None else index + group * classes
+    return torch.bincount(cells[index >= 0], minlength=groups * classes).view(groups, classes)
+
+
+def require_no_nan(row: int, what: str) -> None:
+    """Raise UsageError if ``row``, the first one with a NaN, is one (-1: none)."""
+    if row >= 0:
+        raise UsageError(f"row {row} of {what} has a NaN: mend what produced it, or leave such rows out with nan='skip'")
+
+
+def require_nan_policy(nan: str) -> None:
+    if nan not in ("error", "skip"):
+        raise UsageError(f"nan={nan!r} is unknown: use 'error' or 'skip'")
