@@ -88,12 +88,12 @@ def replace_head(model: nn.Module, num_classes: int) -> nn.Linear:
 
 
 class FeatureTap:
-    """The penultimate features ``[batch, d]``: what the last linear layer was given."""
+    """The penultimate features ``[batch, d]``: what the last linear layer is given. A context manager."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._features: torch.Tensor | None = None
-        head(model)[1].register_forward_pre_hook(self._keep)
+        self._hook = head(model)[1].register_forward_pre_hook(self._keep)
 
     def _keep(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self._features = inputs[0]
@@ -101,6 +101,13 @@ class FeatureTap:
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns ``(logits, features)``."""
         logits = self.model(images)
-        assert self._features is not None  # the hook ran: the head is part of the forward pass
         features, self._features = self._features, None
+        if features is None:
+            raise UsageError(f"{type(self.model).__name__} does not run its last linear layer; its features cannot be taken")
         return logits, features.flatten(1)
+
+    def __enter__(self) -> FeatureTap:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._hook.remove()

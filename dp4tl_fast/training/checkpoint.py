@@ -1,0 +1,155 @@
+"""Checkpoints: weights as safetensors that plain torchvision loads, and everything else the loop needs to go on.
+
+``DIR/<step>/weights.safetensors`` and ``DIR/<step>/state.pt``: a directory is written under a temporary name, synced and
+renamed, so that one that is there is complete. Nothing is ever unpickled (``weights_only=True``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from dp4tl_fast import models
+from dp4tl_fast.errors import CheckpointError
+from dp4tl_fast.files import commit, partial_path
+
+WEIGHTS, STATE, META = "weights.safetensors", "state.pt", "dp4tl"
+PREFIXES = ("module.", "_orig_mod.")  # what DDP and torch.compile put before names
+
+
+def save(directory: Path, step: int, model: nn.Module, meta: dict[str, Any], state: dict[str, Any], keep: int = 1) -> Path:
+    """Write a checkpoint and remove all but the newest ``keep``.
+
+    Args:
+        directory: The run's ``checkpoint/`` folder.
+        meta: What is needed to rebuild the network (``arch``, ``num_classes``, ``size``), stored inside the weights file.
+        state: Tensors, numbers, strings, lists and dicts.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    final = directory / f"{step:010d}"
+    partial = partial_path(final)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    weights = {strip(k): v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    save_file(weights, partial / WEIGHTS, metadata={META: json.dumps(meta)})
+    torch.save(state, partial / STATE)
+    for name in (WEIGHTS, STATE):
+        with open(partial / name, "rb+") as file:
+            os.fsync(file.fileno())
+    if final.exists():  # the same step again, after a resume: the contents are equal
+        shutil.rmtree(final)
+    commit(partial, final)
+    for old in checkpoints(directory)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(p for p in directory.glob("[0-9]*") if (p / WEIGHTS).exists() and (p / STATE).exists())
+
+
+def load_state(checkpoint: Path) -> dict[str, Any]:
+    """The loop's state; never unpickles objects."""
+    try:
+        return torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types here: zip, pickle, key and OS errors
+        raise CheckpointError(f"{checkpoint / STATE}: cannot be read ({error}). Remove {checkpoint} to use an older one") from None
+
+
+def find_weights(path: str | Path) -> Path:
+    """The weights file meant by a run folder, a checkpoint folder or a file."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    for candidate in (path, *reversed(checkpoints(path)), *reversed(checkpoints(path / "checkpoint"))):
+        if (candidate / WEIGHTS).is_file():
+            return candidate / WEIGHTS
+    raise CheckpointError(f"{path}: no checkpoint there. Give a run folder, a checkpoint folder or a .safetensors file")
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and our metadata (empty for foreign files) of a safetensors file, or a state dict saved by ``torch.save``."""
+    file = find_weights(path)
+    if file.suffix != ".safetensors":
+        try:
+            body = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise CheckpointError(f"{file}: not a state dict that loads without unpickling objects ({error})") from None
+        body = body.get("state_dict", body.get("model", body)) if isinstance(body, dict) else body
+        if not isinstance(body, dict) or not all(isinstance(v, torch.Tensor) for v in body.values()):
+            raise CheckpointError(f"{file}: holds no plain dictionary of tensors")
+        return {strip(k): v for k, v in body.items()}, {}
+    try:
+        with safe_open(file, "pt") as handle:
+            meta = json.loads((handle.metadata() or {}).get(META, "{}"))
+            return {strip(k): handle.get_tensor(k) for k in handle.keys()}, meta  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: not a safetensors file ({error})") from None
+
+
+def load_model(path: str | Path, arch: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """Rebuild a network with its weights.
+
+    Args:
+        path: As for ``find_weights``.
+        arch: Needed for files that dp4tl_fast did not write; else it must agree with the file.
+
+    Returns:
+        The model in eval mode, and metadata with at least ``arch`` and ``num_classes``.
+    """
+    tensors, meta = read_weights(path)
+    if arch and meta.get("arch", arch) != arch:
+        raise CheckpointError(f"{path}: holds a {meta['arch']}, not a {arch}")
+    arch = arch or meta.get("arch")
+    if not arch:
+        raise CheckpointError(f"{path}: does not say its architecture. Name it with --arch")
+    num_classes = meta.get("num_classes") or _head_width(arch, tensors)
+    model = models.build(arch, int(num_classes))
+    load_into(model, tensors, f"{path} ({arch})")
+    return model.eval(), {**meta, "arch": arch, "num_classes": int(num_classes)}
+
+
+def load_into(model: nn.Module, tensors: dict[str, torch.Tensor], what: str) -> None:
+    """Load all weights, or say which names or shapes do not fit."""
+    wanted = model.state_dict()
+    missing, extra = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()
+    shapes = [k for k in wanted.keys() & tensors.keys() if wanted[k].shape != tensors[k].shape]
+    if missing or extra or shapes:
+        example = sorted(missing or extra or shapes)[0]
+        raise CheckpointError(
+            f"{what}: {len(missing)} weights missing, {len(extra)} unknown, {len(shapes)} of another shape (e.g. {example}). "
+            "Is it of another architecture or class count?"
+        )
+    model.load_state_dict(tensors)
+
+
+def weights_hash(path: str | Path) -> str:
+    """SHA-256 of the weights file: a surrogate's identity."""
+    with open(find_weights(path), "rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+        return digest.hexdigest()
+
+
+def strip(name: str) -> str:
+    while name.startswith(PREFIXES):
+        name = name.partition(".")[2]
+    return name
+
+
+def _head_width(arch: str, tensors: dict[str, torch.Tensor]) -> int:
+    name, _ = models.head(models.build(arch, 2))
+    if f"{name}.weight" not in tensors:
+        raise CheckpointError(f"has no {name}.weight, which a {arch} has. Is it of another architecture?")
+    return int(tensors[f"{name}.weight"].shape[0])
