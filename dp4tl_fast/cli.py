@@ -29,23 +29,43 @@ class Terminated(KeyboardInterrupt):
 
 
 class Parser(jsonargparse.ArgumentParser):
-    """Flags with dashes, for a function whose parameters have underscores."""
+    """Flags with dashes for parameters with underscores; ``--resume`` and ``--no-flip`` for booleans; repeatable lists."""
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Any:
-        return super().parse_args([self._normalise(a) for a in (sys.argv[1:] if args is None else args)], *rest, **kwargs)
+        given = list(sys.argv[1:] if args is None else args)
+        following = [*given[1:], ""]
+        return super().parse_args([self._normalise(a, n) for a, n in zip(given, following, strict=True)], *rest, **kwargs)
 
-    def _normalise(self, argument: str) -> str:
-        """``--max-side=3`` -> ``--max_side=3``; ``--target x`` -> ``--target+ x``, so that repeating a list flag appends."""
+    def _normalise(self, argument: str, following: str) -> str:
         if not argument.startswith("--"):
             return argument
         flag, equals, value = argument.partition("=")
         flag = "--" + flag[2:].replace("-", "_")
+        if not equals and following.lower() not in ("true", "false"):
+            if self._is_bool(flag):
+                return f"{flag}=true"
+            if flag.startswith("--no_") and self._is_bool(f"--{flag[5:]}"):
+                return f"--{flag[5:]}=false"
         if f"{flag}+" in self._option_string_actions and not value.startswith("["):
-            flag += "+"
+            flag += "+"  # append to the list
         return flag + equals + value
 
+    def _is_bool(self, flag: str) -> bool:
+        return getattr(self._option_string_actions.get(flag), "_typehint", None) is bool
+
     def format_help(self) -> str:
-        return re.sub(r"--[a-z0-9_.]+", lambda m: m[0].replace("_", "-"), super().format_help())
+        return _dashes(super().format_help())
+
+    def format_usage(self) -> str:
+        return _dashes(super().format_usage())
+
+    def error(self, message: str, *rest: Any) -> Any:
+        return super().error(_dashes(message), *rest)
+
+
+def _dashes(text: str) -> str:
+    text = re.sub(r"--([a-z0-9_.]+) \{true,false\}", r"--\1 | --no-\1", text)
+    return re.sub(r"--[a-z0-9_.-]+", lambda m: m[0].replace("_", "-"), text)
 
 
 def run(
