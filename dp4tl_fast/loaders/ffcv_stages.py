@@ -1,0 +1,228 @@
+"""The parts of the FFCV backend that need FFCV itself: two pipeline stages and an epoch whose threads end.
+
+    Locate      compiled by FFCV's graph: record numbers -> address and size of the stored bytes, by its memory manager
+    DecodeCrop  numba without the GIL, on a pool of threads: libffcv decodes the JPEG once, then for every view crops
+                and resizes (OpenCV INTER_AREA), and mirror, normalise and cast are one pass over the output
+
+FFCV's own stages would copy the batch for each of mirror, normalise and cast; draw crops from numba's per-thread random
+state, which no seed reaches; keep a buffer of the largest image for every slot of every batch; and ignore what the
+decoder says about a broken JPEG.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from queue import Empty
+from typing import Any
+
+import ffcv.libffcv
+import llvmlite.binding
+import numba
+import numpy as np
+from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+from ffcv.loader.epoch_iterator import EpochIterator
+from ffcv.memory_managers.os_cache import OSCacheContext
+from ffcv.pipeline.allocation_query import AllocationQuery
+from ffcv.pipeline.operation import Operation
+from ffcv.pipeline.state import State
+from numba import types
+
+from dp4tl_fast.beton import Beton
+from dp4tl_fast.errors import BackendError
+from dp4tl_fast.loaders.readahead import fetched, no_readahead
+
+# libffcv's functions under names of ours, so that compiled code can be cached on disk: a ctypes pointer could not be.
+_LIB = ffcv.libffcv.lib
+if (len(_LIB.imdecode.argtypes), len(_LIB.resize.argtypes)) != (13, 11):
+    raise BackendError("backend 'ffcv' knows the library of ffcv 1.0.2, not this one. Run `pip install ffcv==1.0.2`")
+for _name in ("imdecode", "resize"):
+    _address = ctypes.cast(getattr(_LIB, _name), ctypes.c_void_p).value
+    llvmlite.binding.add_symbol(f"dp4tl_ffcv_{_name}", _address)
+_imdecode: Any = types.ExternalFunction(
+    "dp4tl_ffcv_imdecode",
+    types.int32(types.uintp, types.uint64, types.uint32, types.uint32, types.uintp, types.uint32, types.uint32,
+                types.uint32, types.uint32, types.uint32, types.uint32, types.boolean, types.boolean),
+)  # fmt: skip
+_resize: Any = types.ExternalFunction("dp4tl_ffcv_resize", types.void(*[types.int64] * 11))
+
+JPEG = 0
+
+
+@numba.njit(nogil=True, cache=True)
+def decode_crop(spans, modes, heights, widths, boxes, mirror, table, out, status, start, stop):  # type: ignore[no-untyped-def]
+    """Decode images ``start`` to ``stop`` of a batch into ``out``.
+
+    Args:
+        spans: Address and size of the stored bytes, and whether they look right, int64 ``[n, 3]``.
+        modes, heights, widths: As the file states them, ``[n]``.
+        boxes: Top, left, height, width, int64 ``[views, n, 4]``, inside the image.
+        mirror: bool ``[views, n]``.
+        table: What a byte of a channel becomes, ``[256, 3]``.
+        out: ``[views, n, size, size, 3]`` of the table's dtype.
+        status: int32 ``[n]``; set to the decoder's return code, 0 if it had nothing to say, or -1.
+    """
+    size = out.shape[2]
+    most = np.int64(0)
+    for i in range(start, stop):
+        if modes[i] == JPEG:
+            most = max(most, np.int64(heights[i]) * np.int64(widths[i]) * 3)
+    pixels = np.empty(most, np.uint8)
+    tile = np.empty((size, size, 3), np.uint8)
+    for i in range(start, stop):
+        h, w, source = np.int64(heights[i]), np.int64(widths[i]), np.int64(spans[i, 0])
+        if modes[i] == JPEG:
+            status[i] = -1
+            if spans[i, 2]:
+                status[i] = _imdecode(source, spans[i, 1], h, w, pixels.ctypes.data, h, w, 0, 0, 1, 1, False, False)
+            if status[i] != 0:
+                continue
+            source = np.int64(pixels.ctypes.data)
+        for v in range(boxes.shape[0]):
+            top, left, height, width = boxes[v, i]
+            _resize(0, source, h, w, top, top + height, left, left + width, np.int64(tile.ctypes.data), size, size)
+            write_tile(tile, mirror[v, i], table, out[v, i])
+
+
+@numba.njit(nogil=True, cache=True)
+def write_tile(tile, mirrored, table, out):  # type: ignore[no-untyped-def]
+    """``out[y, x, c] = table[tile[y, x or its mirror image, c], c]``."""
+    size = tile.shape[1]
+    for y in range(tile.shape[0]):
+        for x in range(size):
+            from_x = size - 1 - x if mirrored else x
+            for c in range(3):
+                out[y, x, c] = table[tile[y, from_x, c], c]
+
+
+@numba.njit(nogil=True, cache=True)
+def states_size(jpeg, height, width):  # type: ignore[no-untyped-def]
+    """Does the JPEG's frame header (ITU-T T.81, B.2.2) state this size? False also when there is none."""
+    i = 2
+    while i + 9 <= jpeg.size and jpeg[i] == 0xFF:
+        marker = jpeg[i + 1]
+        if marker == 0xFF:  # fill byte
+            i += 1
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return (jpeg[i + 5] << 8 | jpeg[i + 6]) == height and (jpeg[i + 7] << 8 | jpeg[i + 8]) == width
+        i += 2 + (jpeg[i + 2] << 8 | jpeg[i + 3])
+    return False
+
+
+class Locate(SimpleRGBImageDecoder):
+    """FFCV's place for a decoder: only finds where the bytes are."""
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
+        dtype = np.dtype("<i8")
+        return replace(previous_state, jit_mode=True, shape=(3,), dtype=dtype), AllocationQuery((3,), dtype)
+
+    def generate_code(self) -> Callable[..., Any]:
+        read = self.memory_read
+
+        def locate(batch_indices, spans, metadata, storage_state):  # type: ignore[no-untyped-def]
+            for i in range(len(batch_indices)):
+                row = metadata[batch_indices[i]]
+                stored = read(row["data_ptr"], storage_state)
+                spans[i, 0], spans[i, 1] = stored.ctypes.data, stored.size
+                spans[i, 2] = row["mode"] != JPEG or states_size(stored, row["height"], row["width"])
+            return spans[: len(batch_indices)]
+
+        return locate
+
+
+class DecodeCrop(Operation):
+    """Runs ``batch(records, spans)`` outside FFCV's compiler; it returns the batch that the consumer gets."""
+
+    def __init__(self, batch: Callable[[np.ndarray, np.ndarray], Any]) -> None:
+        super().__init__()
+        self.batch = batch
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, None]:
+        return replace(previous_state, jit_mode=False, dtype=np.dtype("u1")), None
+
+    def generate_code(self) -> Callable[..., Any]:
+        def run(spans: np.ndarray, memory: None, batch_indices: np.ndarray) -> Any:
+            return self.batch(batch_indices, spans)
+
+        run.with_indices = True  # type: ignore[attr-defined]
+        return run
+
+
+def decode_batch(pool: ThreadPoolExecutor, workers: int, out: np.ndarray, *columns: np.ndarray) -> np.ndarray:
+    """``decode_crop`` on a pool of threads, in pieces small enough to balance. Returns the status, ``[n]``."""
+    n = out.shape[1]
+    status = np.zeros(n, np.int32)
+    step = max(1, -(-n // (4 * workers)))
+
+    def piece(start: int) -> None:
+        decode_crop(*columns, out, status, start, min(start + step, n))
+
+    list(pool.map(piece, range(0, n, step)))
+    return status
+
+
+class Epoch(EpochIterator):
+    """FFCV's epoch thread, with its three traps closed.
+
+    - An exception in the thread (a broken record, memory) is raised in the consumer; FFCV's would wait for ever.
+    - ``close`` ends the thread at once and waits for it; FFCV's stays, blocked on its full queue, when an epoch is
+      abandoned, and with it the twelve page readers of its process cache.
+    - ``run`` leaves torch's and numba's thread counts alone; FFCV's sets both to its ``num_workers``.
+    """
+
+    closed: bool
+
+    def __init__(self, loader: ffcv.Loader, beton: Beton, batches: list[np.ndarray]) -> None:
+        self.beton = beton
+        super().__init__(loader, np.concatenate(batches))  # this starts the thread
+
+    def run(self) -> None:
+        slots = len(self.cuda_streams)
+        try:
+            batches = self.iter_ixes
+            if isinstance(self.memory_context, OSCacheContext):
+                no_readahead(self.memory_context.mmap)
+                batches = fetched(self.beton, batches)
+            for b, records in enumerate(batches):
+                if self.terminate_event.is_set():
+                    return
+                self.output_queue.put(self.run_pipeline(b, records, b % slots, None)[0])
+            self.output_queue.put(None)
+        except BaseException as error:
+            self.output_queue.put(error)
+
+    def __next__(self) -> Any:
+        while True:
+            try:
+                item = self.output_queue.get(timeout=1)
+                break
+            except Empty:
+                if not self.is_alive() or self._lost_readers():
+                    raise BackendError(f"FFCV's reading threads of {self.loader.fname} have died") from None
+        if item is None:
+            raise StopIteration
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def _lost_readers(self) -> bool:
+        """Did a page reader of the process cache end early? It ends on any I/O error, without a word."""
+        readers = getattr(getattr(self.memory_context, "executor", None), "threads", ())
+        return not all(reader.is_alive() for reader in readers)
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        lost = self._lost_readers()
+        self.closed = True
+        self.terminate_event.set()
+        while self.is_alive() and not lost:
+            with suppress(Empty):  # the thread may be blocked on its full queue
+                self.output_queue.get(timeout=0.01)
+        self.memory_context.__exit__(None, None, None)
+        for reader in getattr(getattr(self.memory_context, "executor", None), "threads", ()):
+            reader.join()
