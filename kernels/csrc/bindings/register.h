@@ -6,6 +6,6 @@
 namespace dp4tl {
 
 void register_counts(nanobind::module_& m);  // label_counts, nearest-centroid reduction
-void register_beton(nanobind::module_& m);   // .beton tables
+void register_loader(nanobind::module_& m);  // the data plane
 
 }  // namespace dp4tl

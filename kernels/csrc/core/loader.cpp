@@ -1,0 +1,174 @@
+#include "core/loader.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <exception>
+
+#include "core/error.h"
+#include "core/record_reader.h"
+
+namespace dp4tl {
+
+struct Loader::Slot {
+  std::shared_ptr<Batch> batch;  // null while free
+  int64_t first = 0, size = 0;   // its records in records_
+  int64_t done = 0;
+};
+
+struct Loader::Worker {
+  RecordReader reader;
+};
+
+namespace {
+
+size_t image_bytes(const Output& out) { return static_cast<size_t>(out.size) * static_cast<size_t>(out.size) * 3 * bytes_of(out.dtype); }
+
+}  // namespace
+
+Loader::Loader(std::shared_ptr<const Beton> beton, LoaderOptions options)
+    : beton_(std::move(beton)),
+      options_(std::move(options)),
+      kernels_(kernels_for(options_.isa)),
+      pool_(std::make_shared<Pool>(image_bytes(options_.output) * static_cast<size_t>(options_.batch_size) * static_cast<size_t>(options_.views),
+                                   static_cast<size_t>(options_.depth) + 2)),
+      slots_(static_cast<size_t>(options_.depth)) {
+  for (int i = 0; i < options_.threads; ++i) threads_.emplace_back([this] { work(); });
+}
+
+Loader::~Loader() {
+  stop();
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    quit_ = true;
+  }
+  work_.notify_all();
+  for (auto& thread : threads_) thread.join();
+}
+
+void Loader::start(std::vector<int64_t> records, std::vector<int64_t> bounds, uint32_t epoch) {
+  const auto n = static_cast<int64_t>(beton_->records.size());
+  if (bounds.empty() || bounds.front() != 0 || bounds.back() != static_cast<int64_t>(records.size()) ||
+      !std::is_sorted(bounds.begin(), bounds.end())) {
+    throw Error("batch bounds do not partition the records");
+  }
+  for (size_t b = 1; b < bounds.size(); ++b) {
+    if (bounds[b] == bounds[b - 1] || bounds[b] - bounds[b - 1] > options_.batch_size) throw Error("a batch is empty or too large");
+  }
+  for (const int64_t r : records) {
+    if (r < 0 || r >= n) throw Error("record " + std::to_string(r) + " does not exist: there are " + std::to_string(n));
+  }
+  stop();
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    records_ = std::move(records);
+    bounds_ = std::move(bounds);
+    opened_ = taken_ = claimed_ = 0;
+    epoch_ = epoch;
+    failed_ = false;
+    running_ = true;
+  }
+  work_.notify_all();
+}
+
+void Loader::stop() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  running_ = false;
+  idle_.wait(lock, [this] { return busy_ == 0; });
+  for (auto& slot : slots_) slot.batch.reset();
+}
+
+Failure Loader::failure() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return failure_;
+}
+
+Loader::Status Loader::next(int milliseconds, std::shared_ptr<Batch>& batch) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  if (failed_) return Status::kFailed;
+  const auto batches = static_cast<int64_t>(bounds_.size()) - 1;
+  if (!running_ || taken_ >= batches) return Status::kEnd;
+  Slot& slot = slots_[static_cast<size_t>(taken_ % options_.depth)];
+  const auto ready = [&] { return failed_ || (slot.batch && slot.done == slot.size); };
+  if (!ready_.wait_for(lock, std::chrono::milliseconds(milliseconds), ready)) return Status::kTimeout;
+  if (failed_) return Status::kFailed;
+  batch = std::move(slot.batch);
+  slot.batch.reset();
+  ++taken_;
+  lock.unlock();
+  work_.notify_all();
+  return Status::kBatch;
+}
+
+// A thread may take records of the newest open batch, or open the next one if the ring has a free slot.
+bool Loader::can_claim() const {
+  if (!running_ || failed_) return false;
+  const auto batches = static_cast<int64_t>(bounds_.size()) - 1;
+  if (opened_ > 0 && claimed_ < bounds_[static_cast<size_t>(opened_)] - bounds_[static_cast<size_t>(opened_) - 1]) return true;
+  return opened_ < batches && opened_ < taken_ + options_.depth;
+}
+
+void Loader::work() {
+  Worker worker{RecordReader(beton_->file, options_.crop, options_.output, options_.views, kernels_)};
+  std::unique_lock<std::mutex> lock(mutex_);
+  for (;;) {
+    work_.wait(lock, [this] { return quit_ || can_claim(); });
+    if (quit_) return;
+    if (opened_ == 0 || claimed_ == slots_[static_cast<size_t>((opened_ - 1) % options_.depth)].size) {
+      Slot& fresh = slots_[static_cast<size_t>(opened_ % options_.depth)];
+      fresh.first = bounds_[static_cast<size_t>(opened_)];
+      fresh.size = bounds_[static_cast<size_t>(opened_) + 1] - fresh.first;
+      fresh.done = 0;
+      fresh.batch = std::make_shared<Batch>();
+      fresh.batch->images = pool_->get();
+      fresh.batch->labels.resize(static_cast<size_t>(fresh.size));
+      fresh.batch->index.resize(static_cast<size_t>(fresh.size));
+      fresh.batch->capacity = options_.batch_size;
+      ++opened_;
+      claimed_ = 0;
+    }
+    Slot& slot = slots_[static_cast<size_t>((opened_ - 1) % options_.depth)];
+    // Small pieces, so that threads finish a batch together; not single records, so that tiny images do not queue for the lock.
+    const int64_t piece = std::clamp<int64_t>(slot.size / (4 * options_.threads), 1, 16);
+    const int64_t first = claimed_, count = std::min(piece, slot.size - claimed_);
+    claimed_ += count;
+    ++busy_;
+    const uint32_t epoch = epoch_;
+    lock.unlock();
+    process(worker, slot, first, count, epoch);
+    lock.lock();
+    --busy_;
+    slot.done += count;
+    if (slot.done == slot.size || failed_) ready_.notify_all();
+    if (busy_ == 0) idle_.notify_all();
+  }
+}
+
+void Loader::process(Worker& worker, Slot& slot, int64_t first, int64_t count, uint32_t epoch) {
+  const size_t bytes = image_bytes(options_.output);
+  Batch& batch = *slot.batch;
+  for (int64_t i = first; i < first + count; ++i) {
+    const int64_t number = records_[static_cast<size_t>(slot.first + i)];
+    const Record& record = beton_->records[static_cast<size_t>(number)];
+    batch.labels[static_cast<size_t>(i)] = record.label;
+    batch.index[static_cast<size_t>(i)] = record.index;
+    std::string message;
+    try {
+      worker.reader.run(number, record, epoch, static_cast<uint8_t*>(batch.images->data) + static_cast<size_t>(i) * bytes,
+                        bytes * static_cast<size_t>(batch.capacity));
+      continue;
+    } catch (const std::exception& error) {
+      message = error.what();
+    }
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (options_.skip) {
+      batch.failures.push_back({number, i, message});
+    } else {
+      if (!failed_) failure_ = {number, i, message};
+      failed_ = true;
+      return;
+    }
+  }
+}
+
+}  // namespace dp4tl

@@ -1,0 +1,92 @@
+// The data plane: threads that read, decode, crop and resize records into a ring of batches. Knows no Python.
+//
+// Threads block on condition variables and never spin: they share the cores with the training loop.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "core/beton.h"
+#include "core/buffers.h"
+#include "core/crop.h"
+#include "core/kernels.h"
+#include "core/pixels.h"
+
+namespace dp4tl {
+
+struct LoaderOptions {
+  CropSpec crop;
+  Output output;
+  int views = 1;
+  int threads = 1;
+  int batch_size = 256;
+  int depth = 3;       // batches that are decoded ahead of the consumer
+  bool skip = false;   // leave out records that cannot be decoded, instead of failing
+  std::string isa = "auto";
+};
+
+struct Failure {
+  int64_t record, position;  // record number; row in its batch, or -1
+  std::string message;
+};
+
+// One ready batch. Its memory goes back to the pool when the last owner lets go.
+struct Batch {
+  std::shared_ptr<Buffer> images;  // [views][capacity][size][size][3], then nothing
+  std::vector<int64_t> labels, index;
+  std::vector<Failure> failures;  // of skipped records: their rows are undefined
+  int64_t capacity = 0;           // rows per view that the buffer holds
+};
+
+class Loader {
+ public:
+  Loader(std::shared_ptr<const Beton> beton, LoaderOptions options);  // throws Error
+  ~Loader();
+
+  // Begin an epoch over these batches: batch b is records[bounds[b] .. bounds[b + 1]). Ends a running one.
+  void start(std::vector<int64_t> records, std::vector<int64_t> bounds, uint32_t epoch);
+
+  enum class Status { kBatch, kEnd, kFailed, kTimeout };
+  // Wait for the next batch, at most `milliseconds`. kFailed: a record could not be decoded, see failure().
+  Status next(int milliseconds, std::shared_ptr<Batch>& batch);
+  Failure failure() const;
+
+  // Give up the running epoch: returns when no thread works on it any more.
+  void stop();
+
+  int threads() const { return options_.threads; }
+  const char* isa() const { return kernels_.name; }
+
+ private:
+  struct Slot;
+  struct Worker;
+  void work();
+  void process(Worker& worker, Slot& slot, int64_t first, int64_t count, uint32_t epoch);
+  bool can_claim() const;
+
+  const std::shared_ptr<const Beton> beton_;
+  const LoaderOptions options_;
+  const Kernels& kernels_;
+  const std::shared_ptr<Pool> pool_;
+
+  mutable std::mutex mutex_;  // guards all below
+  std::condition_variable work_, ready_, idle_;
+  std::vector<int64_t> records_, bounds_;
+  std::vector<Slot> slots_;  // ring: batch b is in slots_[b % depth]
+  int64_t opened_ = 0;       // batches begun
+  int64_t taken_ = 0;        // batches handed to the consumer
+  int64_t claimed_ = 0;      // records of the newest open batch that were given to threads
+  int busy_ = 0;             // threads inside process()
+  uint32_t epoch_ = 0;
+  bool running_ = false, quit_ = false, failed_ = false;
+  Failure failure_{};
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace dp4tl

@@ -1,0 +1,31 @@
+// One record to its views: read, decode, crop, resize, flip, normalise. One object a thread.
+#pragma once
+
+#include "core/beton.h"
+#include "core/jpeg_turbo.h"
+#include "core/kernels.h"
+#include "core/pixels.h"
+
+namespace dp4tl {
+
+class RecordReader {
+ public:
+  RecordReader(const File& file, const CropSpec& crop, const Output& output, int views, const Kernels& kernels)
+      : file_(file), spec_(crop), output_(output), crops_(static_cast<size_t>(views)), resizer_(kernels) {}
+
+  // Write view v of record `number` to `to + v * view_stride`. Throws Error.
+  void run(int64_t number, const Record& record, uint32_t epoch, uint8_t* to, size_t view_stride);
+
+ private:
+  Pixels pixels_of(const Record& record, const Rect& wanted);
+
+  const File& file_;
+  const CropSpec& spec_;
+  const Output& output_;
+  std::vector<Crop> crops_;
+  Resizer resizer_;
+  TurboDecoder turbo_;
+  Scratch<uint8_t> bytes_;
+};
+
+}  // namespace dp4tl

@@ -1,0 +1,101 @@
+#include <algorithm>
+#include <cmath>
+
+#include "core/kernels.h"
+#include "core/pixels.h"
+
+namespace dp4tl {
+
+void Weights::compute(double begin, double length, int low, int high, int origin, int size, bool reverse) {
+  const double scale = length / size, support = std::max(scale, 1.0), inverse = 1.0 / support;
+  taps = std::min(static_cast<int>(std::ceil(support)) * 2 + 1, high - low);
+  start.resize(static_cast<size_t>(size));
+  weight.resize(static_cast<size_t>(size) * static_cast<size_t>(taps));
+  row_.resize(static_cast<size_t>(taps));
+  for (int i = 0; i < size; ++i) {
+    const double center = begin + (i + 0.5) * scale;
+    int first = std::max(low, static_cast<int>(std::floor(center - support + 0.5)));
+    const int last = std::min(high, static_cast<int>(std::floor(center + support + 0.5)));
+    first = std::clamp(first, low, high - taps);  // all taps inside; those outside the triangle weigh nothing
+    float sum = 0;
+    for (int k = 0; k < taps; ++k) {
+      const auto distance = static_cast<float>(std::abs(first + k + 0.5 - center) * inverse);
+      row_[k] = first + k < last ? std::max(0.0f, 1.0f - distance) : 0.0f;
+      sum += row_[k];
+    }
+    const int to = reverse ? size - 1 - i : i;
+    int16_t* fixed = &weight[static_cast<size_t>(to) * taps];
+    start[to] = first - origin;
+    int rest = INT16_MAX, largest = 0;
+    for (int k = 0; k < taps; ++k) {
+      fixed[k] = static_cast<int16_t>(row_[k] * (INT16_MAX / sum) + 0.5f);
+      rest -= fixed[k];
+      if (fixed[k] > fixed[largest]) largest = k;
+    }
+    fixed[largest] = static_cast<int16_t>(fixed[largest] + rest);  // the weights sum to one exactly: no drift in flat areas
+  }
+}
+
+namespace {
+
+// The crop in samples of a plane: [begin, begin + length) cut at whole samples [low, high).
+struct Span {
+  double begin, length;
+  int low, high;
+};
+
+Span span(int begin, int length, int step, int samples) {
+  return {static_cast<double>(begin) / step, static_cast<double>(length) / step, begin / step,
+          std::min(samples, (begin + length + step - 1) / step)};
+}
+
+}  // namespace
+
+void Resizer::run(const Pixels& pixels, const Crop& crop, const Output& out, void* to) {
+  const int planes = pixels.color == Color::kYcc ? 3 : 1;
+  const int channels = pixels.color == Color::kRgb ? 3 : 1;
+  const Plane& luma = pixels.planes[0];
+  const Plane& chroma = pixels.planes[1];
+  const bool same_x = planes == 1 || (chroma.step_x == luma.step_x && chroma.left == luma.left);
+  const bool same_y = planes == 1 || (chroma.step_y == luma.step_y && chroma.top == luma.top);
+  const int sets = same_x && same_y ? 1 : 2;
+  Span x[2];
+  for (int s = 0; s < sets; ++s) {
+    const Plane& p = pixels.planes[s];
+    x[s] = span(crop.x, crop.width, p.step_x, p.width);
+    const Span y = span(crop.y, crop.height, p.step_y, p.height);
+    across_[s].compute(x[s].begin, x[s].length, x[s].low, x[s].high, x[s].low, out.size, crop.flip);
+    down_[s].compute(y.begin, y.length, y.low, y.high, p.top, out.size, false);
+  }
+  const int widest = (std::max(x[0].high - x[0].low, sets == 2 ? x[1].high - x[1].low : 0) * channels + 15) / 16 * 16;
+  int16_t* rows = rows_.at_least(static_cast<size_t>(widest) * kBand);
+  int16_t* columns = columns_.at_least(static_cast<size_t>(widest) * kBand);
+  const size_t band = static_cast<size_t>(out.size + 7) / 8 * 8 * kBand;  // one channel of a band
+  int16_t* bands = bands_.at_least(3 * band);
+  const size_t row_bytes = static_cast<size_t>(out.size) * 3 * bytes_of(out.dtype);
+
+  for (int first = 0; first < out.size; first += kBand) {
+    for (int p = 0; p < planes; ++p) {
+      const int s = p > 0 ? sets - 1 : 0;
+      const Plane& plane = pixels.planes[p];
+      const int n = (x[s].high - x[s].low) * channels;
+      const uint8_t* left = plane.data + static_cast<ptrdiff_t>(x[s].low - plane.left) * channels;
+      for (int i = 0; i < kBand; ++i) {
+        const int row = std::min(first + i, out.size - 1);  // the last band repeats its last row, which is not stored
+        kernels_.blend_rows(left + down_[s].start[row] * plane.stride, plane.stride,
+                            &down_[s].weight[static_cast<size_t>(row) * down_[s].taps], down_[s].taps, n, rows + i * widest);
+      }
+      kernels_.to_columns(rows, widest, n, columns);
+      for (int c = 0; c < channels; ++c) {
+        kernels_.blend_columns(columns, channels, c, across_[s].start.data(), across_[s].weight.data(), across_[s].taps, out.size,
+                               bands + (p + c) * band);
+      }
+    }
+    if (pixels.color == Color::kYcc) kernels_.ycc_to_rgb(bands, bands + band, bands + 2 * band, out.size);
+    const bool gray = pixels.color == Color::kGray;
+    kernels_.store_band(bands, gray ? bands : bands + band, gray ? bands : bands + 2 * band, out,
+                        std::min(kBand, out.size - first), static_cast<uint8_t*>(to) + static_cast<size_t>(first) * row_bytes);
+  }
+}
+
+}  // namespace dp4tl
