@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 import time
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import closing, suppress
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dp4tl_fast import cli
-from dp4tl_fast.beton.images import ImageRule, Record, make_record
-from dp4tl_fast.beton.writer import BetonWriter
+from dp4tl_fast.beton.images import ImageRule, make_record
 from dp4tl_fast.errors import SourceError, UsageError
 from dp4tl_fast.sources import Source, open_source
+from dp4tl_fast.sources.conversion import Conversion, check_space, finished
+from dp4tl_fast.sources.pipeline import record_order
 
 LAYOUTS = ("class", "shuffled")
-CHUNK_BYTES, CHUNK_RECORDS = 8 << 20, 512  # of source files; a chunk is what a worker does at once
 
 
 def convert(
@@ -38,11 +37,13 @@ def convert(
     seed: int = 0,
     workers: int = 0,
     on_error: str = "fail",
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Convert labelled images to a .beton file that FFCV and dp4tl_fast read.
 
-    JPEGs are stored byte for byte where every loader can read them (less EXIF and comments); all else is decoded and
-    encoded anew. The same input and flags give the same bytes for any number of workers.
+    JPEGs are stored as they are where every loader can read them (less EXIF and comments); all else is decoded and
+    encoded anew, and listed in OUT.audit.csv. The same input and flags give the same bytes for any number of workers.
+    An interrupted run goes on where it stopped when the same command is given again.
 
     Args:
         src: Folder of class folders.
@@ -57,14 +58,63 @@ def convert(
         seed: Of the random order of records.
         workers: Threads; 0 is one a core.
         on_error: ``fail`` at the first bad image, or ``skip`` it.
+        resume: Do nothing when OUT is complete, and fail, instead of starting over, when an unfinished OUT was made
+            from other input or flags.
 
     Returns:
-        ``samples``, ``classes``, ``bytes`` of the file, ``seconds``, ``skipped``, ``kept`` (stored byte for byte).
+        ``samples`` stored, ``classes``, ``bytes`` of the file, ``seconds``, ``listed`` in the source, of which
+        ``byte_for_byte``, ``changed`` (see the audit file) and ``skipped``; ``resumed``: done by an earlier run.
 
     Raises:
         SourceError: The source is missing, empty, or holds a bad image.
         UsageError: A flag has a value that cannot work.
+        BetonError: The disk is full.
     """
+    rule = ImageRule(
+        write_mode=write_mode, max_side=max_side, short_side=short_side, quality=quality,
+        smart_threshold=smart_threshold, jpeg_share=jpeg_share, seed=seed,
+    )  # fmt: skip
+    _check_flags(layout, on_error, workers, seed)
+    started = time.perf_counter()
+    target = Path(out)
+    with closing(open_source(src)) as source:
+        order = record_order(source.labels, layout, seed)
+        identity = {"input": source.identity(), "layout": layout, "rule": asdict(rule), "pillow": version("pillow")}
+        summary = finished(target, identity) if resume else None
+        resumed = len(order)
+        if summary is None:
+            check_space(target, _bytes_needed(source, order, rule))
+            with Progress(len(order)) as bar:
+                conversion = Conversion(
+                    source=source, order=order, rule=rule, out=target, identity=identity, progress=bar.advance,
+                    workers=workers or len(os.sched_getaffinity(0)), skip=on_error == "skip", must_resume=resume,
+                )  # fmt: skip
+                summary, resumed = conversion.run(), conversion.resumed
+    size, seconds = target.stat().st_size, time.perf_counter() - started
+    return {"out": out, **summary, "bytes": size, "resumed": resumed, "seconds": seconds}
+
+
+class Progress:
+    """The bar: images, images/s, MB/s of source files, time left."""
+
+    def __init__(self, total: int) -> None:
+        self._bar = cli.progress((), desc="convert", unit="image", total=total)
+        self._started, self._bytes = time.perf_counter(), 0
+
+    def advance(self, samples: int, size: int) -> None:
+        self._bytes += size
+        rate = self._bytes / 1e6 / max(time.perf_counter() - self._started, 1e-3)
+        self._bar.set_postfix_str(f"{rate:.0f} MB/s", refresh=False)
+        self._bar.update(samples)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.close()
+
+
+def _check_flags(layout: str, on_error: str, workers: int, seed: int) -> None:
     if layout not in LAYOUTS:
         raise UsageError(f"convert: layout = {layout!r}, but it must be one of {', '.join(LAYOUTS)}")
     if on_error not in ("fail", "skip"):
@@ -73,115 +123,18 @@ def convert(
         raise UsageError(f"convert: workers = {workers}, but it must be 0 (one a core) or more")
     if not 0 <= seed < 2**63:
         raise UsageError(f"convert: seed = {seed}, but it must be from 0 to 2^63 - 1")
-    rule = ImageRule(
-        write_mode=write_mode, max_side=max_side, short_side=short_side, quality=quality,
-        smart_threshold=smart_threshold, jpeg_share=jpeg_share, seed=seed,
-    )  # fmt: skip
-    started = time.perf_counter()
-    source = open_source(src)
-    order = record_order(source.labels, layout, seed)
-    skipped = kept = 0
-    bar = cli.progress((), desc="convert", unit="image", total=len(order))
-    with BetonWriter(out, len(order)) as writer, bar:
-        for chunk in converted(source, order, rule, workers or len(os.sched_getaffinity(0)), on_error):
-            labels = source.labels[chunk.index]
-            writer.append_many(chunk.payloads, chunk.modes, chunk.widths, chunk.heights, labels, chunk.index)
-            skipped += len(chunk.errors)
-            kept += sum(not record.note for record in chunk.records)
-            bar.update(len(chunk.records) + len(chunk.errors))
-        writer.close(class_names=source.class_names)
-    return {
-        "out": out,
-        "samples": writer.count,
-        "classes": len(source.class_names),
-        "bytes": writer.path.stat().st_size,
-        "skipped": skipped,
-        "kept": kept,
-        "seconds": time.perf_counter() - started,
-    }
 
 
-def record_order(labels: np.ndarray, layout: str, seed: int) -> np.ndarray:
-    """Listing positions in the order of their records: a permutation, int64 ``[n]``.
-
-    Philox's raw output is the sort key: it is the same in every version of NumPy.
-    """
-    keys = np.random.Philox(key=seed).random_raw(len(labels))
-    return np.lexsort((keys, labels)) if layout == "class" else np.argsort(keys, kind="stable")
-
-
-@dataclass(slots=True)
-class Chunk:
-    """Consecutive records of the order, converted.
-
-    Attributes:
-        index: Listing positions of the records that worked, int64 ``[k]``.
-        errors: (listing position, message) of those that did not.
-    """
-
-    index: np.ndarray
-    records: list[Record]
-    errors: list[tuple[int, str]] = field(default_factory=list)
-
-    @property
-    def payloads(self) -> list[bytes]:
-        return [record.payload for record in self.records]
-
-    def _column(self, k: int) -> np.ndarray:
-        return np.array([record[k] for record in self.records], np.int64)
-
-    @property
-    def modes(self) -> np.ndarray:
-        return self._column(1)
-
-    @property
-    def widths(self) -> np.ndarray:
-        return self._column(2)
-
-    @property
-    def heights(self) -> np.ndarray:
-        return self._column(3)
-
-
-def converted(source: Source, order: np.ndarray, rule: ImageRule, workers: int, on_error: str) -> Iterator[Chunk]:
-    """Convert all samples in ``order``; chunks come in order, a few of them ahead of the consumer."""
-    bounds = chunk_bounds(source.sizes[order])
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="convert")
-    waiting: deque[Future[Chunk]] = deque()
-    try:
-        for start, stop in itertools.pairwise(bounds):
-            waiting.append(pool.submit(_convert_chunk, source, order[start:stop], rule, on_error))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def chunk_bounds(sizes: np.ndarray) -> list[int]:
-    """Where chunks start, and the end: at most ``CHUNK_RECORDS`` records and about ``CHUNK_BYTES`` bytes each."""
-    bounds, start = [0], 0
-    total = np.cumsum(sizes)
-    while start < len(sizes):
-        limit = (total[start - 1] if start else 0) + CHUNK_BYTES
-        start = min(start + CHUNK_RECORDS, max(start + 1, int(np.searchsorted(total, limit, "right"))))
-        start = min(start, len(sizes))
-        bounds.append(start)
-    return bounds
-
-
-def _convert_chunk(source: Source, positions: np.ndarray, rule: ImageRule, on_error: str) -> Chunk:
-    good, records, errors = [], [], []
-    for i in positions.tolist():
-        try:
-            records.append(make_record(source.read(i), rule, i))
-            good.append(i)
-        except (SourceError, OSError) as error:
-            if on_error == "fail":
-                raise SourceError(f"{source.name(i)}: {error}. Repair or remove it, or give --on-error skip") from None
-            errors.append((i, str(error)))
-    return Chunk(np.array(good, np.int64), records, errors)
+def _bytes_needed(source: Source, order: np.ndarray, rule: ImageRule) -> int:
+    """What the output will take, in bytes: the source's own size, or an estimate from a few converted samples."""
+    total = int(source.sizes.sum()) + 100 * len(order)
+    if rule.write_mode == "keep" and not (rule.max_side or rule.short_side):
+        return total
+    before = after = 0
+    for i in {(2 * k + 1) * len(source) // 128 for k in range(64)}:
+        with suppress(SourceError, OSError):  # a bad image is reported when its turn comes
+            before, after = before + int(source.sizes[i]), after + len(make_record(source.read(i), rule, i).payload)
+    return int(total * after / before) if before else total
 
 
 def main(argv: list[str] | None = None) -> int:

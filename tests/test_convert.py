@@ -18,6 +18,7 @@ from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton.reader import classes_path
 from dp4tl_fast.convert import convert
 from dp4tl_fast.errors import SourceError, UsageError
+from dp4tl_fast.sources import pipeline
 
 FFCV_DUMP = Path(__file__).with_name("ffcv_dump.py")
 SIZES = [(32, 24), (7, 50), (1, 1), (64, 64), (33, 17)]
@@ -55,7 +56,7 @@ def test_keep_class_layout(tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "o.beton"
     result = convert(str(tree), str(out))
     beton, files = Beton(out), listing(tree)
-    assert (result["samples"], result["classes"], result["skipped"], result["kept"]) == (18, 3, 0, 18)
+    assert (result["samples"], result["classes"], result["skipped"], result["byte_for_byte"]) == (18, 3, 0, 18)
     assert result["bytes"] == out.stat().st_size
     assert beton.layout == "class"
     assert beton.class_names == ["n01", "n02", "n03"]
@@ -85,7 +86,7 @@ def test_bytes_do_not_depend_on_workers_or_chunks(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict
 ) -> None:
     convert(str(tree), str(tmp_path / "a.beton"), workers=1, **options)
-    monkeypatch.setattr(command, "CHUNK_RECORDS", 2)
+    monkeypatch.setattr(pipeline, "CHUNK_RECORDS", 2)
     convert(str(tree), str(tmp_path / "b.beton"), workers=3, **options)
     assert (tmp_path / "a.beton").read_bytes() == (tmp_path / "b.beton").read_bytes()
     convert(str(tree), str(tmp_path / "c.beton"), seed=1, **options)

@@ -118,7 +118,7 @@ def _kept(data: bytes, rule: ImageRule, mode: str) -> Record | str:
 
 
 def _decoded(data: bytes, rule: ImageRule, mode: str, note: str) -> Record:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -126,8 +126,10 @@ def _decoded(data: bytes, rule: ImageRule, mode: str, note: str) -> Record:
             pixels = _to_8_bit(image)
     except Image.DecompressionBombError as error:
         raise SourceError(f"it is too large to be decoded safely: {error}") from None
+    except UnidentifiedImageError:  # its text has an address in it, and audit files must not differ between runs
+        raise SourceError("it cannot be decoded: its content is no image of a known kind") from None
     except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
-        raise SourceError(f"it cannot be decoded as an image: {error}") from None
+        raise SourceError(f"it cannot be decoded: {error}") from None
     notes = [note] if note else [f"{kind}, not JPEG"] if kind != "JPEG" else []
     size = rule.size_for(*pixels.size)
     if max(size) > fmt.MAX_SIDE:

@@ -5,6 +5,7 @@ The bytes are a function of the records, their order and ``capacity`` alone: not
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Sequence
@@ -31,11 +32,14 @@ class BetonWriter:
         capacity: Upper bound on the number of records: the space reserved for the metadata table.
         page_size: Bytes, a power of two. It doubles when a record needs more: a record that straddles no small page
             straddles no larger one, so what is written stays valid.
+        resume: Leave what an interrupted writer wrote, for ``restore``.
 
     Use it as a context manager.
     """
 
-    def __init__(self, path: str | Path, capacity: int, page_size: int = fmt.DEFAULT_PAGE_SIZE) -> None:
+    def __init__(
+        self, path: str | Path, capacity: int, page_size: int = fmt.DEFAULT_PAGE_SIZE, *, resume: bool = False
+    ) -> None:
         self.path = Path(path)
         self.partial = partial_path(self.path)
         if page_size & (page_size - 1) or not fmt.MIN_PAGE_SIZE <= page_size <= fmt.MAX_PAGE_SIZE:
@@ -48,7 +52,14 @@ class BetonWriter:
         self._table_start = 24 + fmt.FIELD.itemsize * len(FIELDS)
         self.position = fmt.round_up(self._table_start + self.metadata.nbytes, page_size)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o644)
+        self.fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with its process, however that ends
+        except OSError:
+            os.close(self.fd)
+            raise BetonError(f"{self.path}: another process is writing it. Wait for it, or stop it") from None
+        if not resume:
+            os.ftruncate(self.fd, 0)
 
     def append(self, payload: bytes | memoryview, mode: int, width: int, height: int, label: int, index: int) -> int:
         """Write one record and return its number. ``mode`` is ``format.MODE_JPEG`` or ``MODE_RAW`` (RGB rows)."""
@@ -63,8 +74,8 @@ class BetonWriter:
         height: np.ndarray,
         label: np.ndarray,
         index: np.ndarray,
-    ) -> None:
-        """Write records in order; the arrays are integers ``[n]``.
+    ) -> np.ndarray:
+        """Write records in order; the arrays are integers ``[n]``. Returns their rows of the metadata table.
 
         Raises:
             BetonError: An image is 0 or more than 65,535 pixels on a side, a raw payload has the wrong size, or the
@@ -82,6 +93,24 @@ class BetonWriter:
         self._write(self.position, buffers)
         self.position += sum(map(len, buffers))
         self.count += n
+        return rows
+
+    def restore(self, rows: np.ndarray, sizes: np.ndarray) -> None:
+        """Take over records that an interrupted writer of the same file wrote: metadata rows and sizes, ``[n]``."""
+        n = self.count + len(rows)
+        self.metadata[self.count : n], self.sizes[self.count : n], self.count = rows, sizes, n
+        if len(rows):
+            self.position = int(rows["f0"]["data_ptr"][-1]) + int(sizes[-1])
+            self.page_size = max(self.page_size, fmt.page_size_for(int(sizes.max())))
+
+    def drop_the_rest(self) -> None:
+        """Cut the file behind the last record: what an interrupted writer left there is not known to be whole."""
+        os.ftruncate(self.fd, self.position)
+
+    def sync(self) -> int:
+        """Wait until all records are on the disk; returns the position up to which they are."""
+        os.fdatasync(self.fd)
+        return self.position
 
     def _check(self, n: int, sizes: np.ndarray, mode: np.ndarray, width: np.ndarray, height: np.ndarray) -> None:
         if self.count + n > len(self.metadata):
@@ -98,7 +127,7 @@ class BetonWriter:
             need = int(width[i]) * int(height[i]) * 3
             raise BetonError(f"a raw image of {width[i]} x {height[i]} needs {need} bytes, not {sizes[i]}")
         if n and sizes.max() > fmt.MAX_PAGE_SIZE:
-            raise BetonError(f"a record of {int(sizes.max())} bytes exceeds the largest page, {fmt.MAX_PAGE_SIZE} bytes")
+            raise BetonError(f"a record of {sizes.max()} bytes exceeds the largest page, {fmt.MAX_PAGE_SIZE} bytes")
 
     def _place(
         self, payloads: Sequence[bytes | memoryview], sizes: list[int]
@@ -124,11 +153,11 @@ class BetonWriter:
         for first in range(0, len(buffers), WRITEV_BUFFERS):
             part = buffers[first : first + WRITEV_BUFFERS]
             size = sum(map(len, part))
-            written = os.pwritev(self._fd, part, offset)
+            written = os.pwritev(self.fd, part, offset)
             if written < size:  # interrupted or nearly full: the plain loop finishes it or gets the error
                 rest = memoryview(b"".join(part))[written:]
                 while rest:
-                    rest = rest[os.pwrite(self._fd, rest, offset + size - len(rest)) :]
+                    rest = rest[os.pwrite(self.fd, rest, offset + size - len(rest)) :]
             offset += size
 
     def close(self, class_names: list[str] | None = None) -> None:
@@ -144,31 +173,32 @@ class BetonWriter:
         for row, (name, type_id) in zip(fields, FIELDS, strict=True):
             row["type_id"] = type_id
             row["name"][: len(name)] = list(name.encode())
-        os.ftruncate(self._fd, end)  # also drops what an interrupted run may have left behind
+        os.ftruncate(self.fd, end)
         self._write(end, [allocations.tobytes()])
         self._write(0, [header.tobytes() + fields.tobytes() + rows.tobytes()])
-        os.fsync(self._fd)
-        self._close_file()
+        os.fsync(self.fd)
         if class_names is not None:
             write_classes(self.path, class_names)
-        commit(self.partial, self.path)
+        commit(self.partial, self.path)  # still locked
+        self.release()
 
     def abandon(self) -> None:
         """Remove the unfinished file."""
-        self._close_file()
-        self.partial.unlink(missing_ok=True)
+        if self.fd >= 0:
+            self.partial.unlink(missing_ok=True)
+            self.release()
 
-    def _close_file(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+    def release(self) -> None:
+        """Close the file as it is: unfinished, for a later ``restore``, unless ``close`` was called before."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
     def __enter__(self) -> BetonWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self._fd >= 0:
-            self.abandon()
+        self.abandon()
 
 
 def write_classes(beton: str | Path, names: list[str]) -> None:

@@ -1,0 +1,202 @@
+"""One conversion from a source to a .beton file: written chunk by chunk, resumable, with its sidecars.
+
+Beside ``x.beton`` it leaves ``x.classes.json``, ``x.crc32.npy`` (a checksum a record), ``x.audit.csv`` (what was not
+stored byte for byte, and why) and ``x.convert.json`` (what was converted, and how). While it runs there are
+``.x.beton.partial`` and ``.x.beton.journal``.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dp4tl_fast.beton.images import ImageRule
+from dp4tl_fast.beton.journal import CHECKSUM, AuditRow, Frame, Journal, journal_path, payloads_are_intact
+from dp4tl_fast.beton.writer import BetonWriter
+from dp4tl_fast.errors import BetonError, UsageError
+from dp4tl_fast.files import partial_path, write_atomically
+from dp4tl_fast.sources.base import Source
+from dp4tl_fast.sources.pipeline import Chunk, converted
+
+SYNC_BYTES = 1 << 30  # payloads that a power failure may cost; kill -9 costs the chunks in flight
+
+
+def sidecar(beton: str | Path, kind: str) -> Path:
+    """``x.beton`` -> ``x.<kind>``, for ``crc32.npy``, ``audit.csv`` and ``convert.json``."""
+    return Path(beton).with_suffix(f".{kind}")
+
+
+@dataclass(kw_only=True)
+class Conversion:
+    """Convert the samples ``order`` (listing positions, int64 ``[n]``) of ``source`` to ``out``.
+
+    Attributes:
+        identity: What decides the bytes of the output. A journal with another identity is not resumed.
+        must_resume: Refuse to discard the progress of another conversion to the same file.
+        progress: Called with (samples, source bytes) after every chunk.
+        resumed: Samples that an interrupted run had finished.
+    """
+
+    source: Source
+    order: np.ndarray
+    rule: ImageRule
+    out: Path
+    identity: dict[str, Any]
+    workers: int
+    skip: bool
+    must_resume: bool
+    progress: Callable[[int, int], None]
+    resumed: int = 0
+    _checksums: list[np.ndarray] = field(default_factory=list)
+    _done: int = 0
+
+    def run(self) -> dict[str, Any]:
+        """Convert what is not yet done, and put the file in place.
+
+        Raises:
+            SourceError: A bad image; finished chunks are kept for a later run.
+            BetonError: The disk is full, or another process writes the same file.
+            UsageError: It must resume, but what is there is the start of another conversion.
+        """
+        journal = Journal(journal_path(self.out))
+        if self.must_resume and journal.is_of_another(self.identity):
+            raise UsageError(
+                f"{self.out}: the unfinished file was made from other input or other flags. "
+                "Give those again, or leave --resume out to start over"
+            )
+        with BetonWriter(self.out, len(self.order), resume=True) as writer:
+            try:
+                self._restore(writer, journal)
+                self._convert(writer, journal)
+                return self._finish(writer, journal)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    raise
+                raise BetonError(
+                    f"{self.out}: {error.strerror} after {self._done} of {len(self.order)} images. "
+                    "Make room and run the same command again: it goes on from there"
+                ) from None
+            finally:
+                journal.close()
+                if self._done:
+                    writer.release()  # for the next run; else the writer removes the empty file
+                else:
+                    journal.remove()
+
+    def _restore(self, writer: BetonWriter, journal: Journal) -> None:
+        """Take over what an interrupted run of this conversion has finished."""
+        frames = journal.frames(self.identity)
+        if frames is None:
+            writer.drop_the_rest()
+            journal.start(self.identity)
+            return
+        intact = 0
+        synced = max((frame.synced for frame in frames), default=0)
+        for frame in journal.frames(self.identity) or ():
+            if not self._trusted(writer, frame, synced):
+                break
+            writer.restore(frame.rows, frame.sizes)
+            self._checksums.append(frame.checksums)
+            self._done += frame.consumed
+            intact += 1
+        journal.go_on(intact)
+        writer.drop_the_rest()
+        self.resumed = self._done
+        self.progress(self._done, 0)
+
+    @staticmethod
+    def _trusted(writer: BetonWriter, frame: Frame, synced: int) -> bool:
+        end = int(frame.rows["f0"]["data_ptr"][-1] + frame.sizes[-1]) if len(frame.rows) else 0
+        return end <= synced or payloads_are_intact(writer.fd, frame)
+
+    def _convert(self, writer: BetonWriter, journal: Journal) -> None:
+        synced = writer.sync()
+        rest = self.order[self._done :]
+        for chunk in converted(self.source, rest, self.rule, workers=self.workers, skip=self.skip):
+            audit = self._audit_rows(chunk, writer.count)
+            mode, width, height = (chunk.column(name) for name in ("mode", "width", "height"))
+            payloads = [record.payload for record in chunk.records]
+            rows = writer.append_many(payloads, mode, width, height, self.source.labels[chunk.index], chunk.index)
+            sizes = writer.sizes[writer.count - len(rows) : writer.count]
+            if writer.position - synced >= SYNC_BYTES:
+                synced = writer.sync()
+            journal.append(Frame(len(chunk.positions), synced, rows, sizes, chunk.checksums, audit))
+            self._checksums.append(chunk.checksums)
+            self._done += len(chunk.positions)
+            self.progress(len(chunk.positions), int(self.source.sizes[chunk.positions].sum()))
+
+    @staticmethod
+    def _audit_rows(chunk: Chunk, first: int) -> list[AuditRow]:
+        changed = zip(chunk.index.tolist(), range(first, first + len(chunk.index)), chunk.records, strict=True)
+        rows = [(i, record, made.note) for i, record, made in changed if made.note]
+        return rows + [(i, -1, message) for i, message in chunk.errors]
+
+    def _finish(self, writer: BetonWriter, journal: Journal) -> dict[str, Any]:
+        """Sidecars first, then the file's own name: whoever sees it has all of them."""
+        journal.close()
+        if writer.count == 0:
+            self._done = 0  # nothing to go on from
+            raise BetonError(f"{self.out}: not one of {len(self.order)} images could be stored. Nothing is written")
+        counts = self._write_audit(journal)
+        checksums = io.BytesIO()
+        np.save(checksums, np.concatenate(self._checksums).astype(CHECKSUM))
+        write_atomically(sidecar(self.out, "crc32.npy"), checksums.getvalue())
+        classes = len(self.source.class_names)
+        summary = {"samples": writer.count, "classes": classes, "listed": len(self.order), **counts}
+        info = {"format": 1, "identity": self.identity, **summary}
+        write_atomically(sidecar(self.out, "convert.json"), json.dumps(info, indent=1))
+        writer.close(class_names=self.source.class_names)
+        journal.remove()
+        return summary
+
+    def _write_audit(self, journal: Journal) -> dict[str, int]:
+        """The audit file, streamed from the journal. Returns how many images were kept, changed and skipped."""
+        path = sidecar(self.out, "audit.csv")
+        changed = skipped = 0
+        with open(partial_path(path), "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(["index", "record", "source", "what"])
+            for frame in journal.frames(self.identity) or ():
+                for i, record, what in frame.audit:
+                    table.writerow([i, record if record >= 0 else "", self.source.name(i), what])
+                    changed, skipped = changed + (record >= 0), skipped + (record < 0)
+        partial_path(path).replace(path)
+        return {"byte_for_byte": len(self.order) - changed - skipped, "changed": changed, "skipped": skipped}
+
+
+def finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The summary of ``out`` when it is the complete result of this very conversion, else ``None``."""
+    if not out.exists() or partial_path(out).exists():
+        return None
+    try:
+        info = json.loads(sidecar(out, "convert.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    if not isinstance(info, dict) or info.get("identity") != json.loads(json.dumps(identity)):
+        return None
+    return {key: value for key, value in info.items() if key not in ("format", "identity")}
+
+
+def check_space(out: Path, needed: int) -> None:
+    """Refuse to start what cannot fit.
+
+    Raises:
+        BetonError: Less than ``needed`` bytes are free where ``out`` goes.
+    """
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise BetonError(
+            f"{out}: about {needed / 1e9:.1f} GB are needed, but {folder} has {free / 1e9:.1f} GB free. "
+            "Choose another place, or make the images smaller (--max-side)"
+        )
+
