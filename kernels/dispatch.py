@@ -86,7 +86,7 @@ def histogram(index: torch.Tensor, group: torch.Tensor | None, groups: int, clas
 def require_no_nan(row: int, what: str) -> None:
     """Raise UsageError if ``row``, the first one with a NaN, is one (-1: none)."""
     if row >= 0:
-        raise UsageError(f"row {row} of {what} has a NaN: mend what produced it, or leave such rows out with nan='skip'")
+        raise UsageError(f"row {row} of {what} has a NaN: fix what produced it, or leave such rows out by nan='skip'")
 
 
 def require_nan_policy(nan: str) -> None:

@@ -39,8 +39,8 @@ def linear_argmax(
 ) -> Winners:
     """Winner of each row of x [rows, depth] among w [columns, depth] with offset [columns], and their histogram.
 
-    ``w`` is rounded to the dtype of ``x``, ``offset`` to float32. The lowest column wins ties. Results are on the device
-    of ``w``; ``x`` may stay in host memory and is then streamed to it.
+    ``w`` is rounded to the dtype of ``x``, ``offset`` to float32. The lowest column wins ties. Results are on the
+    device of ``w``; ``x`` may stay in host memory and is then streamed to it.
     """
     require_matrix(names[0], x)
     require_matrix(names[1], w)

@@ -1,0 +1,39 @@
+"""Tile sizes of the Triton kernel. ``python -m benchmarks kernels`` measures CANDIDATES on a GPU.
+
+Nothing is tuned at run time: a new number of rows, columns or features must not cost a compilation.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Tile(NamedTuple):
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+    def shared_bytes(self, itemsize: int) -> int:
+        """Shared memory of the pipeline: a tile of x and one of w a stage."""
+        return (self.rows + self.columns) * self.depth * itemsize * self.stages
+
+
+# Best first on the machine they were measured on; the first that fits the GPU's shared memory is taken.
+HALF = (Tile(128, 256, 64, 8, 4), Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3), Tile(64, 64, 32, 4, 2))
+SINGLE = (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 2))  # 3xTF32 keeps two parts of each operand in registers
+NARROW_COLUMNS = 64  # up to this many columns, wide tiles would be mostly padding
+
+CANDIDATES = (
+    *HALF, Tile(128, 128, 64, 4, 3), Tile(128, 128, 64, 4, 4), Tile(128, 128, 128, 8, 3), Tile(128, 256, 32, 8, 4),
+    Tile(256, 128, 64, 8, 3), Tile(256, 128, 64, 8, 4), Tile(64, 256, 64, 4, 4), Tile(64, 256, 64, 8, 4),
+)  # fmt: skip
+
+
+def pick(itemsize: int, columns: int, shared_bytes: int) -> Tile:
+    """The tile for elements of ``itemsize`` bytes on a GPU with ``shared_bytes`` of shared memory a block."""
+    tiles = HALF if itemsize == 2 else SINGLE
+    if columns <= NARROW_COLUMNS:
+        tiles = tuple(tile._replace(columns=NARROW_COLUMNS) for tile in tiles)
+    return next((tile for tile in tiles if tile.shared_bytes(itemsize) <= shared_bytes), tiles[-1])
