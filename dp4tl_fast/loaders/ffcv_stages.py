@@ -159,7 +159,7 @@ def decode_batch(pool: ThreadPoolExecutor, workers: int, out: np.ndarray, *colum
     step = max(1, -(-n // (4 * workers)))
 
     def piece(start: int) -> None:
-        decode_crop(*columns, out, status, start, min(start + step, n))
+        decode_crop(*columns, out, status, start, min(start + step, n))  # type: ignore[call-arg]
 
     list(pool.map(piece, range(0, n, step)))
     return status

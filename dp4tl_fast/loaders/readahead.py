@@ -17,12 +17,9 @@ from dp4tl_fast.beton import Beton
 BATCHES_AHEAD = 3
 
 
-def no_readahead(mapping: np.memmap, start: int = 0, stop: int | None = None) -> None:
-    """Let a fault in bytes ``start`` to ``stop`` of the map read its own page only."""
-    start = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-    length = (mapping.size if stop is None else stop) - start
-    if length > 0:
-        mapping._mmap.madvise(mmap.MADV_RANDOM, start, length)  # type: ignore[attr-defined]
+def no_readahead(mapping: np.memmap) -> None:
+    """Let a fault in the map read its own page only."""
+    mapping._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
 
 
 def fetched(beton: Beton, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
