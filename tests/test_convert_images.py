@@ -1,0 +1,222 @@
+"""convert: images as they occur in the wild, found by content; each is stored by the documented rule, or refused."""
+
+from __future__ import annotations
+
+import csv
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from dp4tl_fast.beton import Beton, jpeg
+from dp4tl_fast.beton.images import ImageRule, Record, make_record
+from dp4tl_fast.convert import convert
+from dp4tl_fast.errors import SourceError
+
+KEEP = ImageRule()
+
+
+def scene(width: int = 90, height: int = 60) -> Image.Image:
+    """Shades of one colour: a JPEG with half its chroma resolution stays close to it."""
+    shades = np.random.default_rng(8).integers(-70, 70, (6, 9, 1)) + np.array([150, 100, 90])
+    return Image.fromarray(shades.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def insert_segment(data: bytes, marker: int, body: bytes) -> bytes:
+    return data[:2] + struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body + data[2:]
+
+
+def pixels(record: Record) -> np.ndarray:
+    """The record as RGB, ``[height, width, 3]``."""
+    if record.mode == 1:
+        return np.frombuffer(record.payload, np.uint8).reshape(record.height, record.width, 3)
+    image = Image.open(io.BytesIO(record.payload))
+    assert image.size == (record.width, record.height)
+    assert not jpeg.why_not_plain(jpeg.parse(record.payload))
+    return np.asarray(image.convert("RGB"))
+
+
+def as_torchvision_reads(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+EXIF_ROTATED = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+PLAIN = saved(scene(), "JPEG", quality=95)
+
+# name -> (file bytes, the note in the audit)
+ZOO = {
+    "png_named_jpeg": (saved(scene(), "PNG"), "PNG, not JPEG"),
+    "webp": (saved(scene(), "WEBP", lossless=True), "WEBP, not JPEG"),
+    "gif": (saved(scene().convert("P"), "GIF"), "GIF, not JPEG"),
+    "bmp": (saved(scene(), "BMP"), "BMP, not JPEG"),
+    "tiff": (saved(scene(), "TIFF"), "TIFF, not JPEG"),
+    "alpha": (saved(scene().convert("RGBA"), "PNG"), "PNG, not JPEG"),
+    "palette": (saved(scene().quantize(64), "PNG"), "PNG, not JPEG"),
+    "one_bit": (saved(scene().convert("1"), "PNG"), "PNG, not JPEG"),
+    "grey_alpha": (saved(scene().convert("LA"), "PNG"), "PNG, not JPEG"),
+    "cmyk": (saved(scene().convert("CMYK"), "JPEG", quality=95), "CMYK JPEG"),
+    "1x1": (saved(scene(1, 1), "PNG"), "PNG, not JPEG"),
+    "500x33": (saved(scene(500, 33), "PNG"), "PNG, not JPEG"),
+}
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_odd_images_become_what_torchvision_reads(name: str) -> None:
+    data, note = ZOO[name]
+    expected = as_torchvision_reads(data).astype(int)
+    raw = make_record(data, ImageRule(write_mode="raw"), 0)
+    assert (raw.mode, raw.note) == (1, note.split("CMYK")[0] or "stored raw")
+    assert (pixels(raw) == expected).all()
+    kept = make_record(data, KEEP, 0)
+    assert (kept.mode, kept.note) == (0, note)
+    if name != "one_bit":  # black and white edges ring in a JPEG
+        assert np.abs(pixels(kept) - expected).mean() < 6
+
+
+def test_sixteen_bit_grey_keeps_its_high_byte() -> None:
+    values = np.linspace(0, 65535, 64 * 32).astype(np.uint16).reshape(32, 64)
+    data = saved(Image.fromarray(values), "PNG")
+    record = make_record(data, ImageRule(write_mode="raw"), 0)
+    assert (pixels(record) == (values >> 8).astype(np.uint8)[..., None]).all()
+    assert Image.open(io.BytesIO(make_record(data, KEEP, 0).payload)).mode == "L"
+
+
+def test_floating_point_pixels_are_refused() -> None:
+    with pytest.raises(SourceError, match="floating-point"):
+        make_record(saved(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), KEEP, 0)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        PLAIN,
+        saved(scene().convert("L"), "JPEG"),
+        saved(scene(), "JPEG", subsampling="4:2:2"),
+        saved(scene(), "JPEG", subsampling="4:4:4"),
+        saved(scene(), "JPEG", keep_rgb=True),
+        saved(scene(), "JPEG", restart_marker_blocks=3),
+        saved(scene(), "JPEG", optimize=True),
+        saved(scene(1, 1), "JPEG"),
+        saved(scene(500, 33), "JPEG"),
+        saved(scene(), "JPEG", icc_profile=b"x" * 100),
+    ],
+    ids=["plain", "grey", "422", "444", "rgb", "restarts", "optimised", "1x1", "500x33", "icc"],
+)
+def test_plain_jpegs_are_kept_byte_for_byte(data: bytes) -> None:
+    record = make_record(data, KEEP, 0)
+    assert record.payload == data
+    assert (record.width, record.height) == Image.open(io.BytesIO(data)).size
+    assert record.note == ""
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        insert_segment(PLAIN, 0xE1, EXIF_ROTATED),
+        insert_segment(PLAIN, 0xE1, b"Exif\0\0 this is no TIFF directory"),
+        insert_segment(PLAIN, 0xFE, b"a comment"),
+        insert_segment(insert_segment(PLAIN, 0xED, b"Photoshop"), 0xE1, b"http://ns.adobe.com/xap/1.0/\0<x/>"),
+        PLAIN + b"garbage behind the end",
+        PLAIN + PLAIN,
+    ],
+    ids=["rotated", "corrupt_exif", "comment", "xmp", "garbage", "two_images"],
+)
+def test_metadata_is_stripped_without_touching_pixels(data: bytes) -> None:
+    record = make_record(data, KEEP, 0)
+    assert record.payload == PLAIN
+    assert record.note == "metadata stripped"
+
+
+def test_truncated_and_damaged_jpegs_are_refused() -> None:
+    for cut in (2, 3, 20, 150, 400, len(PLAIN) // 2, len(PLAIN) - 100):
+        with pytest.raises(SourceError, match="cannot be decoded"):
+            make_record(PLAIN[:cut], KEEP, 0)
+    for data in (b"", b"\xff", b"text", PLAIN[1:], b"\x89PNG\r\n\x1a\n" + bytes(50)):
+        with pytest.raises(SourceError, match="cannot be decoded"):
+            make_record(data, KEEP, 0)
+
+
+@given(st.data())
+def test_damaged_bytes_never_crash(data: st.DataObject) -> None:
+    """Whatever the bytes: a record whose size is in range, or a SourceError."""
+    damaged = bytearray(data.draw(st.sampled_from([PLAIN, ZOO["cmyk"][0], ZOO["gif"][0]])))
+    for _ in range(data.draw(st.integers(1, 6))):
+        damaged[data.draw(st.integers(0, min(700, len(damaged) - 1)))] = data.draw(st.integers(0, 255))
+    if data.draw(st.booleans()):
+        del damaged[data.draw(st.integers(0, len(damaged) - 1)) :]
+    try:
+        record = make_record(bytes(damaged), ImageRule(max_side=200), 0)
+    except SourceError:
+        return
+    assert 1 <= record.width <= 65535
+    assert 1 <= record.height <= 65535
+
+
+@given(st.binary(max_size=80))
+def test_marker_parser_survives_any_bytes(tail: bytes) -> None:
+    try:
+        header = jpeg.parse(jpeg.SOI + tail)
+    except ValueError:
+        return
+    assert header.scan_start < len(tail) + 2
+
+
+def test_a_huge_image_needs_a_smaller_side() -> None:
+    data = saved(Image.new("L", (70000, 2)), "PNG")
+    with pytest.raises(SourceError, match="65535"):
+        make_record(data, KEEP, 0)
+    record = make_record(data, ImageRule(max_side=500), 0)
+    assert (record.width, record.height) == (500, 1)
+
+
+@pytest.mark.parametrize("rule", [ImageRule(max_side=30), ImageRule(short_side=20)], ids=["max", "short"])
+@pytest.mark.parametrize("size", [(90, 60), (60, 90), (90, 7), (31, 31), (20, 15)])
+def test_resize_keeps_the_aspect_ratio_and_is_antialiased(rule: ImageRule, size: tuple[int, int]) -> None:
+    data = saved(scene(*size), "JPEG", quality=95)
+    record = make_record(data, rule, 0)
+    side = max(size) if rule.max_side else min(size)
+    limit = rule.max_side or rule.short_side
+    factor = min(1.0, limit / side)
+    assert (record.width, record.height) == tuple(max(1, round(s * factor)) for s in size)
+    if factor == 1:
+        assert record.payload == data
+    else:
+        assert record.note == f"resized from {size[0]}x{size[1]}"
+        box = Image.open(io.BytesIO(data)).resize((record.width, record.height), Image.Resampling.BOX)
+        assert np.abs(pixels(record).astype(int) - np.asarray(box)).mean() < 8
+
+
+def test_the_audit_lists_what_changed_and_nothing_else(tmp_path: Path) -> None:
+    folder = tmp_path / "tree" / "n01"
+    folder.mkdir(parents=True)
+    (folder / "plain.JPEG").write_bytes(PLAIN)
+    (folder / "unreadable, with comma.JPEG").write_bytes(b"nothing")
+    for name, (data, _) in ZOO.items():
+        (folder / f"{name}.JPEG").write_bytes(data)
+    result = convert(str(folder.parent), str(tmp_path / "o.beton"), on_error="skip")
+    assert (result["byte_for_byte"], result["changed"], result["skipped"]) == (1, len(ZOO), 1)
+    beton = Beton(tmp_path / "o.beton")
+    names = sorted(p.name for p in folder.iterdir())
+    with open(tmp_path / "o.audit.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(ZOO) + 1
+    for row in rows:
+        name = Path(row["source"]).stem
+        assert names[int(row["index"])] == Path(row["source"]).name
+        if name == "unreadable, with comma":
+            assert row["record"] == ""
+            assert "no image of a known kind" in row["what"]
+        else:
+            assert row["what"] == ZOO[name][1]
+            assert beton.index[int(row["record"])] == int(row["index"])
