@@ -58,7 +58,7 @@ PLAIN = saved(scene(), "JPEG", quality=95)
 ZOO = {
     "png_named_jpeg": (saved(scene(), "PNG"), "PNG, not JPEG"),
     "webp": (saved(scene(), "WEBP", lossless=True), "WEBP, not JPEG"),
-    "gif": (saved(scene().convert("P"), "GIF"), "GIF, not JPEG"),
+    "gif": (saved(scene().quantize(64), "GIF"), "GIF, not JPEG"),
     "bmp": (saved(scene(), "BMP"), "BMP, not JPEG"),
     "tiff": (saved(scene(), "TIFF"), "TIFF, not JPEG"),
     "alpha": (saved(scene().convert("RGBA"), "PNG"), "PNG, not JPEG"),
