@@ -88,16 +88,20 @@ void py_update_best(const Rows& scores, const Offsets& offset, int64_t first, Va
   update_best(matrix, offset.data(), first, value.data(), index.data(), how);
 }
 
-void py_update_best_rounded(const Rows& products, const Offsets& offset, const Rows& x, const Rows& w, int64_t first,
-                            Values value, Indices index, int threads, const std::string& isa) {
+int64_t py_update_best_screened(const Rows& products, const Offsets& offset, const Offsets& error, const Rows& x,
+                                const Rows& w, int64_t first, Values value, Indices index, int threads,
+                                const std::string& isa) {
   const Matrix matrix = matrix_of(products), features = matrix_of(x), weights = matrix_of(w);
   check_running(products, offset, value, index);
-  for (const Matrix& each : {matrix, features, weights}) require(each.scalar == Scalar::bf16, "expected bfloat16");
+  require(error.shape(0) == products.shape(1), "one error a column");
+  require(matrix.scalar == Scalar::bf16, "products must be bfloat16");
+  require(features.scalar == weights.scalar, "x and w must have one dtype");
   require(features.rows == matrix.rows && weights.rows == matrix.columns && features.columns == weights.columns,
           "shapes of products, x and w do not fit");
   const Execution how = execution(threads, isa);
   nb::gil_scoped_release release;
-  update_best_rounded(matrix, offset.data(), features, weights, first, value.data(), index.data(), how);
+  return update_best_screened(matrix, offset.data(), error.data(), features, weights, first, value.data(), index.data(),
+                              how);
 }
 
 }  // namespace
@@ -115,9 +119,9 @@ void register_counts(nb::module_& m) {
         nb::arg("threads"), nb::arg("isa") = "auto", "See core/counts.h.");
   m.def("update_best", &py_update_best, nb::arg("scores"), nb::arg("offset"), nb::arg("first"), nb::arg("value"),
         nb::arg("index"), nb::arg("threads"), nb::arg("isa") = "auto", "See core/counts.h.");
-  m.def("update_best_rounded", &py_update_best_rounded, nb::arg("products"), nb::arg("offset"), nb::arg("x"),
-        nb::arg("w"), nb::arg("first"), nb::arg("value"), nb::arg("index"), nb::arg("threads"), nb::arg("isa") = "auto",
-        "See core/counts.h.");
+  m.def("update_best_screened", &py_update_best_screened, nb::arg("products"), nb::arg("offset"), nb::arg("error"),
+        nb::arg("x"), nb::arg("w"), nb::arg("first"), nb::arg("value"), nb::arg("index"), nb::arg("threads"),
+        nb::arg("isa") = "auto", "See core/counts.h.");
 }
 
 }  // namespace dp4tl

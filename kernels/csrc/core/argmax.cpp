@@ -19,8 +19,10 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr Best kNanRow = {std::numeric_limits<float>::quiet_NaN(), kNan};
 
-// Relative error of a product rounded to bfloat16 is 2^-8 of the exact one; measured from the rounded one a little more.
-constexpr float kBf16Slack = 1.01f / 256;
+// A product rounded to bfloat16 is off by up to 2^-8 of the exact one; measured from the rounded one a little more.
+constexpr float kRounding = 1.01f / 256;
+// Hardware products of bfloat16 take subnormal numbers for zero.
+constexpr float kUnderflow = 1e-30f;
 
 struct F16 { uint16_t bits; };
 struct Bf16 { uint16_t bits; };
@@ -39,6 +41,18 @@ float widen(F16 x) {
   if (rest >= 0x7c00) return from_bits(sign | 0x7f800000 | (rest & 0x3ff) << 13);     // infinity, NaN
   if (rest < 0x400) return std::copysign(static_cast<float>(rest) * 0x1p-24f, from_bits(sign));  // zero, subnormal
   return from_bits(sign | ((rest << 13) + (112u << 23)));  // exponent bias 15 -> 127
+}
+
+// Interval that holds the exact score of one column of screened products.
+struct Bounds { float low, high; };
+Bounds bounds(Bf16 product, float offset, float error, float norm) {
+  const float p = widen(product), slack = kRounding * std::fabs(p) + norm * error + kUnderflow;
+  return {p + offset - slack, p + offset + slack};
+}
+
+int64_t every_column(int64_t n, int32_t* out) {
+  for (int64_t k = 0; k < n; ++k) out[k] = static_cast<int32_t>(k);
+  return n;
 }
 
 // ---- baseline ------------------------------------------------------------------------------------------------------
@@ -132,43 +146,45 @@ DP4TL_AVX512 Best argmax_avx512(const void* data, const float* offset, int64_t n
   return finish(row, offset, k, n, best);
 }
 
-DP4TL_AVX512 int64_t near_best_avx512(const Bf16* row, const float* offset, int64_t n, int32_t* out) {
-  const __m512 slack = _mm512_set1_ps(kBf16Slack);
+DP4TL_AVX512 int64_t near_best_avx512(const Bf16* row, const float* offset, const float* error, float norm, int64_t n,
+                                      int32_t* out) {
+  const __m512 rounding = _mm512_set1_ps(kRounding), norms = _mm512_set1_ps(norm);
+  const __m512 underflow = _mm512_set1_ps(kUnderflow);
   __m512 low = _mm512_set1_ps(-kInfinity);
   __mmask16 nan = 0;
-  int64_t k = 0;
-  for (; k + 16 <= n; k += 16) {
+  const int64_t whole = n / 16 * 16;
+  for (int64_t k = 0; k < whole; k += 16) {
     const __m512 product = load16(row + k), score = _mm512_add_ps(product, _mm512_loadu_ps(offset + k));
-    const __m512 x = _mm512_fnmadd_ps(slack, _mm512_abs_ps(product), score);
+    __m512 slack = _mm512_fmadd_ps(norms, _mm512_loadu_ps(error + k), underflow);
+    slack = _mm512_fmadd_ps(rounding, _mm512_abs_ps(product), slack);
+    const __m512 x = _mm512_sub_ps(score, slack);
     nan |= _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
     low = _mm512_max_ps(low, x);
   }
   float threshold = _mm512_reduce_max_ps(low);
-  for (int64_t i = k; i < n; ++i) {
-    const float product = widen(row[i]), x = product + offset[i] - kBf16Slack * std::fabs(product);
-    if (std::isnan(x)) nan = 1;
-    if (x > threshold) threshold = x;
+  for (int64_t k = whole; k < n; ++k) {
+    const Bounds score = bounds(row[k], offset[k], error[k], norm);
+    nan |= std::isnan(score.low);
+    if (score.low > threshold) threshold = score.low;
   }
-  int64_t count = 0;
-  if (nan || !std::isfinite(threshold)) {
-    for (; count < n; ++count) out[count] = static_cast<int32_t>(count);
-    return count;
-  }
+  if (nan || !std::isfinite(threshold)) return every_column(n, out);
   const __m512 at_least = _mm512_set1_ps(threshold);
-  for (k = 0; k + 16 <= n; k += 16) {
+  int64_t count = 0;
+  for (int64_t k = 0; k < whole; k += 16) {
     const __m512 product = load16(row + k), score = _mm512_add_ps(product, _mm512_loadu_ps(offset + k));
-    const __m512 x = _mm512_fmadd_ps(slack, _mm512_abs_ps(product), score);
-    for (unsigned near = _mm512_cmp_ps_mask(x, at_least, _CMP_GE_OQ); near; near &= near - 1)
+    __m512 slack = _mm512_fmadd_ps(norms, _mm512_loadu_ps(error + k), underflow);
+    slack = _mm512_fmadd_ps(rounding, _mm512_abs_ps(product), slack);
+    for (unsigned near = _mm512_cmp_ps_mask(_mm512_add_ps(score, slack), at_least, _CMP_GE_OQ); near; near &= near - 1)
       out[count++] = static_cast<int32_t>(k + __builtin_ctz(near));
   }
-  for (; k < n; ++k) {
-    const float product = widen(row[k]);
-    if (product + offset[k] + kBf16Slack * std::fabs(product) >= threshold) out[count++] = static_cast<int32_t>(k);
-  }
+  for (int64_t k = whole; k < n; ++k)
+    if (bounds(row[k], offset[k], error[k], norm).high >= threshold) out[count++] = static_cast<int32_t>(k);
   return count;
 }
 
-DP4TL_AVX512 float dot_bf16_avx512(const Bf16* a, const Bf16* b, int64_t n) {
+template <class T>
+DP4TL_AVX512 float dot_avx512(const void* left, const void* right, int64_t n) {
+  const T *a = static_cast<const T*>(left), *b = static_cast<const T*>(right);
   __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
   int64_t i = 0;
   for (; i + 64 <= n; i += 64)
@@ -179,22 +195,28 @@ DP4TL_AVX512 float dot_bf16_avx512(const Bf16* a, const Bf16* b, int64_t n) {
 }
 #endif
 
-int64_t near_best_baseline(const Bf16* row, const float* offset, int64_t n, int32_t* out) {
+int64_t near_best_baseline(const Bf16* row, const float* offset, const float* error, float norm, int64_t n,
+                           int32_t* out) {
   float threshold = -kInfinity;
   bool nan = false;
   for (int64_t k = 0; k < n; ++k) {
-    const float product = widen(row[k]), x = product + offset[k] - kBf16Slack * std::fabs(product);
-    nan |= std::isnan(x);
-    if (x > threshold) threshold = x;
+    const Bounds score = bounds(row[k], offset[k], error[k], norm);
+    nan |= std::isnan(score.low);
+    if (score.low > threshold) threshold = score.low;
   }
-  const bool all = nan || !std::isfinite(threshold);
+  if (nan || !std::isfinite(threshold)) return every_column(n, out);
   int64_t count = 0;
-  for (int64_t k = 0; k < n; ++k) {
-    const float product = widen(row[k]);
-    if (all || product + offset[k] + kBf16Slack * std::fabs(product) >= threshold)
-      out[count++] = static_cast<int32_t>(k);
-  }
+  for (int64_t k = 0; k < n; ++k)
+    if (bounds(row[k], offset[k], error[k], norm).high >= threshold) out[count++] = static_cast<int32_t>(k);
   return count;
+}
+
+template <class T>
+float dot_baseline(const void* left, const void* right, int64_t n) {
+  const T *a = static_cast<const T*>(left), *b = static_cast<const T*>(right);
+  float sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += widen(a[i]) * widen(b[i]);
+  return sum;
 }
 
 template <class T>
@@ -205,6 +227,15 @@ RowArgmax argmax_for(Isa isa) {
 #endif
   (void)isa;
   return argmax_baseline<T>;
+}
+
+template <class T>
+Dot dot_for(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::avx512) return dot_avx512<T>;
+#endif
+  (void)isa;
+  return dot_baseline<T>;
 }
 
 }  // namespace
@@ -227,24 +258,22 @@ RowArgmax row_argmax(Scalar scalar, Isa isa) {
   }
 }
 
-int64_t near_best(const uint16_t* row, const float* offset, int64_t n, int32_t* out, Isa isa) {
-  const Bf16* products = reinterpret_cast<const Bf16*>(row);
-#if defined(__x86_64__)
-  if (isa == Isa::avx512) return near_best_avx512(products, offset, n, out);
-#endif
-  (void)isa;
-  return near_best_baseline(products, offset, n, out);
+Dot dot_product(Scalar scalar, Isa isa) {
+  switch (scalar) {
+    case Scalar::f16: return dot_for<F16>(isa);
+    case Scalar::bf16: return dot_for<Bf16>(isa);
+    default: return dot_for<float>(isa);
+  }
 }
 
-float dot_bf16(const uint16_t* a, const uint16_t* b, int64_t n, Isa isa) {
-  const Bf16 *x = reinterpret_cast<const Bf16*>(a), *y = reinterpret_cast<const Bf16*>(b);
+int64_t near_best(const uint16_t* row, const float* offset, const float* error, float norm, int64_t n, int32_t* out,
+                  Isa isa) {
+  const Bf16* products = reinterpret_cast<const Bf16*>(row);
 #if defined(__x86_64__)
-  if (isa == Isa::avx512) return dot_bf16_avx512(x, y, n);
+  if (isa == Isa::avx512) return near_best_avx512(products, offset, error, norm, n, out);
 #endif
   (void)isa;
-  float sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += widen(x[i]) * widen(y[i]);
-  return sum;
+  return near_best_baseline(products, offset, error, norm, n, out);
 }
 
 }  // namespace dp4tl

@@ -22,12 +22,14 @@ constexpr int64_t kNan = -1;
 using RowArgmax = Best (*)(const void* row, const float* offset, int64_t n);
 RowArgmax row_argmax(Scalar scalar, Isa isa);
 
-// Columns of one row of *rounded* products that may hold the largest exact score. `row` holds products rounded to
-// bfloat16 (relative error up to 2^-8). Writes ascending columns to `out` (room for n) and returns how many; all n when
-// a product is not finite.
-int64_t near_best(const uint16_t* row, const float* offset, int64_t n, int32_t* out, Isa isa);
+// Screening. `row` holds products x · w[k], each off by up to norm * error[k] and then rounded to bfloat16. Writes the
+// columns whose exact product + offset[k] may be the largest, ascending, to `out` (room for n) and returns how many: all n
+// when a bound is not finite.
+int64_t near_best(const uint16_t* row, const float* offset, const float* error, float norm, int64_t n, int32_t* out,
+                  Isa isa);
 
-// Sum of a[i] * b[i] over bfloat16 vectors, accumulated in float32.
-float dot_bf16(const uint16_t* a, const uint16_t* b, int64_t n, Isa isa);
+// Sum of a[i] * b[i], i < n, in float32.
+using Dot = float (*)(const void* a, const void* b, int64_t n);
+Dot dot_product(Scalar scalar, Isa isa);
 
 }  // namespace dp4tl

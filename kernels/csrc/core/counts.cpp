@@ -1,6 +1,7 @@
 #include "core/counts.h"
 
 #include <atomic>
+#include <cmath>
 #include <limits>
 #include <vector>
 
@@ -74,25 +75,29 @@ void update_best(const Matrix& scores, const float* offset, int64_t first, float
   });
 }
 
-void update_best_rounded(const Matrix& products, const float* offset, const Matrix& x, const Matrix& w, int64_t first,
-                         float* value, int64_t* index, Execution how) {
+int64_t update_best_screened(const Matrix& products, const float* offset, const float* error, const Matrix& x,
+                             const Matrix& w, int64_t first, float* value, int64_t* index, Execution how) {
   const RowArgmax argmax = row_argmax(Scalar::f32, how.isa);
+  const Dot dot = dot_product(x.scalar, how.isa);
+  std::atomic<int64_t> decided{0};
   parallel_rows(products.rows, how.threads, grain(products), [&](int64_t begin, int64_t end) {
     std::vector<int32_t> near(products.columns);
     std::vector<float> exact(products.columns);
+    int64_t here = 0;
     for (int64_t i = begin; i < end; ++i) {
+      const void* xi = x.row(i);
+      const float norm = std::sqrt(dot(xi, xi, x.columns));
       const auto* row = static_cast<const uint16_t*>(products.row(i));
-      const auto* xi = static_cast<const uint16_t*>(x.row(i));
-      const int64_t count = near_best(row, offset, products.columns, near.data(), how.isa);
-      for (int64_t j = 0; j < count; ++j) {
-        const auto* wk = static_cast<const uint16_t*>(w.row(near[j]));
-        exact[j] = dot_bf16(xi, wk, x.columns, how.isa) + offset[near[j]];
-      }
+      const int64_t count = near_best(row, offset, error, norm, products.columns, near.data(), how.isa);
+      for (int64_t j = 0; j < count; ++j) exact[j] = dot(xi, w.row(near[j]), x.columns) + offset[near[j]];
       Best best = argmax(exact.data(), nullptr, count);  // `near` ascends: ties stay with the lowest column
       if (best.index != kNan) best.index = near[best.index];
       merge(best, first, value + i, index + i);
+      here += count;
     }
+    decided += here;
   });
+  return decided;
 }
 
 }  // namespace dp4tl

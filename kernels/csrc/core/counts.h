@@ -30,9 +30,10 @@ int64_t label_counts(const Matrix& logits, const int64_t* group, int64_t* counts
 // index[i] (columns counted from `first`). A row with a NaN gets value NaN and index kNan, for good.
 void update_best(const Matrix& scores, const float* offset, int64_t first, float* value, int64_t* index, Execution how);
 
-// The same where `products` are x * w^T rounded to bfloat16: every column whose exact score may be the largest is computed
-// again in float32 from x [rows, depth] and w [columns, depth], both bfloat16.
-void update_best_rounded(const Matrix& products, const float* offset, const Matrix& x, const Matrix& w, int64_t first,
-                         float* value, int64_t* index, Execution how);
+// The same where `products` of x [rows, depth] and w [columns, depth] were taken in bfloat16: each is off by up to
+// ‖x[i]‖ * error[k] and then rounded to bfloat16. Every column that may be the best of its row is computed again in
+// float32 from x and w. Returns how many there were.
+int64_t update_best_screened(const Matrix& products, const float* offset, const float* error, const Matrix& x,
+                             const Matrix& w, int64_t first, float* value, int64_t* index, Execution how);
 
 }  // namespace dp4tl

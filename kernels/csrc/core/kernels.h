@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "core/jpeg_scan.h"
 #include "core/pixels.h"
 
 namespace dp4tl {
@@ -28,6 +29,8 @@ struct Kernels {
   void (*ycc_to_rgb)(int16_t* y, int16_t* cb, int16_t* cr, int n);
   // r, g, b [size rounded up to 8][16] -> `rows` rows of size x 3 samples of the output's type.
   void (*store_band)(const int16_t* r, const int16_t* g, const int16_t* b, const Output& out, int rows, void* to);
+  // Decode the wanted MCUs, from the nearest restart marker where there are any. False if the data are damaged.
+  bool (*decode_scan)(const Scan& scan);
 };
 
 // The best set this processor runs. Throws Error if `name` (not "auto") is unknown or cannot run here.

@@ -2,22 +2,24 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <thread>
 #include <vector>
 
 namespace dp4tl {
 
-// Calls work(begin, end) on up to `threads` disjoint ranges that cover [0, rows), none shorter than `grain` but the last.
-// `work` must not throw.
+// Calls work(begin, end) on disjoint ranges of up to `grain` rows that cover [0, rows), on up to `threads` threads. Ranges
+// are handed out as threads become free: another library's threads may still spin on some core. `work` must not throw.
 template <class Work>
 void parallel_rows(int64_t rows, int64_t threads, int64_t grain, const Work& work) {
-  threads = std::max<int64_t>(1, std::min(threads, rows / std::max<int64_t>(grain, 1)));
-  const int64_t share = (rows + threads - 1) / threads;
+  std::atomic<int64_t> next{0};
+  const auto run = [&] {
+    for (int64_t begin; (begin = next.fetch_add(grain)) < rows;) work(begin, std::min(begin + grain, rows));
+  };
   std::vector<std::thread> helpers;
-  for (int64_t t = 1; t < threads; ++t)
-    helpers.emplace_back([&work, t, share, rows] { work(std::min(t * share, rows), std::min((t + 1) * share, rows)); });
-  work(0, std::min(share, rows));
+  for (int64_t t = 1; t < std::min(threads, (rows + grain - 1) / grain); ++t) helpers.emplace_back(run);
+  run();
   for (auto& helper : helpers) helper.join();
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/beton.h"
+#include "core/jpeg_crop.h"
 #include "core/jpeg_turbo.h"
 #include "core/kernels.h"
 #include "core/pixels.h"
@@ -11,7 +12,7 @@ namespace dp4tl {
 class RecordReader {
  public:
   RecordReader(const File& file, const CropSpec& crop, const Output& output, int views, const Kernels& kernels)
-      : file_(file), spec_(crop), output_(output), crops_(static_cast<size_t>(views)), resizer_(kernels) {}
+      : file_(file), spec_(crop), output_(output), crops_(static_cast<size_t>(views)), crop_decoder_(kernels), resizer_(kernels) {}
 
   // Write view v of record `number` to `to + v * view_stride`. Throws Error.
   void run(int64_t number, const Record& record, uint32_t epoch, uint8_t* to, size_t view_stride);
@@ -23,8 +24,9 @@ class RecordReader {
   const CropSpec& spec_;
   const Output& output_;
   std::vector<Crop> crops_;
-  Resizer resizer_;
+  CropDecoder crop_decoder_;
   TurboDecoder turbo_;
+  Resizer resizer_;
   Scratch<uint8_t> bytes_;
 };
 

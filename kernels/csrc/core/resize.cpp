@@ -38,15 +38,17 @@ void Weights::compute(double begin, double length, int low, int high, int origin
 
 namespace {
 
-// The crop in samples of a plane: [begin, begin + length) cut at whole samples [low, high).
+// The crop in samples of a plane: [begin, begin + length), cut at whole samples [low, high). Subsampled chroma looks one sample
+// further, as libjpeg's smooth upsampling does.
 struct Span {
   double begin, length;
   int low, high;
 };
 
 Span span(int begin, int length, int step, int samples) {
-  return {static_cast<double>(begin) / step, static_cast<double>(length) / step, begin / step,
-          std::min(samples, (begin + length + step - 1) / step)};
+  const int margin = step > 1 ? 1 : 0;
+  return {static_cast<double>(begin) / step, static_cast<double>(length) / step, std::max(0, begin / step - margin),
+          std::min(samples, (begin + length + step - 1) / step + margin)};
 }
 
 }  // namespace

@@ -1,0 +1,89 @@
+#include "core/jpeg_crop.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace dp4tl {
+namespace {
+
+int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+}  // namespace
+
+// Where the first `needed` restart intervals stand in data[0 .. size). False if markers are missing or out of turn.
+bool CropDecoder::find_intervals(const uint8_t* data, size_t size, int needed) {
+  starts_.assign(1, 0);
+  stops_.clear();
+  size_t at = 0;
+  while (static_cast<int>(stops_.size()) < needed) {
+    const auto* found = static_cast<const uint8_t*>(std::memchr(data + at, 0xFF, size - at));
+    if (!found || found + 1 >= data + size) {
+      stops_.push_back(static_cast<uint32_t>(size));  // no end marker: the decoder notices if bits are missing
+      break;
+    }
+    at = static_cast<size_t>(found - data) + 1;
+    const int marker = found[1];
+    if (marker == 0 || marker == 0xFF) continue;  // a stuffed FF, or fill
+    stops_.push_back(static_cast<uint32_t>(found - data));
+    if (marker != 0xD0 + static_cast<int>((stops_.size() - 1) % 8)) break;  // the end of the image, or damage
+    ++at;
+    starts_.push_back(static_cast<uint32_t>(at));
+  }
+  return static_cast<int>(stops_.size()) == needed;
+}
+
+bool CropDecoder::decode(const uint8_t* data, size_t size, int width, int height, const Rect& wanted, Pixels& pixels) {
+  if (size > UINT32_MAX || !parse_jpeg(data, size, header_)) return false;
+  const JpegHeader& h = header_;
+  if (h.width != width || h.height != height) return false;
+
+  // A chroma sample more on each side, as smooth upsampling would look at.
+  const int step_x = h.component[0].h, step_y = h.component[0].v;
+  const int margin_x = step_x > 1 ? step_x : 0, margin_y = step_y > 1 ? step_y : 0;
+  Scan scan{};
+  scan.mcus_per_row = ceil_div(width, h.mcu_width());
+  const int mcu_rows = ceil_div(height, h.mcu_height());
+  scan.column0 = std::max(0, wanted.x - margin_x) / h.mcu_width();
+  scan.row0 = std::max(0, wanted.y - margin_y) / h.mcu_height();
+  scan.column1 = std::min(scan.mcus_per_row, ceil_div(wanted.x + wanted.width + margin_x, h.mcu_width()));
+  scan.row1 = std::min(mcu_rows, ceil_div(wanted.y + wanted.height + margin_y, h.mcu_height()));
+  const int columns = scan.column1 - scan.column0, rows = scan.row1 - scan.row0;
+
+  scan.data = data + h.scan;
+  scan.end = data + size;
+  scan.restart_interval = h.restart_interval > 0 ? h.restart_interval : scan.mcus_per_row * mcu_rows;
+  scan.intervals = ((scan.row1 - 1) * scan.mcus_per_row + scan.column1 - 1) / scan.restart_interval + 1;
+  if (h.restart_interval == 0) {
+    starts_.assign(1, 0);
+    stops_.assign(1, static_cast<uint32_t>(size - h.scan));
+  } else if (!find_intervals(scan.data, size - h.scan, scan.intervals)) {
+    return false;
+  }
+  scan.starts = starts_.data();
+  scan.stops = stops_.data();
+
+  size_t bytes = 0, offsets[3] = {};
+  for (int i = 0; i < h.components; ++i) {
+    const auto& c = h.component[i];
+    offsets[i] = bytes;
+    bytes += static_cast<size_t>(columns) * 8 * c.h * rows * 8 * c.v;
+  }
+  uint8_t* planes = planes_.at_least(bytes);
+  // Skip entries cost time to build: worth it where whole rows are passed over.
+  const bool many_skipped = scan.restart_interval > 16;
+  const auto ac_kind = many_skipped ? HuffmanCache::Kind::kAcWithSkip : HuffmanCache::Kind::kAc;
+  scan.components = h.components;
+  pixels.color = h.color;
+  for (int i = 0; i < h.components; ++i) {
+    const auto& c = h.component[i];
+    ScanComponent& to = scan.component[i];
+    to = {tables_.get(h.dc[c.dc], HuffmanCache::Kind::kDc), tables_.get(h.ac[c.ac], ac_kind), h.quant[c.quant], c.h, c.v,
+          planes + offsets[i], static_cast<ptrdiff_t>(columns) * 8 * c.h};
+    if (!to.dc || !to.ac) return false;
+    const int sx = step_x / c.h, sy = step_y / c.v;
+    pixels.planes[i] = {to.plane, to.stride, scan.column0 * 8 * c.h, scan.row0 * 8 * c.v, ceil_div(width, sx), ceil_div(height, sy), sx, sy};
+  }
+  return kernels_.decode_scan(scan);
+}
+
+}  // namespace dp4tl

@@ -1,0 +1,35 @@
+// An own decoder for ordinary JPEGs (jpeg_header.h) that decodes only what a crop needs: from the nearest restart marker before it,
+// no row below it, no inverse DCT beside it, and to planes, so that nothing is upsampled or converted at full size.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "core/jpeg_header.h"
+#include "core/jpeg_tables.h"
+#include "core/jpeg_turbo.h"
+#include "core/kernels.h"
+#include "core/pixels.h"
+
+namespace dp4tl {
+
+class CropDecoder {
+ public:
+  explicit CropDecoder(const Kernels& kernels) : kernels_(kernels) {}
+
+  // The planes that hold `wanted` and one chroma sample around it, the samples bit for bit those of libjpeg's accurate IDCT. Valid
+  // until the next call. False if the JPEG is unusual, damaged, or not width x height: libjpeg-turbo has the last word then.
+  bool decode(const uint8_t* data, size_t size, int width, int height, const Rect& wanted, Pixels& pixels);
+
+ private:
+  bool find_intervals(const uint8_t* data, size_t size, int needed);
+
+  const Kernels& kernels_;
+  JpegHeader header_;
+  HuffmanCache tables_;
+  std::vector<uint32_t> starts_, stops_;
+  Scratch<uint8_t> planes_;
+};
+
+}  // namespace dp4tl

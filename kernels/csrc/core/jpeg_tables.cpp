@@ -1,0 +1,91 @@
+#include "core/jpeg_tables.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace dp4tl {
+namespace {
+
+constexpr size_t kSlots = 16;
+
+HuffmanEntry entry_of(int symbol, bool ac, int code_bits, int rest, int rest_bits) {
+  const int run = ac ? symbol >> 4 : 0, size = ac ? symbol & 15 : symbol;
+  if (size == 0) {
+    return {0, static_cast<uint8_t>(!ac || run == 15 ? run : kEndOfBlock), static_cast<uint8_t>(code_bits)};
+  }
+  if (size > rest_bits) return {static_cast<int16_t>(size), static_cast<uint8_t>(run), static_cast<uint8_t>(kPartial | code_bits)};
+  const int raw = rest >> (rest_bits - size);
+  const int value = raw >> (size - 1) ? raw : raw - (1 << size) + 1;  // JPEG's EXTEND
+  return {static_cast<int16_t>(value), static_cast<uint8_t>(run), static_cast<uint8_t>(code_bits + size)};
+}
+
+// False if the counts over-fill the code space, or a DC symbol is none.
+bool build(const HuffmanSpec& spec, bool ac, HuffmanTable& table) {
+  const uint8_t *counts = spec.bytes, *symbols = spec.bytes + 16;
+  const int bits = ac ? kAcBits : kDcBits;
+  std::memset(table.entries, 0, sizeof table.entries);
+  std::memset(table.symbols, 0, sizeof table.symbols);
+  std::memcpy(table.symbols, symbols, static_cast<size_t>(spec.symbols));
+  int code = 0, at = 0;
+  for (int length = 1; length <= 16; ++length, code <<= 1) {
+    table.offset[length] = at - code;
+    for (int i = 0; i < counts[length - 1]; ++i, ++code, ++at) {
+      if (code >= 1 << length || (!ac && symbols[at] > 11)) return false;
+      if (length > bits) continue;
+      const int rest_bits = bits - length;
+      HuffmanEntry* to = &table.entries[code << rest_bits];
+      for (int rest = 0; rest < 1 << rest_bits; ++rest) to[rest] = entry_of(symbols[at], ac, length, rest, rest_bits);
+    }
+    table.limit[length] = static_cast<uint32_t>(code) << (16 - length);
+  }
+  return true;
+}
+
+void build_skip(HuffmanTable& table) {
+  for (int i = 0; i < 1 << kSkipBits; ++i) {
+    int bits = 0, advance = 0, ends = 0;
+    while (!ends) {
+      const int window = (i << bits & ((1 << kSkipBits) - 1)) >> (kSkipBits - kAcBits);
+      const HuffmanEntry e = table.entries[window];
+      const int length = e.bits & kPartial ? (e.bits & 127) + e.value : e.bits;
+      if (length == 0 || bits + length > kSkipBits) break;
+      bits += length;
+      if (e.run == kEndOfBlock) {
+        ends = kEnds;
+      } else {
+        advance += e.run + 1;
+      }
+    }
+    table.skip[i] = {static_cast<uint8_t>(advance), static_cast<uint8_t>(bits ? bits | ends : 0)};
+  }
+}
+
+}  // namespace
+
+const HuffmanTable* HuffmanCache::get(const HuffmanSpec& spec, Kind kind) {
+  const size_t n = 16 + static_cast<size_t>(spec.symbols);
+  const auto matches = [&](const Slot& s) {
+    // A table with skip entries serves those who need none.
+    return (s.kind == kind || (kind == Kind::kAc && s.kind == Kind::kAcWithSkip)) && s.key.size() == n &&
+           std::memcmp(s.key.data(), spec.bytes, n) == 0;
+  };
+  auto slot = std::find_if(slots_.begin(), slots_.end(), matches);
+  if (slot == slots_.end()) {
+    if (slots_.size() < kSlots) {
+      slots_.emplace_back().table = std::make_unique<HuffmanTable>();
+      slot = slots_.end() - 1;
+    } else {
+      slot = std::min_element(slots_.begin(), slots_.end(), [](const Slot& a, const Slot& b) { return a.used < b.used; });
+    }
+    slot->key.clear();  // matches nothing, should building fail
+    if (!build(spec, kind != Kind::kDc, *slot->table)) return nullptr;
+    slot->table->has_skip = kind == Kind::kAcWithSkip;
+    if (slot->table->has_skip) build_skip(*slot->table);
+    slot->key.assign(spec.bytes, spec.bytes + n);
+    slot->kind = kind;
+  }
+  slot->used = ++clock_;
+  return slot->table.get();
+}
+
+}  // namespace dp4tl
