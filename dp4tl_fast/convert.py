@@ -34,6 +34,7 @@ def convert(
     quality: int = 90,
     smart_threshold: int = 0,
     jpeg_share: float = 0.5,
+    entry_points: str = "on",
     seed: int = 0,
     workers: int = 0,
     on_error: str = "fail",
@@ -41,8 +42,9 @@ def convert(
 ) -> dict[str, Any]:
     """Convert labelled images to a .beton file that FFCV and dp4tl_fast read.
 
-    JPEGs are stored as they are where every loader can read them (less EXIF and comments); all else is decoded and
-    encoded anew, and listed in OUT.audit.csv. The same input and flags give the same bytes for any number of workers.
+    JPEGs are stored without loss where every loader can read them (less EXIF and comments); all else is decoded and
+    encoded anew. OUT.audit.csv lists what is not stored byte for byte, and why. The same input and flags give the same
+    bytes for any number of workers.
     An interrupted run goes on where it stopped when the same command is given again.
 
     Args:
@@ -55,6 +57,8 @@ def convert(
         quality: JPEG quality of images that are encoded anew.
         smart_threshold: Bytes of pixels up to which ``smart`` stores an image raw.
         jpeg_share: Share of images that ``proportion`` stores as JPEG, chosen at random; the rest is raw.
+        entry_points: ``on`` rewrites JPEGs of 128 x 128 pixels and more without loss so that the native loader decodes
+            only what a crop needs (FFCV reads them as before); ``off`` leaves their bytes alone.
         seed: Of the random order of records.
         workers: Threads; 0 is one a core.
         on_error: ``fail`` at the first bad image, or ``skip`` it.
@@ -72,9 +76,9 @@ def convert(
     """
     rule = ImageRule(
         write_mode=write_mode, max_side=max_side, short_side=short_side, quality=quality,
-        smart_threshold=smart_threshold, jpeg_share=jpeg_share, seed=seed,
+        smart_threshold=smart_threshold, jpeg_share=jpeg_share, seed=seed, entry_points=entry_points == "on",
     )  # fmt: skip
-    _check_flags(layout, on_error, workers, seed)
+    _check_flags(layout, entry_points, on_error, workers, seed)
     started = time.perf_counter()
     target = Path(out)
     with closing(open_source(src)) as source:
@@ -114,9 +118,11 @@ class Progress:
         self._bar.close()
 
 
-def _check_flags(layout: str, on_error: str, workers: int, seed: int) -> None:
+def _check_flags(layout: str, entry_points: str, on_error: str, workers: int, seed: int) -> None:
     if layout not in LAYOUTS:
         raise UsageError(f"convert: layout = {layout!r}, but it must be one of {', '.join(LAYOUTS)}")
+    if entry_points not in ("on", "off"):
+        raise UsageError(f"convert: entry_points = {entry_points!r}, but it must be on or off")
     if on_error not in ("fail", "skip"):
         raise UsageError(f"convert: on_error = {on_error!r}, but it must be fail or skip")
     if workers < 0:

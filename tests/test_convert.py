@@ -226,7 +226,7 @@ def test_truncated_jpeg(tree: Path, tmp_path: Path) -> None:
     "flags",
     [
         {"layout": "x"}, {"write_mode": "x"}, {"quality": 0}, {"max_side": -1}, {"workers": -1}, {"on_error": "x"},
-        {"max_side": 5, "short_side": 5}, {"write_mode": "smart"}, {"seed": -1},
+        {"max_side": 5, "short_side": 5}, {"entry_points": "x"}, {"write_mode": "smart"}, {"seed": -1},
     ],
     ids=str,
 )  # fmt: skip

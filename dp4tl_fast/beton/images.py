@@ -20,6 +20,8 @@ from dp4tl_fast.beton import format as fmt
 from dp4tl_fast.beton import jpeg
 from dp4tl_fast.errors import SourceError, UsageError
 
+ENTRY_POINT_PIXELS = 128 * 128  # a crop of a smaller image needs most of it
+NO_ENTRY_POINTS = 65535  # MCUs between restart markers: the most that the format can say
 WRITE_MODES = ("keep", "jpg", "raw", "smart", "proportion")
 
 
@@ -43,6 +45,8 @@ class ImageRule:
             ``proportion`` stores a random share ``jpeg_share`` as JPEG and the rest as pixels.
         max_side, short_side: Shrink until the longer (shorter) side is no larger; 0 does not. Smaller images are kept.
         quality: Of JPEGs that are encoded anew, 1 to 100.
+        entry_points: Rewrite JPEGs of at least ``ENTRY_POINT_PIXELS`` without loss so that a decoder can begin in the
+            middle: a restart marker every 4 MCUs, optimised Huffman tables. Pixels stay the same to the last bit.
     """
 
     write_mode: str = "keep"
@@ -52,6 +56,7 @@ class ImageRule:
     smart_threshold: int = 0
     jpeg_share: float = 0.5
     seed: int = 0
+    entry_points: bool = False
 
     def __post_init__(self) -> None:
         def need(ok: bool, name: str, rule: str) -> None:
@@ -109,12 +114,33 @@ def _kept(data: bytes, rule: ImageRule, mode: str) -> Record | str:
     except ValueError as error:
         return f"damaged JPEG ({error})"
     width, height = header.width, header.height
-    if (reason := jpeg.why_not_plain(header)) or rule.size_for(width, height) != (width, height):
-        return reason or f"resized from {width}x{height}"
+    reason = jpeg.why_not_plain(header)
+    if rule.size_for(width, height) != (width, height):
+        return f"resized from {width}x{height}" + (f"; {reason}" if reason else "")
     if mode == "smart" and width * height * 3 <= rule.smart_threshold:
-        return "stored raw"
-    payload = jpeg.strip(data, header)
-    return Record(payload, fmt.MODE_JPEG, width, height, "" if payload is data else "metadata stripped")
+        return "stored raw" + (f"; {reason}" if reason else "")
+    if reason and not jpeg.can_become_plain(header):
+        return reason
+    payload, notes = data, [reason] if reason else []
+    if (stripped := jpeg.strip(data, header)) is not data:
+        payload = stripped
+        notes.append("metadata stripped")
+    entry_points = rule.entry_points and width * height >= ENTRY_POINT_PIXELS
+    if reason or entry_points:
+        try:
+            payload = _rewritten(payload, 4 if entry_points else NO_ENTRY_POINTS)
+        except RuntimeError as error:
+            return f"damaged JPEG ({error})"
+        notes.append("entry points added" if entry_points else "made sequential")
+    return Record(payload, fmt.MODE_JPEG, width, height, "; ".join(notes))
+
+
+def _rewritten(data: bytes, interval: int) -> bytes:
+    """The same coefficients as a sequential JPEG with entry points; colour profiles are carried over."""
+    from dp4tl_fast.kernels._native import jpeg_add_entry_points
+
+    profiles = jpeg.profiles(data)
+    return jpeg.with_profiles(jpeg_add_entry_points(data, interval), profiles)
 
 
 def _decoded(data: bytes, rule: ImageRule, mode: str, note: str) -> Record:

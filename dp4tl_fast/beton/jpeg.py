@@ -7,10 +7,12 @@ Nothing in it is trusted: every length is checked against the bytes at hand.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"
 _SOF = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
+_REWRITABLE = frozenset({0xC2, 0xC9, 0xCA})  # progressive; arithmetic coding: sequential, progressive
 _SOS, _APP0, _APP2, _APP14, _APP15, _COM = 0xDA, 0xE0, 0xE2, 0xEE, 0xEF, 0xFE
 SAMPLINGS = {  # luma's (horizontal, vertical) factors over chroma's 1 x 1: those all decoders know
     (1, 1): "4:4:4", (2, 1): "4:2:2", (1, 2): "4:4:0", (2, 2): "4:2:0", (4, 1): "4:1:1", (1, 4): "4:4:1",
@@ -53,23 +55,9 @@ def parse(data: bytes) -> JpegHeader:
     """
     if data[:2] != SOI:
         raise ValueError("it does not start with FFD8")
-    size, at, frame, adobe = len(data), 2, b"", -1
-    sof = 0
-    kept, keep_from = [], 0
-    while True:
-        if at + 4 > size:
-            raise ValueError(f"it ends at byte {size}, inside the header")
-        if data[at] != 0xFF:
-            raise ValueError(f"byte {at} is {data[at]:#04x} where a marker was expected")
-        marker = data[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-            continue
-        stop = at + 2 + (data[at + 2] << 8 | data[at + 3])
-        if stop < at + 4 or stop > size:
-            raise ValueError(f"segment {marker:02X} at byte {at} ends at {stop}, but there are {size} bytes")
-        if marker == _SOS:
-            break
+    frame, adobe, sof = b"", -1, 0
+    kept, keep_from, at = [], 0, 0
+    for marker, at, stop in _segments(data):
         if marker in _SOF:
             if sof:
                 raise ValueError("it has two frame headers")
@@ -81,7 +69,6 @@ def parse(data: bytes) -> JpegHeader:
             elif not (marker == _APP0 and head[:5] == b"JFIF\0") and not (marker == _APP2 and head == b"ICC_PROFILE\0"):
                 kept.append((keep_from, at))
                 keep_from = stop
-        at = stop
     kept.append((keep_from, at))
     if len(frame) < 6 or len(frame) != 6 + 3 * frame[5]:
         raise ValueError("it has no complete frame header before its first scan")
@@ -94,6 +81,29 @@ def parse(data: bytes) -> JpegHeader:
         sof=sof, bits=frame[0], width=width, height=height, sampling=sampling, adobe_transform=adobe,
         segments=tuple(kept), scan_start=at, stop=end + 2 if end >= 0 else 0,
     )  # fmt: skip
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, start, stop) of every segment up to the first SOS, which is the last one.
+
+    Raises:
+        ValueError: A marker or length is damaged.
+    """
+    size, at, marker = len(data), 2, 0
+    while marker != _SOS:
+        if at + 4 > size:
+            raise ValueError(f"it ends at byte {size}, inside the header")
+        if data[at] != 0xFF:
+            raise ValueError(f"byte {at} is {data[at]:#04x} where a marker was expected")
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        stop = at + 2 + (data[at + 2] << 8 | data[at + 3])
+        if stop < at + 4 or stop > size:
+            raise ValueError(f"segment {marker:02X} at byte {at} ends at {stop}, but there are {size} bytes")
+        yield marker, at, stop
+        at = stop
 
 
 def why_not_plain(header: JpegHeader) -> str:
@@ -115,6 +125,11 @@ def why_not_plain(header: JpegHeader) -> str:
     return ""
 
 
+def can_become_plain(header: JpegHeader) -> bool:
+    """Whether only the order of its coefficients or their entropy coding is odd: both can be changed without loss."""
+    return header.sof in _REWRITABLE and not why_not_plain(replace(header, sof=0xC0))
+
+
 def strip(data: bytes, header: JpegHeader) -> bytes:
     """The JPEG without metadata that has no say in its colours (EXIF, XMP, comments, thumbnails) and without a tail.
 
@@ -123,3 +138,16 @@ def strip(data: bytes, header: JpegHeader) -> bytes:
     if header.segments == ((0, header.scan_start),) and header.stop == len(data):
         return data
     return b"".join(data[a:b] for a, b in header.segments) + data[header.scan_start : header.stop]
+
+
+def profiles(data: bytes) -> bytes:
+    """The ICC segments of a stripped JPEG, one after the other; empty where there are none."""
+    return b"".join(data[a:b] for marker, a, b in _segments(data) if marker == _APP2)
+
+
+def with_profiles(data: bytes, segments: bytes) -> bytes:
+    """Insert ICC segments behind the JFIF and Adobe segments."""
+    if not segments:
+        return data
+    at = next(start for marker, start, _ in _segments(data) if marker not in (_APP0, _APP14))
+    return data[:at] + segments + data[at:]

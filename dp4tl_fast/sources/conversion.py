@@ -11,7 +11,9 @@ import csv
 import errno
 import io
 import json
+import re
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,19 +160,23 @@ class Conversion:
         journal.remove()
         return summary
 
-    def _write_audit(self, journal: Journal) -> dict[str, int]:
-        """The audit file, streamed from the journal. Returns how many images were kept, changed and skipped."""
+    def _write_audit(self, journal: Journal) -> dict[str, Any]:
+        """The audit file, streamed from the journal. Returns how many images were kept, changed (by reason) and skipped."""
         path = sidecar(self.out, "audit.csv")
-        changed = skipped = 0
+        skipped = 0
+        notes: Counter[str] = Counter()
         with open(partial_path(path), "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(["index", "record", "source", "what"])
             for frame in journal.frames(self.identity) or ():
                 for i, record, what in frame.audit:
                     table.writerow([i, record if record >= 0 else "", self.source.name(i), what])
-                    changed, skipped = changed + (record >= 0), skipped + (record < 0)
+                    skipped += record < 0
+                    if record >= 0:
+                        notes[re.sub(r" from \d+x\d+| \(.*\)", "", what)] += 1
         partial_path(path).replace(path)
-        return {"byte_for_byte": len(self.order) - changed - skipped, "changed": changed, "skipped": skipped}
+        kept = len(self.order) - notes.total() - skipped
+        return {"byte_for_byte": kept, "changed": dict(sorted(notes.items())), "skipped": skipped}
 
 
 def finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
