@@ -123,7 +123,7 @@ def finetune(
     summary = {
         "kind": "finetune",
         "mode": mode,
-        "checkpoint": str(checkpoint),
+        "checkpoint": str(Path(checkpoint).resolve()),
         "seeds": seeds,
         "epochs": epochs,
         "lr": lr,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,6 +91,7 @@ def prune(
         parameters=parameters,
         surrogate=identity,
         targets=[{"name": t.path.name, **t.fingerprint} for t in targets],
+        seconds={**surrogate_seconds(surrogate), "scoring": time.perf_counter() - start},
     )
     selection.save(out)
     names = beton.class_names
@@ -96,7 +99,13 @@ def prune(
         f"kept {len(selection.kept_classes)} of {beton.num_classes} classes, {selection.kept_samples:,} of "
         f"{beton.num_samples:,} samples -> {out}\nfirst: " + ", ".join(names[c] for c in order[: min(count, 10)])
     )
-    return {**selection.to_dict(), "kind": "prune", "seconds": time.perf_counter() - start}
+    return {"kind": "prune", **selection.to_dict()}
+
+
+def surrogate_seconds(surrogate: str | None) -> dict[str, float]:
+    """What training the surrogate took, where its run folder is at hand."""
+    summary = Path(surrogate or "") / "summary.json"
+    return {"surrogate": float(json.loads(summary.read_text())["pretrain_s"])} if surrogate and summary.is_file() else {}
 
 
 def _label_mapping(

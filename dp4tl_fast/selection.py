@@ -34,6 +34,7 @@ class Selection:
         kept_classes: Ascending class ids.
         kept_samples: Records of those classes (or the number of ``records``).
         surrogate, targets: Identity of the network and the target files.
+        seconds: What the selection cost: ``surrogate`` (its training, where known) and ``scoring``.
         records: Ascending record numbers for sample-level methods; ``None`` means whole classes. Stored beside the JSON.
     """
 
@@ -46,6 +47,7 @@ class Selection:
     parameters: dict[str, Any] = field(default_factory=dict)
     surrogate: dict[str, Any] = field(default_factory=dict)
     targets: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
     records: np.ndarray | None = None
     schema: int = SCHEMA
 
@@ -153,7 +155,7 @@ class Selection:
             body = json.loads(path.read_text())
         except FileNotFoundError:
             raise SelectionError(f"{path}: no such selection. Make one with `dp4tl-fast prune ... --out {path}`") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise SelectionError(f"{path}: not a selection file ({error})") from None
         if not isinstance(body, dict) or body.get("schema") != SCHEMA:
             version = body.get("schema") if isinstance(body, dict) else None
@@ -185,6 +187,8 @@ class Selection:
                 return f"{name} must be a list of finite numbers"
             if len(values) != source["classes"] and (name == "scores" or values):
                 return f"has {len(values)} {name} for {source['classes']} classes"
+        if not isinstance(self.seconds, dict) or not all(type(v) in (int, float) for v in self.seconds.values()):
+            return "seconds must map names to numbers"
         if not _ints([self.kept_samples]) or not 0 < self.kept_samples <= source["samples"]:
             return f"kept_samples = {self.kept_samples!r} must be from 1 to the source's {source['samples']}"
         return ""
