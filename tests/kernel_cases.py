@@ -56,8 +56,8 @@ LAYOUTS = st.sampled_from(["contiguous", "columns first", "rows apart", "every s
 def dot_error(x: torch.Tensor, w: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
     """Bound [rows] on the error of float32 scores x · w[k] + offset[k], whatever the order of summation.
 
-    gamma_n * sum |x_i w_i| with gamma_n = n u / (1 - n u), u = 2^-24 (Higham, Accuracy and Stability, ch. 3). Products of
-    16-bit values are exact in float32, so the bound is the same for every dtype; 3xTF32 drops the product of the two low
+    gamma_n * sum |x_i w_i| with gamma_n = n u / (1 - n u), u = 2^-24 (Higham, Accuracy and Stability, ch. 3). Products
+    of 16-bit values are exact in float32: the bound is the same for every dtype; 3xTF32 drops the product of the low
     parts, 2^-22 of each product. The offset may itself be a sum of as many terms (a norm).
     """
     terms = x.shape[1] + 2

@@ -70,7 +70,7 @@ def test_nearest_is_exact_on_integers(implementation, rows, k, depth, dtype, lay
     rows=ROWS, k=SIZES, depth=DEPTHS, dtype=st.sampled_from(DTYPES), seed=SEEDS,
     scale=st.sampled_from([1e-3, 1.0, 30.0]), shift=st.sampled_from([0.0, 5.0]),
 )  # fmt: skip
-def test_nearest_differs_from_the_reference_in_near_ties_alone(implementation, rows, k, depth, dtype, seed, scale, shift):
+def test_nearest_differs_in_near_ties_alone(implementation, rows, k, depth, dtype, seed, scale, shift):
     device = device_of(implementation)
     features = (scale * torch.randn(rows, depth, generator=generator(seed)) + shift).to(dtype).to(device)
     centroids = (scale * torch.randn(k, depth, generator=generator(seed + 1)) + shift).to(dtype).to(device)
@@ -89,7 +89,8 @@ def test_nearest_differs_from_the_reference_in_near_ties_alone(implementation, r
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @SOME
 @given(
-    rows=ROWS, classes=SIZES, depth=DEPTHS, dtype=st.sampled_from(DTYPES), layout=LAYOUTS, bias=st.booleans(), seed=SEEDS
+    rows=ROWS, classes=SIZES, depth=DEPTHS, dtype=st.sampled_from(DTYPES), layout=LAYOUTS, bias=st.booleans(),
+    seed=SEEDS,
 )  # fmt: skip
 def test_linear_label_counts_is_exact_on_integers(implementation, rows, classes, depth, dtype, layout, bias, seed):
     device = device_of(implementation)

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 # A tile of scores on the CPU: big enough for the matrix product to run at full rate, small enough for the cache that
 # the reduction reads it from. Extra memory is one tile, and one tile's rows of x when they must be converted.
-TILE_ROWS = 2048
+TILE_ROWS = 4096
 TILE_COLUMNS = 1024
+MAX_UNDECIDED = 1 / 32  # of the columns, beyond one a row: more than this, and deciding costs more than screening saves
 
 
 class Winners(NamedTuple):
@@ -67,39 +68,57 @@ def linear_argmax(
 
 
 def _native(
-    x: torch.Tensor, w: torch.Tensor, offset: torch.Tensor, isa: str = "auto"
+    x: torch.Tensor, w: torch.Tensor, offset: torch.Tensor, isa: str = "auto", screen: bool | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Tiles of scores by torch's matrix product, reduced in C++ while they are in cache.
 
-    A bfloat16 product comes back rounded to bfloat16: every near tie is then decided again in float32 (core/counts.h).
+    Where the CPU multiplies bfloat16 in hardware (``screen``), products are taken in bfloat16, twice as fast or more, to
+    find the few columns that can win a row; those are computed again in float32 from x and w themselves, so that no result
+    depends on the rounding. A tile that leaves too many undecided turns screening off for the rest of the call.
     """
     import torch
 
     core, threads = native(), torch.get_num_threads()
-    rounded = x.dtype == torch.bfloat16 and core.has_bf16_products()
-    dtype = torch.bfloat16 if rounded else torch.float32
-    w = w.to(dtype).contiguous()
+    screen = core.has_bf16_products() if screen is None else screen
+    w = w.contiguous()
+    operand = w.to(torch.bfloat16 if screen else torch.float32)
+    error = screening_error(w)
     value = torch.full((len(x),), -torch.inf)
     index = torch.zeros(len(x), dtype=torch.int64)
-    tile = torch.empty(min(TILE_ROWS, len(x)) * min(TILE_COLUMNS, len(w)), dtype=dtype)
+    tile = torch.empty(min(TILE_ROWS, len(x)) * min(TILE_COLUMNS, len(w)), dtype=operand.dtype)
     for start in range(0, len(x), TILE_ROWS):
         rows = slice(start, start + TILE_ROWS)
-        x_tile = x[rows].to(dtype)
-        if rounded and x_tile.stride(1) != 1:
-            x_tile = x_tile.contiguous()
+        x_tile = x[rows] if x.stride(1) == 1 else x[rows].contiguous()
+        x_operand = x_tile.to(operand.dtype)
+        undecided = 0
         for first in range(0, len(w), TILE_COLUMNS):
             columns = slice(first, first + TILE_COLUMNS)
             w_tile = w[columns]
             scores = tile[: len(x_tile) * len(w_tile)].view(len(x_tile), len(w_tile))
             with exact_float32():
-                torch.mm(x_tile, w_tile.T, out=scores)
-            if rounded:
-                core.update_best_rounded(
-                    scores, offset[columns], x_tile, w_tile, first, value[rows], index[rows], threads, isa
-                )
+                torch.mm(x_operand, operand[columns].T, out=scores)
+            best = first, value[rows], index[rows], threads, isa
+            if operand.dtype == torch.bfloat16:
+                undecided += core.update_best_screened(scores, offset[columns], error[columns], x_tile, w_tile, *best)
             else:
-                core.update_best(scores, offset[columns], first, value[rows], index[rows], threads, isa)
+                core.update_best(scores, offset[columns], *best)
+        if undecided > len(x_tile) * (1 + len(w) * MAX_UNDECIDED):
+            operand = w.to(torch.float32)
+            tile = torch.empty(len(tile), dtype=torch.float32)
     return index, value
+
+
+def screening_error(w: torch.Tensor) -> torch.Tensor:
+    """error [columns]: a product of x and w[k] taken in bfloat16, but not yet rounded to it, is off by ‖x‖ · error[k].
+
+    Rounding both factors to bfloat16 (u = 2^-8 each, none if they are bfloat16) moves the product by up to
+    (2 u + u²) Σ|x_i w_i|, summing in float32 by up to depth · 2^-24 Σ|x_i w_i|, and Σ|x_i w_i| <= ‖x‖ ‖w[k]‖.
+    """
+    import torch
+
+    factors = 0 if w.dtype == torch.bfloat16 else 2 * 2**-8 + 2**-16
+    relative = 1.01 * (factors + (w.shape[1] + 2) * 2**-24)  # 1.01: the norms and this bound are rounded, too
+    return w.float().norm(dim=1) * relative
 
 
 @contextmanager
