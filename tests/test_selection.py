@@ -1,0 +1,143 @@
+"""The selection: ranking, set operations, the file, and its refusal of another source."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dp4tl_fast.beton import Beton, BetonWriter
+from dp4tl_fast.beton.format import MODE_RAW
+from dp4tl_fast.errors import SelectionError, UsageError
+from dp4tl_fast.mapping.keep import num_kept
+from dp4tl_fast.selection import Selection, rank
+
+
+def write_beton(path, labels):
+    """One-pixel raw records with these labels."""
+    with BetonWriter(path, capacity=len(labels)) as writer:
+        for i, label in enumerate(labels):
+            writer.append(bytes([label % 256, i % 256, 7]), MODE_RAW, 1, 1, label=int(label), index=i)
+        writer.close()
+    return Beton(path)
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_beton(tmp_path / "source.beton", [0, 0, 1, 2, 2, 2, 3, 4])
+
+
+def select(beton, kept, scores=(5, 4, 3, 2, 1)):
+    return Selection.of_classes(beton, np.array(kept), method="lm", scores=np.array(scores, float))
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=30))
+def test_rank_is_by_score_then_tie_break_then_id(pairs):
+    scores, ties = np.array(pairs, float).T
+    expected = sorted(range(len(pairs)), key=lambda c: (-scores[c], -ties[c], c))
+    assert rank(scores, ties).tolist() == expected
+
+
+def test_indices_are_the_records_of_the_kept_classes(source):
+    assert select(source, [2, 0]).indices(source).tolist() == [0, 1, 3, 4, 5]
+    assert select(source, [2, 0]).kept_samples == 5
+
+
+def test_set_operations(source):
+    a, b = select(source, [0, 1]), select(source, [1, 3])
+    assert a.union(b, source).kept_classes == [0, 1, 3]
+    assert a.intersect(b, source).kept_classes == [1]
+    assert a.top(2, source).kept_classes == [0, 1]
+    assert a.union(b, source).kept_samples == 4
+    with pytest.raises(SelectionError, match="no sample"):
+        select(source, [0]).intersect(select(source, [1]), source)
+    with pytest.raises(SelectionError, match="has 5"):
+        a.top(6, source)
+
+
+def test_round_trip(source, tmp_path):
+    selection = select(source, [1, 3])
+    selection.save(tmp_path / "s.json")
+    assert Selection.load(tmp_path / "s.json") == selection
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def test_record_selection_round_trip_and_tampering(source, tmp_path):
+    from dataclasses import replace
+
+    records = np.array([1, 4, 7])
+    selection = replace(select(source, [0, 2, 4]), records=records, kept_samples=3)
+    path = tmp_path / "s.json"
+    selection.save(path)
+    assert Selection.load(path).indices(source).tolist() == [1, 4, 7]
+    side = tmp_path / "s.json.indices.npy"
+    np.save(side, np.array([0, 1, 2]))
+    with pytest.raises(SelectionError, match="does not belong"):
+        Selection.load(path)
+    side.unlink()
+    with pytest.raises(SelectionError, match="cannot be read"):
+        Selection.load(path)
+
+
+def test_another_source_is_refused_with_both_fingerprints(source, tmp_path):
+    other = write_beton(tmp_path / "other.beton", [0, 1, 2, 3, 4, 4])
+    with pytest.raises(SelectionError) as error:
+        select(source, [1]).indices(other)
+    assert "8 samples" in str(error.value) and "6 samples" in str(error.value) and "Prune again" in str(error.value)
+    with pytest.raises(SelectionError, match="different sources"):
+        select(source, [1]).union(select(other, [1]), source)
+
+
+def test_same_classes_in_a_validation_split(source, tmp_path):
+    val = write_beton(tmp_path / "val.beton", [4, 3, 2, 1, 0])
+    assert select(source, [1, 3]).for_split(val).indices(val).tolist() == [1, 3]
+    small = write_beton(tmp_path / "small.beton", [0, 1])
+    with pytest.raises(SelectionError, match="only 2 classes"):
+        select(source, [1, 3]).for_split(small)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": 99}, "schema 99"),
+        ({"kept_classes": []}, "non-empty"),
+        ({"kept_classes": [3, 1]}, "ascending"),
+        ({"kept_classes": [True]}, "ascending"),
+        ({"kept_classes": [77]}, "keeps class 77"),
+        ({"scores": [1, 2]}, "2 scores for 5"),
+        ({"scores": ["a"] * 5}, "finite numbers"),
+        ({"scores": [float("nan")] * 5}, "finite numbers"),
+        ({"tie_breaks": [1.0]}, "1 tie_breaks"),
+        ({"kept_samples": 0}, "kept_samples"),
+        ({"kept_samples": 9}, "kept_samples"),
+        ({"source": {"samples": 8}}, "fingerprint"),
+        ({"source": {"samples": "8", "classes": 5, "labels_sha256": ""}}, "whole numbers"),
+        ({"surprise": 1}, "not a selection"),
+    ],
+)
+def test_files_are_not_trusted(source, tmp_path, change, message):
+    path = tmp_path / "s.json"
+    select(source, [1, 3]).save(path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(SelectionError, match=message):
+        Selection.load(path)
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_refused(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("garbage") / "s.json"
+    path.write_bytes(data)
+    with pytest.raises(SelectionError):
+        Selection.load(path)
+
+
+@pytest.mark.parametrize(("keep", "count"), [("0.4", 4), ("0.41", 5), ("1.0", 10), ("0.0001", 1), ("1", 1), ("10", 10), ("0.3", 3)])
+def test_keep_rules(keep, count):
+    assert num_kept(keep, 10) == count
+
+
+@pytest.mark.parametrize("keep", ["0", "0.0", "-0.5", "1.5", "11", "nan", "inf", "many", ""])
+def test_keep_out_of_range(keep):
+    with pytest.raises(UsageError, match="--keep"):
+        num_kept(keep, 10)
