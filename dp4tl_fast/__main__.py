@@ -7,6 +7,9 @@ from importlib import import_module
 
 COMMANDS = {
     "convert": "images to a .beton laid out so that a class can be read alone",
+    "merge": "join the shards of a conversion",
+    "relayout": "copy a .beton into another order of records, without decoding",
+    "subset": "copy some classes, or a selection, to a .beton of their own",
     "inspect": "what is inside a .beton",
     "prune": "score source classes for a target and select the ones to keep",
     "pretrain": "train on the source, or on a selection of it, and measure",

@@ -15,12 +15,11 @@ import numpy as np
 
 from dp4tl_fast import cli
 from dp4tl_fast.beton.images import ImageRule, make_record
+from dp4tl_fast.beton.layout import check_layout, record_order
 from dp4tl_fast.errors import SourceError, UsageError
 from dp4tl_fast.sources import Source, open_source
 from dp4tl_fast.sources.conversion import Conversion, check_space, finished
-from dp4tl_fast.sources.pipeline import record_order
-
-LAYOUTS = ("class", "shuffled")
+from dp4tl_fast.sources.shards import parse_shard, shard_path
 
 
 def convert(
@@ -39,6 +38,7 @@ def convert(
     workers: int = 0,
     on_error: str = "fail",
     resume: bool = False,
+    shard: str = "",
 ) -> dict[str, Any]:
     """Convert labelled images to a .beton file that FFCV and dp4tl_fast read.
 
@@ -64,6 +64,8 @@ def convert(
         on_error: ``fail`` at the first bad image, or ``skip`` it.
         resume: Do nothing when OUT is complete, and fail, instead of starting over, when an unfinished OUT was made
             from other input or flags.
+        shard: ``I/N`` converts the I-th of N parts (from 0) to OUT.shard-I-of-N.beton, which can be used as it is;
+            ``auto`` takes I and N from Slurm or torchrun. ``dp4tl-fast merge OUT`` joins them to the file of one run.
 
     Returns:
         ``samples`` stored, ``classes``, ``bytes`` of the file, ``seconds``, ``listed`` in the source, of which
@@ -78,12 +80,19 @@ def convert(
         write_mode=write_mode, max_side=max_side, short_side=short_side, quality=quality,
         smart_threshold=smart_threshold, jpeg_share=jpeg_share, seed=seed, entry_points=entry_points == "on",
     )  # fmt: skip
-    _check_flags(layout, entry_points, on_error, workers, seed)
+    check_layout(layout)
+    _check_flags(entry_points, on_error, workers)
     started = time.perf_counter()
-    target = Path(out)
+    part = parse_shard(shard)
+    target = shard_path(Path(out), *part) if part else Path(out)
     with closing(open_source(src)) as source:
         order = record_order(source.labels, layout, seed)
-        identity = {"input": source.identity(), "layout": layout, "rule": asdict(rule), "pillow": version("pillow")}
+        identity: dict[str, Any] = {"input": source.identity(), "layout": layout, "rule": asdict(rule)}
+        identity["pillow"] = version("pillow")  # its codecs decide the bytes, too
+        if part:
+            (number, parts), n = part, len(order)
+            order = order[n * number // parts : n * (number + 1) // parts]
+            identity["shard"] = list(part)
         summary = finished(target, identity) if resume else None
         resumed = len(order)
         if summary is None:
@@ -95,7 +104,7 @@ def convert(
                 )  # fmt: skip
                 summary, resumed = conversion.run(), conversion.resumed
     size, seconds = target.stat().st_size, time.perf_counter() - started
-    return {"out": out, **summary, "bytes": size, "resumed": resumed, "seconds": seconds}
+    return {"out": str(target), **summary, "bytes": size, "resumed": resumed, "seconds": seconds}
 
 
 class Progress:
@@ -118,17 +127,13 @@ class Progress:
         self._bar.close()
 
 
-def _check_flags(layout: str, entry_points: str, on_error: str, workers: int, seed: int) -> None:
-    if layout not in LAYOUTS:
-        raise UsageError(f"convert: layout = {layout!r}, but it must be one of {', '.join(LAYOUTS)}")
+def _check_flags(entry_points: str, on_error: str, workers: int) -> None:
     if entry_points not in ("on", "off"):
         raise UsageError(f"convert: entry_points = {entry_points!r}, but it must be on or off")
     if on_error not in ("fail", "skip"):
         raise UsageError(f"convert: on_error = {on_error!r}, but it must be fail or skip")
     if workers < 0:
         raise UsageError(f"convert: workers = {workers}, but it must be 0 (one a core) or more")
-    if not 0 <= seed < 2**63:
-        raise UsageError(f"convert: seed = {seed}, but it must be from 0 to 2^63 - 1")
 
 
 def _bytes_needed(source: Source, order: np.ndarray, rule: ImageRule) -> int:

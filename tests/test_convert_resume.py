@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -60,8 +61,9 @@ import signal, sys
 from dp4tl_fast.convert import convert
 from dp4tl_fast.sources import conversion, pipeline
 pipeline.CHUNK_RECORDS, conversion.SYNC_BYTES = 4, 20_000
-signal.signal(signal.SIGALRM, signal.SIG_DFL)
-signal.setitimer(signal.ITIMER_REAL, float(sys.argv[3]))  # the kernel ends the process then: nothing is cleaned up
+# The kernel ends the process after so many seconds of its own CPU time, however busy the machine is: nothing is cleaned up.
+signal.signal(signal.SIGPROF, signal.SIG_DFL)
+signal.setitimer(signal.ITIMER_PROF, float(sys.argv[3]))
 convert(sys.argv[1], sys.argv[2], workers=2, write_mode="jpg", resume=True)
 """
 
@@ -70,20 +72,22 @@ def test_twenty_kills_at_random_moments(tree: Path, tmp_path: Path, undisturbed:
     seed = random.randrange(2**32)
     chance = random.Random(seed)
     out = tmp_path / "killed.beton"
-    kills, resumed = 0, 0
+    kills = resumed = 0
+    journal = journal_path(out)
     while kills < 20:
         command = [sys.executable, "-c", KILLED_CHILD, str(tree), str(out), str(chance.uniform(1e-4, 0.12))]
         killed = subprocess.run(command, capture_output=True, text=True)
-        kills += killed.returncode == -14
-        assert killed.returncode in (0, -14), killed.stderr
+        kills += killed.returncode == -signal.SIGPROF
+        assert killed.returncode in (0, -signal.SIGPROF), killed.stderr
+        resumed += journal.exists() and journal.stat().st_size > 1000  # chunks, not only the identity
         if chance.random() < 0.2 or killed.returncode == 0:
-            resumed += convert(str(tree), str(out), write_mode="jpg", resume=True)["resumed"]
+            convert(str(tree), str(out), write_mode="jpg", resume=True)
             assert outputs(out) == undisturbed, f"seed {seed}"
             assert not list(tmp_path.glob(".killed*"))
             out.unlink()
     convert(str(tree), str(out), write_mode="jpg", resume=True)
     assert outputs(out) == undisturbed, f"seed {seed}"
-    assert resumed > 0, "no run had anything to resume: the test does not test"
+    assert resumed >= 5, "hardly a run had anything to resume: the test does not test"
 
 
 class Stop(Exception):

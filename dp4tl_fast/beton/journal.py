@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from dp4tl_fast.beton.sidecars import CHECKSUM
 from dp4tl_fast.beton.writer import ROW
 
 _HEAD = np.dtype([("length", "<u4"), ("crc", "<u4")])
 _COUNTS = np.dtype([("consumed", "<u4"), ("records", "<u4"), ("synced", "<u8")])
-CHECKSUM = np.dtype("<u4")
 
 AuditRow = tuple[int, int, str]  # listing position, record number or -1, what happened
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import io
 import json
 import re
 import shutil
@@ -22,19 +21,15 @@ from typing import Any
 import numpy as np
 
 from dp4tl_fast.beton.images import ImageRule
-from dp4tl_fast.beton.journal import CHECKSUM, AuditRow, Frame, Journal, journal_path, payloads_are_intact
+from dp4tl_fast.beton.journal import Frame, Journal, journal_path, payloads_are_intact
+from dp4tl_fast.beton.sidecars import read_info, sidecar, write_checksums, write_info
 from dp4tl_fast.beton.writer import BetonWriter
 from dp4tl_fast.errors import BetonError, UsageError
-from dp4tl_fast.files import partial_path, write_atomically
+from dp4tl_fast.files import partial_path
 from dp4tl_fast.sources.base import Source
-from dp4tl_fast.sources.pipeline import Chunk, converted
+from dp4tl_fast.sources.pipeline import converted
 
 SYNC_BYTES = 1 << 30  # payloads that a power failure may cost; kill -9 costs the chunks in flight
-
-
-def sidecar(beton: str | Path, kind: str) -> Path:
-    """``x.beton`` -> ``x.<kind>``, for ``crc32.npy``, ``audit.csv`` and ``convert.json``."""
-    return Path(beton).with_suffix(f".{kind}")
 
 
 @dataclass(kw_only=True)
@@ -124,7 +119,7 @@ class Conversion:
         synced = writer.sync()
         rest = self.order[self._done :]
         for chunk in converted(self.source, rest, self.rule, workers=self.workers, skip=self.skip):
-            audit = self._audit_rows(chunk, writer.count)
+            audit = [(i, k if k < 0 else writer.count + k, what) for i, k, what in chunk.notes]
             mode, width, height = (chunk.column(name) for name in ("mode", "width", "height"))
             payloads = [record.payload for record in chunk.records]
             rows = writer.append_many(payloads, mode, width, height, self.source.labels[chunk.index], chunk.index)
@@ -136,32 +131,23 @@ class Conversion:
             self._done += len(chunk.positions)
             self.progress(len(chunk.positions), int(self.source.sizes[chunk.positions].sum()))
 
-    @staticmethod
-    def _audit_rows(chunk: Chunk, first: int) -> list[AuditRow]:
-        changed = zip(chunk.index.tolist(), range(first, first + len(chunk.index)), chunk.records, strict=True)
-        rows = [(i, record, made.note) for i, record, made in changed if made.note]
-        return rows + [(i, -1, message) for i, message in chunk.errors]
-
     def _finish(self, writer: BetonWriter, journal: Journal) -> dict[str, Any]:
         """Sidecars first, then the file's own name: whoever sees it has all of them."""
         journal.close()
-        if writer.count == 0:
+        if writer.count == 0 and "shard" not in self.identity:
             self._done = 0  # nothing to go on from
             raise BetonError(f"{self.out}: not one of {len(self.order)} images could be stored. Nothing is written")
         counts = self._write_audit(journal)
-        checksums = io.BytesIO()
-        np.save(checksums, np.concatenate(self._checksums).astype(CHECKSUM))
-        write_atomically(sidecar(self.out, "crc32.npy"), checksums.getvalue())
+        write_checksums(self.out, self._checksums)
         classes = len(self.source.class_names)
         summary = {"samples": writer.count, "classes": classes, "listed": len(self.order), **counts}
-        info = {"format": 1, "identity": self.identity, **summary}
-        write_atomically(sidecar(self.out, "convert.json"), json.dumps(info, indent=1))
+        write_info(self.out, self.identity, summary)
         writer.close(class_names=self.source.class_names)
         journal.remove()
         return summary
 
     def _write_audit(self, journal: Journal) -> dict[str, Any]:
-        """The audit file, streamed from the journal. Returns how many images were kept, changed (by reason) and skipped."""
+        """The audit file, streamed from the journal. Returns how many images were kept, changed (and why), skipped."""
         path = sidecar(self.out, "audit.csv")
         skipped = 0
         notes: Counter[str] = Counter()
@@ -183,11 +169,8 @@ def finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """The summary of ``out`` when it is the complete result of this very conversion, else ``None``."""
     if not out.exists() or partial_path(out).exists():
         return None
-    try:
-        info = json.loads(sidecar(out, "convert.json").read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    if not isinstance(info, dict) or info.get("identity") != json.loads(json.dumps(identity)):
+    info = read_info(out)
+    if info is None or info["identity"] != json.loads(json.dumps(identity)):
         return None
     return {key: value for key, value in info.items() if key not in ("format", "identity")}
 

@@ -7,27 +7,17 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from dp4tl_fast.beton.images import ImageRule, Record, make_record
+from dp4tl_fast.beton.ordered import chunk_bounds, ordered_map
 from dp4tl_fast.errors import SourceError
 from dp4tl_fast.sources.base import Source
 
 CHUNK_BYTES, CHUNK_RECORDS = 8 << 20, 512  # of source files; a chunk is what a worker does at once
-
-
-def record_order(labels: np.ndarray, layout: str, seed: int) -> np.ndarray:
-    """Listing positions in the order of their records: a permutation, int64 ``[n]``.
-
-    Philox's raw output is the sort key: it is the same in every version of NumPy.
-    """
-    keys = np.random.Philox(key=seed).random_raw(len(labels))
-    return np.lexsort((keys, labels)) if layout == "class" else np.argsort(keys, kind="stable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +29,15 @@ class Chunk:
         index: Of those that became records, int64 ``[k]``.
         records: The records, ``k`` of them.
         checksums: CRC-32 of the payloads, ``[k]``.
-        errors: (listing position, message) of the others.
+        notes: (listing position, number among ``records`` or -1, why it is not the file's own bytes, or not stored at
+            all), in the order of ``positions``.
     """
 
     positions: np.ndarray
     index: np.ndarray
     records: list[Record]
     checksums: np.ndarray
-    errors: list[tuple[int, str]]
+    notes: list[tuple[int, int, str]]
 
     def column(self, name: str) -> np.ndarray:
         """``mode``, ``width`` or ``height`` of the records, int64 ``[k]``."""
@@ -54,48 +45,33 @@ class Chunk:
 
 
 def converted(source: Source, order: np.ndarray, rule: ImageRule, *, workers: int, skip: bool) -> Iterator[Chunk]:
-    """Convert all samples in ``order``; chunks come in order, at most ``2 * workers`` of them ahead of the consumer.
+    """Convert all samples in ``order``; chunks come in order.
 
     Raises:
         SourceError: An image cannot be stored, and it is not to be skipped.
     """
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="convert")
-    waiting: deque[Future[Chunk]] = deque()
-    try:
-        for start, stop in itertools.pairwise(chunk_bounds(source.sizes[order])):
-            waiting.append(pool.submit(convert_chunk, source, order[start:stop], rule, skip))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def chunk_bounds(sizes: np.ndarray) -> list[int]:
-    """Where chunks start, and the end: at most ``CHUNK_RECORDS`` samples and about ``CHUNK_BYTES`` bytes each."""
-    total = np.cumsum(sizes)
-    bounds = [0]
-    while (start := bounds[-1]) < len(sizes):
-        limit = (total[start - 1] if start else 0) + CHUNK_BYTES
-        by_bytes = max(start + 1, int(np.searchsorted(total, limit, "right")))
-        bounds.append(min(start + CHUNK_RECORDS, by_bytes, len(sizes)))
-    return bounds
+    bounds = chunk_bounds(source.sizes[order], CHUNK_BYTES, CHUNK_RECORDS)
+    jobs = (order[start:stop] for start, stop in itertools.pairwise(bounds))
+    return ordered_map(lambda positions: convert_chunk(source, positions, rule, skip), jobs, workers)
 
 
 def convert_chunk(source: Source, positions: np.ndarray, rule: ImageRule, skip: bool) -> Chunk:
     """What a worker does: read and convert these samples."""
     index: list[int] = []
     records: list[Record] = []
-    errors: list[tuple[int, str]] = []
+    notes: list[tuple[int, int, str]] = []
     for i in positions.tolist():
         try:
-            records.append(make_record(source.read(i), rule, i))
-            index.append(i)
+            record = make_record(source.read(i), rule, i)
         except (SourceError, OSError) as error:
             if not skip:
                 remedy = "Repair or remove it, or give --on-error skip"
                 raise SourceError(f"{source.name(i)}: {error}. {remedy}") from None
-            errors.append((i, str(error)))
+            notes.append((i, -1, str(error)))
+            continue
+        if record.note:
+            notes.append((i, len(records), record.note))
+        records.append(record)
+        index.append(i)
     checksums = np.fromiter((zlib.crc32(record.payload) for record in records), np.uint32, len(records))
-    return Chunk(positions, np.array(index, np.int64), records, checksums, errors)
+    return Chunk(positions, np.array(index, np.int64), records, checksums, notes)

@@ -1,0 +1,126 @@
+"""Copy records between ``.beton`` files without decoding them: subset, relayout, merge."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dp4tl_fast.beton.layout import record_order
+from dp4tl_fast.beton.ordered import chunk_bounds, ordered_map
+from dp4tl_fast.beton.reader import Beton
+from dp4tl_fast.beton.sidecars import read_checksums, write_checksums, write_info
+from dp4tl_fast.beton.writer import FIELDS, BetonWriter
+from dp4tl_fast.errors import BetonError, RecordError
+
+CHUNK_BYTES, CHUNK_RECORDS = 8 << 20, 512
+Progress = Callable[[int], None]
+
+
+def subset(beton: Beton, records: np.ndarray, out: str | Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Copy these records, in this order, to a new file. Labels, indices and class names stay as they are.
+
+    Args:
+        beton: Source; written by dp4tl_fast or by FFCV.
+        records: Record numbers, int64 ``[n]``.
+        out: The .beton to write. Its name appears when it is complete.
+        progress: Called with the number of records after every chunk.
+
+    Returns:
+        ``samples``, ``classes``, ``bytes``, ``dropped_fields`` (fields other than image, label and index).
+
+    Raises:
+        RecordError: A record's bytes do not match its checksum.
+        BetonError: The source is malformed.
+    """
+    parts = [(beton, np.asarray(records, np.int64))]
+    return copy_records(parts, out, len(records), {"copy_of": beton.fingerprint}, progress)
+
+
+def relayout(
+    beton: Beton, out: str | Path, layout: str = "class", seed: int = 0, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Copy all records into another order: what a conversion with this layout and seed would have written."""
+    index = beton.index
+    plausible = len(index) and int(index.min()) >= 0 and int(index.max()) < 16 * len(index) + 2**20
+    order = record_order(beton.labels, layout, seed, index if plausible else None)
+    identity = {"relayout_of": beton.fingerprint, "layout": layout, "seed": seed}
+    return copy_records([(beton, order)], out, len(order), identity, progress)
+
+
+def copy_records(
+    parts: Sequence[tuple[Beton, np.ndarray]],
+    out: str | Path,
+    capacity: int,
+    identity: dict[str, Any],
+    progress: Progress | None = None,
+    info: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Copy records of several files, one after the other, to a new one; see ``subset``.
+
+    Args:
+        capacity: Records to reserve room for in the metadata table.
+        identity, info: What ``x.convert.json`` says; see ``sidecars.write_info``.
+    """
+    target = Path(out)
+    for beton, _ in parts:
+        if target.exists() and target.samefile(beton.path):
+            raise BetonError(f"{target}: would overwrite the file it is copied from. Choose another name")
+    names = max((beton.class_names for beton, _ in parts), key=len)
+    checksums = []
+    with BetonWriter(target, capacity) as writer:
+        for beton, records in parts:
+            images, labels, index = beton.images, beton.labels, beton.index
+            for chunk in _payloads(beton, records):
+                some = images[chunk.records]
+                mode, width, height = (some[name].astype(np.int64) for name in ("mode", "width", "height"))
+                writer.append_many(chunk.payloads, mode, width, height, labels[chunk.records], index[chunk.records])
+                checksums.append(chunk.checksums)
+                if progress is not None:
+                    progress(len(chunk.records))
+        write_checksums(target, checksums)
+        summary = {"samples": writer.count, "classes": len(names), "listed": capacity}
+        write_info(target, identity, summary if info is None else info)
+        writer.close(class_names=names)
+    dropped = sorted({name for beton, _ in parts for name in beton.fields} - {name for name, _ in FIELDS})
+    return {**summary, "bytes": target.stat().st_size, "dropped_fields": dropped}
+
+
+@dataclass(frozen=True, slots=True)
+class Payloads:
+    records: np.ndarray  # record numbers, int64 [k]
+    payloads: list[bytes]
+    checksums: np.ndarray  # CRC-32, [k]
+
+
+def _payloads(beton: Beton, records: np.ndarray, workers: int = 0) -> Iterator[Payloads]:
+    """Read records in order, several chunks ahead, and compare checksums where the file has them."""
+    pointers, sizes = beton.images["data_ptr"].astype(np.int64), beton.sizes
+    known = read_checksums(beton.path, beton.num_samples)
+    fd = os.open(beton.path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(job: np.ndarray) -> Payloads:
+        payloads = []
+        for i, pointer, size in zip(job.tolist(), pointers[job].tolist(), sizes[job].tolist(), strict=True):
+            data = os.pread(fd, size, pointer)
+            if len(data) != size:
+                raise RecordError(f"{beton.path}: record {i} has {size} bytes, but the file ended after {len(data)}")
+            payloads.append(data)
+        checksums = np.fromiter((zlib.crc32(data) for data in payloads), np.uint32, len(payloads))
+        if known is not None and (bad := checksums != known[job]).any():
+            i = int(job[bad.argmax()])
+            where = f"{beton.path}: record {i} (class {beton.class_names[beton.labels[i]]})"
+            raise RecordError(f"{where} does not match its checksum: the file has changed on disk. Convert it again")
+        return Payloads(job, payloads, checksums)
+
+    try:
+        bounds = chunk_bounds(sizes[records], CHUNK_BYTES, CHUNK_RECORDS)
+        yield from ordered_map(read, (records[a:b] for a, b in itertools.pairwise(bounds)), workers)
+    finally:
+        os.close(fd)

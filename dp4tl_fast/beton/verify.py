@@ -1,0 +1,107 @@
+"""Check a whole ``.beton`` file: tables, pages, checksums, headers, and on request every pixel."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+
+from dp4tl_fast.beton import format as fmt
+from dp4tl_fast.beton import jpeg
+from dp4tl_fast.beton.ordered import chunk_bounds, ordered_map
+from dp4tl_fast.beton.reader import Beton
+from dp4tl_fast.beton.sidecars import read_checksums
+from dp4tl_fast.errors import RecordError
+
+
+def verify(
+    beton: Beton, *, decode: bool = False, workers: int = 0, progress: Callable[[int], None] | None = None
+) -> dict[str, int | bool]:
+    """Check every pointer and size, every record's checksum (where the file has them) and header; decode on request.
+
+    Returns:
+        ``records`` checked, ``checksums``: whether there were any, ``decoded``.
+
+    Raises:
+        BetonError: The first fault found, with record and class.
+    """
+    _check_tables(beton)
+    checksums = read_checksums(beton.path, beton.num_samples)
+    pointers, sizes = beton.images["data_ptr"].astype(np.int64), beton.sizes
+    fd = os.open(beton.path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def check(records: np.ndarray) -> int:
+        for i, pointer, size in zip(records.tolist(), pointers[records].tolist(), sizes[records].tolist(), strict=True):
+            data = os.pread(fd, size, pointer)
+            fault = "" if len(data) == size else f"has {size} bytes, but the file ends after {len(data)} of them"
+            if not fault and checksums is not None and zlib.crc32(data) != checksums[i]:
+                fault = "does not match its checksum"
+            fault = fault or _fault(data, beton.images[i], decode)
+            if fault:
+                where = f"{beton.path}: record {i} (class {beton.class_names[beton.labels[i]]})"
+                raise RecordError(f"{where} {fault}. Convert the file again")
+        return len(records)
+
+    in_file_order = np.argsort(pointers, kind="stable")
+    bounds = chunk_bounds(sizes[in_file_order], 8 << 20, 512)
+    jobs = (in_file_order[a:b] for a, b in itertools.pairwise(bounds))
+    try:
+        for done in ordered_map(check, jobs, workers):
+            if progress is not None:
+                progress(done)
+    finally:
+        os.close(fd)
+    return {"records": beton.num_samples, "checksums": checksums is not None, "decoded": decode}
+
+
+def _check_tables(beton: Beton) -> None:
+    """Every record inside the pages (``Beton.sizes`` checks it), on one page, and overlapping no other."""
+    sizes, labels = beton.sizes, beton.labels
+    start = beton.images["data_ptr"].astype(np.int64)
+    if len(labels) == 0:
+        return
+
+    def fail(bad: np.ndarray, what: str) -> None:
+        if bad.any():
+            i = int(bad.argmax())
+            raise RecordError(f"{beton.path}: record {i} (class {int(labels[i])}) {what}. Convert the file again")
+
+    mode, width, height = (beton.images[name].astype(np.int64) for name in ("mode", "width", "height"))
+    fail(start // beton.page_size != (start + np.maximum(sizes, 1) - 1) // beton.page_size, "lies on two pages")
+    fail((mode != fmt.MODE_JPEG) & (mode != fmt.MODE_RAW), "is stored in an unknown mode")
+    fail((width == 0) | (height == 0), "has no pixels")
+    fail((mode == fmt.MODE_RAW) & (sizes != width * height * 3), "is raw, but its bytes are not width x height x 3")
+    order = np.argsort(start, kind="stable")
+    overlaps = np.zeros(len(start), bool)
+    overlaps[order[1:]] = start[order[1:]] < (start + sizes)[order[:-1]]
+    fail(overlaps, "overlaps another")
+
+
+def _fault(data: bytes, row: np.void, decode: bool) -> str:
+    """What is wrong with a record's bytes; empty when nothing is."""
+    if row["mode"] == fmt.MODE_RAW:
+        return ""
+    size = (int(row["width"]), int(row["height"]))
+    try:
+        header = jpeg.parse(data)
+    except ValueError as error:
+        return f"is no JPEG ({error})"
+    if (header.width, header.height) != size:
+        return f"is {header.width} x {header.height}, but the table says {size[0]} x {size[1]}"
+    if not header.stop:
+        return "is a JPEG without an end marker"
+    if decode:
+        from PIL import Image
+
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                image.load()
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            return f"cannot be decoded ({error})"
+    return ""
+
+

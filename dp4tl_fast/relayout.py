@@ -1,0 +1,39 @@
+"""``dp4tl-fast relayout SRC.beton OUT.beton``: another order of records, without decoding."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from dp4tl_fast import cli
+from dp4tl_fast.beton import Beton
+from dp4tl_fast.beton.subset import relayout as copy_in_order
+
+
+def relayout(src: str, out: str, *, layout: str = "class", seed: int = 0) -> dict[str, Any]:
+    """Copy a .beton, written by dp4tl_fast or by ffcv.DatasetWriter, into another order of records.
+
+    Nothing is decoded or encoded. From layout ``class`` a pruned run reads one byte range a class.
+
+    Args:
+        src: The .beton to copy.
+        out: The .beton to write.
+        layout: ``class`` stores each class as one byte range, its records in random order; ``shuffled`` mixes all.
+        seed: Of the random order.
+    """
+    started = time.perf_counter()
+    beton = Beton(src)
+    with cli.progress((), desc="relayout", unit="image", total=beton.num_samples) as bar:
+        summary = copy_in_order(beton, out, layout, seed, bar.update)
+    if summary["dropped_fields"]:
+        cli.message(f"fields not copied (only image, label and index are): {', '.join(summary['dropped_fields'])}")
+    return {"out": out, **summary, "layout": layout, "seconds": time.perf_counter() - started}
+
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.run(relayout, argv, positional=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
