@@ -12,7 +12,7 @@ FFCV's traps, and where they end:
 - Its readahead fetches several times the wanted bytes of a scattered selection: ``loaders.readahead``.
 - It decodes a JPEG of another size than the file states into rubbish, without a word: ``ffcv_stages.states_size``.
 - Batches live in a ring of buffers that later batches overwrite: ours own their memory.
-- Compiling takes 5 to 12 s a pipeline: our kernel is cached on disk; what is left takes about a second.
+- Compiling takes 5 to 12 s a pipeline: our one kernel is cached on disk (``ffcv_stages.uncompiled``).
 """
 
 from __future__ import annotations
@@ -57,32 +57,28 @@ class FfcvLoader(BaseLoader):
 
     def _open(self) -> Any:
         """An ``ffcv.Loader`` over the surviving records that calls ``self._decode`` for each batch."""
-        import torch
-
-        torch_threads = torch.get_num_threads()
         try:
             import ffcv
             from ffcv.pipeline import PipelineSpec
 
-            from dp4tl_fast.loaders.ffcv_stages import DecodeCrop, Locate
-        except (ImportError, OSError) as error:
+            from dp4tl_fast.loaders.ffcv_stages import DecodeCrop, Locate, uncompiled
+        except (ImportError, OSError, RuntimeError) as error:
             raise BackendError(
                 f"backend 'ffcv' cannot be imported here: {error}. Run {self.capabilities.install}"
             ) from error
         pipelines: dict[str, Any] = dict.fromkeys(self.beton.fields)  # None: FFCV leaves the field alone
         pipelines["image"] = PipelineSpec("image", decoder=Locate(), transforms=[DecodeCrop(self._decode)])
-        loader = ffcv.Loader(
-            str(self.beton.path),
-            batch_size=self.spec.batch_size,
-            num_workers=self.workers,
-            os_cache=self.os_cache(),
-            indices=self.records,
-            pipelines=pipelines,
-            drop_last=False,
-            batches_ahead=BATCHES_AHEAD,
-        )
-        torch.set_num_threads(torch_threads)  # FFCV has just set it to num_workers
-        return loader
+        with uncompiled():
+            return ffcv.Loader(
+                str(self.beton.path),
+                batch_size=self.spec.batch_size,
+                num_workers=self.workers,
+                os_cache=self.os_cache(),
+                indices=self.records,
+                pipelines=pipelines,
+                drop_last=False,
+                batches_ahead=BATCHES_AHEAD,
+            )
 
     def os_cache(self) -> bool:
         """FFCV's ``os_cache``, chosen from the sizes of the file, the memory and what an epoch would hold."""
@@ -106,7 +102,7 @@ class FfcvLoader(BaseLoader):
     # -- one batch, in FFCV's thread ----------------------------------------------------------------------------------
 
     def _decode(
-        self, records: np.ndarray, spans: np.ndarray
+        self, records: np.ndarray, located: tuple[np.ndarray, np.ndarray, np.ndarray]
     ) -> tuple[tuple[torch.Tensor, ...], np.ndarray, list[tuple[int, RecordError]]]:
         """Views ``[kept, 3, size, size]``, the records kept, and what failed."""
         import torch
@@ -122,8 +118,8 @@ class FfcvLoader(BaseLoader):
         images = torch.empty((spec.views, len(records), spec.size, spec.size, 3), dtype=dtype)
         table = byte_table(spec)
         out = as_bits(images)
-        columns = (spans, rows["mode"], rows["height"], rows["width"], boxes, mirror, as_bits(table))
-        status = decode_batch(self._pool, self.workers, out, *map(np.ascontiguousarray, columns))
+        columns = (rows["mode"], rows["height"], rows["width"], boxes, mirror, as_bits(table))
+        status = decode_batch(self._pool, self.workers, out, *located, *map(np.ascontiguousarray, columns))
         failures = []
         for i in np.flatnonzero(status).tolist():
             try:

@@ -1,6 +1,6 @@
 """The parts of the FFCV backend that need FFCV itself: two pipeline stages and an epoch whose threads end.
 
-    Locate      compiled by FFCV's graph: record numbers -> address and size of the stored bytes, by its memory manager
+    Locate      record numbers -> where the stored bytes are, in the memory that FFCV's memory manager gives
     DecodeCrop  numba without the GIL, on a pool of threads: libffcv decodes the JPEG once, then for every view crops
                 and resizes (OpenCV INTER_AREA), and mirror, normalise and cast are one pass over the output
 
@@ -12,9 +12,9 @@ decoder says about a broken JPEG.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from queue import Empty
 from typing import Any
@@ -23,10 +23,11 @@ import ffcv.libffcv
 import llvmlite.binding
 import numba
 import numpy as np
+import torch
 from ffcv.fields.rgb_image import SimpleRGBImageDecoder
 from ffcv.loader.epoch_iterator import EpochIterator
 from ffcv.memory_managers.os_cache import OSCacheContext
-from ffcv.pipeline.allocation_query import AllocationQuery
+from ffcv.pipeline.compiler import Compiler
 from ffcv.pipeline.operation import Operation
 from ffcv.pipeline.state import State
 from numba import types
@@ -53,17 +54,17 @@ JPEG = 0
 
 
 @numba.njit(nogil=True, cache=True)
-def decode_crop(spans, modes, heights, widths, boxes, mirror, table, out, status, start, stop):  # type: ignore[no-untyped-def]
+def decode_crop(stored, offsets, sizes, modes, heights, widths, boxes, mirror, table, out, status, start, stop):  # type: ignore[no-untyped-def]
     """Decode images ``start`` to ``stop`` of a batch into ``out``.
 
     Args:
-        spans: Address and size of the stored bytes, and whether they look right, int64 ``[n, 3]``.
+        stored: The file, or pages of it, uint8 ``[bytes]``; image i is ``stored[offsets[i] : offsets[i] + sizes[i]]``.
         modes, heights, widths: As the file states them, ``[n]``.
         boxes: Top, left, height, width, int64 ``[views, n, 4]``, inside the image.
         mirror: bool ``[views, n]``.
         table: What a byte of a channel becomes, ``[256, 3]``.
         out: ``[views, n, size, size, 3]`` of the table's dtype.
-        status: int32 ``[n]``; set to the decoder's return code, 0 if it had nothing to say, or -1.
+        status: int32 ``[n]``; set to the decoder's return code, 0 if it had nothing to say, or -1 for another size.
     """
     size = out.shape[2]
     most = np.int64(0)
@@ -73,17 +74,18 @@ def decode_crop(spans, modes, heights, widths, boxes, mirror, table, out, status
     pixels = np.empty(most, np.uint8)
     tile = np.empty((size, size, 3), np.uint8)
     for i in range(start, stop):
-        h, w, source = np.int64(heights[i]), np.int64(widths[i]), np.int64(spans[i, 0])
+        h, w, image = np.int64(heights[i]), np.int64(widths[i]), stored[offsets[i] : offsets[i] + sizes[i]]
+        source = image.ctypes.data
         if modes[i] == JPEG:
             status[i] = -1
-            if spans[i, 2]:
-                status[i] = _imdecode(source, spans[i, 1], h, w, pixels.ctypes.data, h, w, 0, 0, 1, 1, False, False)
+            if states_size(image, h, w):
+                status[i] = _imdecode(source, image.size, h, w, pixels.ctypes.data, h, w, 0, 0, 1, 1, False, False)
             if status[i] != 0:
                 continue
-            source = np.int64(pixels.ctypes.data)
+            source = pixels.ctypes.data
         for v in range(boxes.shape[0]):
-            top, left, height, width = boxes[v, i]
-            _resize(0, source, h, w, top, top + height, left, left + width, np.int64(tile.ctypes.data), size, size)
+            y, x, height, width = boxes[v, i]
+            _resize(0, source, h, w, y, y + height, x, x + width, tile.ctypes.data, size, size)
             write_tile(tile, mirror[v, i], table, out[v, i])
 
 
@@ -114,30 +116,29 @@ def states_size(jpeg, height, width):  # type: ignore[no-untyped-def]
 
 
 class Locate(SimpleRGBImageDecoder):
-    """FFCV's place for a decoder: only finds where the bytes are."""
+    """FFCV's place for a decoder: only says where the bytes are, ``(stored, offsets, sizes)`` of ``decode_crop``."""
 
-    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
-        dtype = np.dtype("<i8")
-        return replace(previous_state, jit_mode=True, shape=(3,), dtype=dtype), AllocationQuery((3,), dtype)
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, None]:
+        return replace(previous_state, jit_mode=True, shape=(), dtype=np.dtype("<i8")), None
 
     def generate_code(self) -> Callable[..., Any]:
-        read = self.memory_read
-
-        def locate(batch_indices, spans, metadata, storage_state):  # type: ignore[no-untyped-def]
-            for i in range(len(batch_indices)):
-                row = metadata[batch_indices[i]]
-                stored = read(row["data_ptr"], storage_state)
-                spans[i, 0], spans[i, 1] = stored.ctypes.data, stored.size
-                spans[i, 2] = row["mode"] != JPEG or states_size(stored, row["height"], row["width"])
-            return spans[: len(batch_indices)]
+        def locate(records: np.ndarray, memory: None, metadata: np.ndarray, state: tuple[np.ndarray, ...]) -> Any:
+            stored, pointers, sizes, *pages = state  # as FFCV's memory managers make it
+            pointer = metadata["data_ptr"][records]
+            size = sizes[np.searchsorted(pointers, pointer)]
+            offset = pointer.astype(np.int64)
+            if pages:  # its process cache: stored is [slots, page size], and pages[0] says which slot holds a page
+                page, within = np.divmod(offset, stored.shape[1])
+                offset = pages[0][page].astype(np.int64) * stored.shape[1] + within
+            return stored.reshape(-1), offset, size.astype(np.int64)
 
         return locate
 
 
 class DecodeCrop(Operation):
-    """Runs ``batch(records, spans)`` outside FFCV's compiler; it returns the batch that the consumer gets."""
+    """Runs ``batch(records, located)`` outside FFCV's compiler; it returns the batch that the consumer gets."""
 
-    def __init__(self, batch: Callable[[np.ndarray, np.ndarray], Any]) -> None:
+    def __init__(self, batch: Callable[[np.ndarray, Any], Any]) -> None:
         super().__init__()
         self.batch = batch
 
@@ -145,8 +146,8 @@ class DecodeCrop(Operation):
         return replace(previous_state, jit_mode=False, dtype=np.dtype("u1")), None
 
     def generate_code(self) -> Callable[..., Any]:
-        def run(spans: np.ndarray, memory: None, batch_indices: np.ndarray) -> Any:
-            return self.batch(batch_indices, spans)
+        def run(located: Any, memory: None, records: np.ndarray) -> Any:
+            return self.batch(records, located)
 
         run.with_indices = True  # type: ignore[attr-defined]
         return run
@@ -163,6 +164,18 @@ def decode_batch(pool: ThreadPoolExecutor, workers: int, out: np.ndarray, *colum
 
     list(pool.map(piece, range(0, n, step)))
     return status
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Keep FFCV from compiling what it builds: our stages are compiled already, and cached on disk."""
+    enabled, threads = Compiler.is_enabled, torch.get_num_threads()
+    Compiler.set_enabled(False)
+    try:
+        yield
+    finally:
+        Compiler.set_enabled(enabled)
+        torch.set_num_threads(threads)  # FFCV sets it to its num_workers
 
 
 class Epoch(EpochIterator):
