@@ -8,16 +8,19 @@ resumes. Batches are as long as the order says: nothing is padded or repeated.
 
 from __future__ import annotations
 
+import io
 import os
+import warnings
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.beton.format import MODE_RAW
+from dp4tl_fast.beton.format import MODE_JPEG, MODE_RAW
 from dp4tl_fast.errors import BackendError, RecordError
 from dp4tl_fast.loaders.augment import parameters
 from dp4tl_fast.loaders.base import BaseLoader, record_kind
@@ -44,6 +47,7 @@ class DaliLoader(BaseLoader):
     def __init__(self, beton: Beton, selection: Selection | None, spec: LoaderSpec) -> None:
         self._pipeline: Any = None
         self._inputs: Iterator[Any] = iter(())  # what DALI asks for, batch by batch
+        self._rescued: dict[int, np.ndarray] = {}  # pixels of records that DALI could not decode
         super().__init__(beton, selection, spec)
         self._bytes = np.memmap(beton.path, np.uint8, mode="r")
         no_readahead(self._bytes)
@@ -61,7 +65,7 @@ class DaliLoader(BaseLoader):
         try:
             self._pipeline = build(self.spec, kind, threads, self._device_id(), lambda: next(self._inputs))
         except RuntimeError as error:
-            raise BackendError(f"backend 'dali' cannot work here: {first_line(error)}") from error
+            raise BackendError(f"backend 'dali' cannot work here: {reason(error)}") from error
         self._built_for = (self.spec, kind)
 
     def _device_id(self) -> int | None:
@@ -80,7 +84,7 @@ class DaliLoader(BaseLoader):
                 for images in self._run(list(todo)):
                     yield self._batch(images, todo.popleft())
             except _BatchFailedError as error:
-                todo[0] = self._decodable(todo[0], str(error))
+                todo[0] = self._rescue(todo[0], str(error))
 
     def _run(self, batches: list[np.ndarray]) -> Generator[tuple[torch.Tensor, ...], None, None]:
         """The views of each batch."""
@@ -103,14 +107,12 @@ class DaliLoader(BaseLoader):
             raise
         except RuntimeError as error:  # DALI fails the whole batch, and the pipeline with it
             self._pipeline = None
-            raise _BatchFailedError(first_line(error)) from error
+            raise _BatchFailedError(reason(error)) from error
 
     def _feed(self, records: np.ndarray) -> tuple[Any, ...]:
         """DALI's inputs for one batch; see ``dali_pipeline.build``."""
         rows, kind = self.beton.images[records], self._built_for[1]
-        start = rows["data_ptr"].astype(np.int64)
-        stop = start + self.beton.sizes[records]
-        inputs: list[Any] = [[self._bytes[a:b] for a, b in zip(start.tolist(), stop.tolist(), strict=True)]]
+        inputs: list[Any] = [self._stored(records)]
         if kind != "jpeg":
             channels = np.full(len(records), 3)
             inputs.append(np.stack([rows["height"], rows["width"], channels], axis=1).astype(np.int32))
@@ -137,21 +139,37 @@ class DaliLoader(BaseLoader):
         shape = (0, 3, spec.size, spec.size)
         return (torch.empty(shape, dtype=getattr(torch, spec.dtype), device=spec.device),) * spec.views
 
-    def _decodable(self, records: np.ndarray, failure: str) -> np.ndarray:
-        """The records of a failed batch that the reference can decode. DALI does not say which one it could not."""
-        bad = []
+    def _rescue(self, records: np.ndarray, failure: str) -> np.ndarray:
+        """What to try instead of a failed batch. DALI does not say which record it could not do.
+
+        Records that the reference cannot decode either are left out (or raised). If there is none, DALI is stricter
+        than the rest of the world (stray bytes between segments): then it gets the reference's pixels, as bitmaps.
+        """
+        pixels: dict[int, np.ndarray] = {}
         for record in records.tolist():
             try:
-                decode_record(self.beton, record)
+                pixels[record] = decode_record(self.beton, record)
             except RecordError as error:
                 self._skip(record, error)
-                bad.append(record)
-        if not bad:
-            raise BackendError(
-                f"{self.beton.path}: DALI failed on a batch of records {records.min()} to {records.max()}, which all "
-                f"decode without it: {failure}. Use another backend"
-            )
-        return records[~np.isin(records, bad)]
+        if len(pixels) == len(records):
+            if self._rescued.keys() == pixels.keys():
+                raise BackendError(
+                    f"{self.beton.path}: DALI failed on a batch of records {records.min()} to {records.max()}, which "
+                    f"all decode without it: {failure}. Use another backend"
+                )
+            warnings.warn(f"{self.beton.path}: DALI failed ({failure}); a batch was decoded without it", stacklevel=2)
+            self._rescued = pixels
+        return np.array(list(pixels), np.int64)
+
+    def _stored(self, records: np.ndarray) -> list[np.ndarray]:
+        """The records' bytes where they lie in the mapped file, uint8 ``[size]`` each."""
+        start = self.beton.images["data_ptr"][records].astype(np.int64)
+        stop = start + self.beton.sizes[records]
+        views = [self._bytes[a:b] for a, b in zip(start.tolist(), stop.tolist(), strict=True)]
+        for i, record in enumerate(records.tolist()) if self._rescued else ():
+            if record in self._rescued and self.beton.images["mode"][record] == MODE_JPEG:
+                views[i] = bitmap(self._rescued[record])
+        return views
 
     def close(self) -> None:
         super().close()
@@ -171,7 +189,15 @@ def drain(pipeline: Any) -> None:
     pipeline.reset()
 
 
-def first_line(error: Exception) -> str:
-    """DALI's messages end in a stack trace."""
+def reason(error: Exception) -> str:
+    """The one line of DALI's message that says what happened, between stack traces."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else repr(error)
+    after = lines[lines.index("encountered:") + 1 :] if "encountered:" in lines else lines
+    return after[0] if after else repr(error)
+
+
+def bitmap(pixels: np.ndarray) -> np.ndarray:
+    """The image as a BMP file: pixels as they are, in a format that DALI's decoders know. uint8 ``[size]``."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "BMP")
+    return np.frombuffer(buffer.getvalue(), np.uint8)

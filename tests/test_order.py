@@ -1,0 +1,82 @@
+"""Order, batches and ranks as pure functions: every record once, whatever the sizes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dp4tl_fast.loaders.order import block_shuffle, epoch_order, num_batches, rank_batches
+
+RECORDS = st.lists(st.integers(0, 10**9), unique=True, max_size=200).map(lambda x: np.array(sorted(x), np.int64))
+SEED, EPOCH = st.integers(0, 2**63 - 1), st.integers(0, 10_000)
+
+
+@given(RECORDS, SEED, EPOCH)
+def test_an_epoch_is_a_permutation_that_depends_on_its_key_alone(records: np.ndarray, seed: int, epoch: int) -> None:
+    order = epoch_order(records, seed=seed, epoch=epoch, shuffle=True)
+    assert sorted(order.tolist()) == records.tolist()
+    assert (order == epoch_order(records.copy(), seed=seed, epoch=epoch, shuffle=True)).all()
+    assert (epoch_order(records, seed=seed, epoch=epoch, shuffle=False) == records).all()
+
+
+def test_epochs_and_seeds_differ() -> None:
+    records = np.arange(100)
+    orders = {tuple(epoch_order(records, seed=s, epoch=e, shuffle=True)) for s in range(5) for e in range(5)}
+    assert len(orders) == 25
+
+
+@given(st.integers(0, 300), st.integers(1, 40), st.integers(1, 9), st.booleans())
+def test_ranks_partition_the_epoch(n: int, batch_size: int, world_size: int, drop_last: bool) -> None:
+    order = np.random.default_rng(n).permutation(n)
+    ranks = []
+    for rank in range(world_size):
+        sharding = {"batch_size": batch_size, "rank": rank, "world_size": world_size, "drop_last": drop_last}
+        batches = rank_batches(order, **sharding)
+        assert len(batches) == num_batches(n, **sharding)
+        assert all(0 < len(b) <= batch_size for b in batches)
+        assert all(len(b) == batch_size for b in batches[:-1])
+        ranks.append([i for b in batches for i in b.tolist()])
+    kept = n - n % (batch_size * world_size) if drop_last else n
+    assert sorted(i for rank in ranks for i in rank) == sorted(order[:kept].tolist())
+    assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
+
+
+@given(st.integers(1, 20), st.integers(1, 4), st.integers(1, 4))
+def test_global_batches_do_not_depend_on_the_number_of_ranks(per_rank: int, ranks: int, batches: int) -> None:
+    order = np.random.default_rng(0).permutation(per_rank * ranks * batches + 3)
+    shared = [
+        rank_batches(order, batch_size=per_rank, rank=rank, world_size=ranks, drop_last=True) for rank in range(ranks)
+    ]
+    alone = rank_batches(order, batch_size=per_rank * ranks, rank=0, world_size=1, drop_last=True)
+    assert len(alone) == batches
+    for b, whole in enumerate(alone):
+        assert np.concatenate([shared[rank][b] for rank in range(ranks)]).tolist() == whole.tolist()
+
+
+@given(RECORDS, SEED, EPOCH, st.integers(1, 10_000), st.integers(1, 100_000))
+def test_a_block_shuffle_is_a_permutation(records: np.ndarray, seed: int, epoch: int, block: int, buffer: int) -> None:
+    sizes = np.random.default_rng(len(records)).integers(1, 500, len(records))
+    options = {"seed": seed, "epoch": epoch, "block_bytes": block, "buffer_bytes": buffer}
+    order = block_shuffle(records, sizes, **options)
+    assert sorted(order.tolist()) == records.tolist()
+    assert (order == block_shuffle(records, sizes, **options)).all()
+
+
+def test_a_block_shuffle_reads_long_runs_and_mixes_classes() -> None:
+    # 100 classes of 1,000 records of 1 KB on a class layout; blocks of 100 records, a buffer of 100 blocks.
+    n, per_class = 100_000, 1_000
+    sizes = np.full(n, 1_000)
+    order = block_shuffle(np.arange(n), sizes, seed=0, epoch=0, block_bytes=100_000, buffer_bytes=10_000_000)
+    buffer = order[:10_000]
+    assert len(np.unique(buffer // 100)) <= 101  # it holds about 100 whole blocks
+    uniform = 100 * (1 - 0.99**256)  # distinct classes among 256 uniform draws, expected: 92.4
+    assert distinct_classes(order // per_class) > 0.6 * uniform
+    whole = block_shuffle(np.arange(n), sizes, seed=0, epoch=0, block_bytes=100_000, buffer_bytes=10**9)
+    assert distinct_classes(whole // per_class) == pytest.approx(uniform, rel=0.01)
+
+
+def distinct_classes(labels: np.ndarray) -> float:
+    """Mean number of classes in a batch of 256."""
+    return float(np.mean([len(np.unique(labels[i : i + 256])) for i in range(0, len(labels) - 256, 256)]))
