@@ -142,7 +142,7 @@ def _bytes_needed(source: Source, order: np.ndarray, rule: ImageRule) -> int:
     if rule.write_mode == "keep" and not (rule.max_side or rule.short_side):
         return total
     before = after = 0
-    for i in {(2 * k + 1) * len(source) // 128 for k in range(64)}:
+    for i in {(2 * k + 1) * len(source) // 32 for k in range(16)}:
         with suppress(SourceError, OSError):  # a bad image is reported when its turn comes
             before, after = before + int(source.sizes[i]), after + len(make_record(source.read(i), rule, i).payload)
     return int(total * after / before) if before else total
