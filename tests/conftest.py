@@ -3,6 +3,11 @@
 import os
 
 import torch
+from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+# Hypothesis would fail an example that took 200 ms: a first import or a compilation does, and a busy machine.
+settings.register_profile("no clock", deadline=None)
+settings.load_profile("no clock")

@@ -45,7 +45,7 @@ def test_ranks_partition_the_epoch(n: int, batch_size: int, world_size: int, dro
 
 @given(st.integers(1, 20), st.integers(1, 4), st.integers(1, 4))
 def test_global_batches_do_not_depend_on_the_number_of_ranks(per_rank: int, ranks: int, batches: int) -> None:
-    order = np.random.default_rng(0).permutation(per_rank * ranks * batches + 3)
+    order = np.random.default_rng(0).permutation(per_rank * ranks * (batches + 1) - 1)
     shared = [
         rank_batches(order, batch_size=per_rank, rank=rank, world_size=ranks, drop_last=True) for rank in range(ranks)
     ]

@@ -1,0 +1,121 @@
+"""What only the DALI backend has: bytes that stay in the map, pipelines that fail as a whole, and their messages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from native_files import jpeg, picture, write
+
+from dp4tl_fast.beton import Beton
+from dp4tl_fast.errors import BackendError
+from dp4tl_fast.loaders import LoaderSpec, open_loader
+from dp4tl_fast.loaders import dali as backend
+
+RECORDS = 20
+
+
+@pytest.fixture(scope="module")
+def beton(tmp_path_factory: pytest.TempPathFactory) -> Beton:
+    path = tmp_path_factory.mktemp("dali") / "mixed.beton"
+    images = [picture(50 + i, 40, i) for i in range(RECORDS)]
+    return write(path, [jpeg(p) if i % 2 else p for i, p in enumerate(images)])
+
+
+def spec(**options: Any) -> LoaderSpec:
+    return LoaderSpec(**{"batch_size": 6, "size": 16, "with_index": True, "workers": 2, **options})
+
+
+def test_no_byte_is_copied_on_the_way_to_dali(beton: Beton) -> None:
+    records = np.array([3, 0, 7])
+    with open_loader(beton, None, spec(), "dali") as loader:
+        views = loader._feed(records)[0]
+        for view, record in zip(views, records.tolist(), strict=True):
+            assert np.shares_memory(view, loader._bytes)
+            assert (view == beton.payload(record)).all()
+
+
+def test_nothing_is_padded_or_repeated_over_epochs(beton: Beton) -> None:
+    with open_loader(beton, None, spec(shuffle=True), "dali") as loader:
+        for epoch in range(3):
+            loader.set_epoch(epoch)
+            batches = list(loader)
+            assert [len(labels) for _, labels, _ in batches] == [6, 6, 6, 2]
+            assert sorted(torch.cat([index for *_, index in batches]).tolist()) == beton.index.tolist()
+
+
+def test_a_mirrored_crop_is_the_mirror_image(beton: Beton) -> None:
+    straight, both = (load(beton, flip=flip) for flip in (False, True))
+    mirrored = 0
+    for one, two in zip(straight, both, strict=True):
+        mirrored += not torch.equal(one, two)
+        # Summed in the other direction, a pixel may round to the next level.
+        assert torch.equal(one, two) or (one.int() - two.flip(2).int()).abs().max() <= 1
+    assert 0 < mirrored < RECORDS
+
+
+def load(beton: Beton, **options: Any) -> torch.Tensor:
+    with open_loader(beton, None, spec(transform="random_resized_crop", **options), "dali") as loader:
+        return torch.cat([images for images, *_ in loader])
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Beton:
+    """Record 4 is no JPEG."""
+    beton = write(tmp_path / "broken.beton", [jpeg(picture(40, 40, i)) for i in range(9)])
+    with open(beton.path, "r+b") as file:
+        file.seek(int(beton.images["data_ptr"][4]))
+        file.write(bytes(int(beton.sizes[4])))
+    return Beton(beton.path)
+
+
+def test_a_batch_that_only_dali_cannot_decode_is_decoded_by_the_reference(
+    broken: Beton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.full((40, 40, 3), 77, np.uint8)
+    real = backend.decode_record
+    monkeypatch.setattr(backend, "decode_record", lambda b, i: pixels if i == 4 else real(b, i))
+    with (
+        open_loader(broken, None, spec(batch_size=3), "dali") as loader,
+        pytest.warns(UserWarning, match="DALI failed .nvImageCodec.* a batch was decoded without it"),
+    ):
+        images = torch.cat([batch[0] for batch in loader])
+    assert len(images) == 9
+    assert (images[4] == 77).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*DALI failed")
+def test_a_dali_that_still_fails_is_an_error_in_one_line(broken: Beton, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "decode_record", lambda b, i: np.zeros((40, 40, 3), np.uint8))
+    monkeypatch.setattr(backend, "bitmap", lambda pixels: np.zeros(9, np.uint8))
+    with (
+        open_loader(broken, None, spec(batch_size=3), "dali") as loader,
+        pytest.raises(BackendError, match=r"DALI failed on a batch of records 3 to 5, .*nvImageCodec.* another") as e,
+    ):
+        list(loader)
+    assert "\n" not in str(e.value)
+
+
+def test_the_reason_is_found_between_stack_traces() -> None:
+    message = "Critical error\nError in CPU operator x,\n\n File y\n\nencountered:\n\nCannot read\nCurrent pipeline ..."
+    assert backend.reason(RuntimeError(message)) == "Cannot read"
+    assert backend.reason(RuntimeError("one line")) == "one line"
+    assert backend.reason(RuntimeError("")) == "RuntimeError('')"
+
+
+def test_a_pipeline_is_rebuilt_when_the_kind_of_records_changes(beton: Beton) -> None:
+    class Records:
+        def __init__(self, step: slice) -> None:
+            self.step = step
+
+        def indices(self, beton: Beton) -> np.ndarray:
+            return np.arange(RECORDS)[self.step]
+
+    with open_loader(beton, Records(slice(1, None, 2)), spec(), "dali") as loader:  # type: ignore[arg-type]
+        for step in (slice(1, None, 2), slice(0, None, 2), slice(None)):  # JPEG, raw, mixed
+            loader.set_selection(Records(step))  # type: ignore[arg-type]
+            index = torch.cat([batch[2] for batch in loader])
+            assert index.tolist() == beton.index[step].tolist()
