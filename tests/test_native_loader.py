@@ -40,7 +40,7 @@ def load(beton: Beton, epoch: int = 0, **options: object) -> tuple[torch.Tensor,
 @pytest.mark.parametrize("size", [2, 15, 40, 129])
 def test_is_torchvisions_antialiased_resize_of_pillows_pixels(beton: Beton, transform: str, size: int) -> None:
     spec = LoaderSpec(transform=transform, size=size, flip=True, seed=3)
-    images, labels, index = load(beton, epoch=2, transform=transform, size=size, flip=True, seed=3)
+    images, labels, index = load(beton, epoch=2, transform=transform, size=size, flip=True, seed=3, exact=True)
     assert torch.equal(labels, torch.from_numpy(beton.labels)) and torch.equal(index, torch.from_numpy(beton.index))
     rows = beton.images
     boxes, mirror = parameters(spec, 2, np.arange(beton.num_samples), rows["height"], rows["width"])
@@ -50,6 +50,19 @@ def test_is_torchvisions_antialiased_resize_of_pillows_pixels(beton: Beton, tran
         expected = expected.flip(2) if mirror[i] else expected
         # torchvision rounds to whole levels between its two passes, we after both: at most one level apart.
         assert (images[i].int() - expected.int()).abs().max() <= 1, f"record {i}, {rows[i]}"
+
+
+@pytest.mark.parametrize("transform", ["random_resized_crop", "center_crop", "resize"])
+def test_fast_mode_is_close_to_exact(beton: Beton, transform: str) -> None:
+    """Chroma is resized as it is stored and colours are converted after the resize: they differ where colours saturate and
+    at edges of subsampled chroma (the pictures have both), by little on average."""
+    fast, exact = (load(beton, transform=transform, exact=e)[0].int() for e in (False, True))
+    error = (fast - exact).abs().float().mean(dim=(1, 2, 3))
+    raw = torch.from_numpy(beton.images["mode"] == 1)
+    assert error[raw].max() == 0
+    # Pictures of a few pixels are all edge: the bound of one level is for those of 16 x 16 and more.
+    large = torch.from_numpy(np.minimum(beton.images["width"], beton.images["height"]) >= 16)
+    assert error[large].max() < 1
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])

@@ -23,6 +23,7 @@ class Capabilities:
         dtypes, transforms, devices, on_error: The values of the ``LoaderSpec`` fields that work.
         records: Kinds of files that work: all ``jpeg``, all ``raw``, ``mixed``.
         views: The largest ``LoaderSpec.views``.
+        exact: Can give the pixels of PIL and torchvision within one level (``LoaderSpec.exact``).
         partial_decode: Decodes (about) the crop only, not the whole image.
         deterministic: Pixels are a pure function of (seed, epoch, record) for any number of threads, ranks and resumes.
         selective_read: Fetches only the surviving records from storage, not their neighbours.
@@ -37,6 +38,7 @@ class Capabilities:
     records: tuple[str, ...] = ("jpeg", "raw", "mixed")
     on_error: tuple[str, ...] = ("raise", "skip")
     views: int = 64
+    exact: bool = False
     partial_decode: bool = False
     deterministic: bool = True
     selective_read: bool = True
@@ -67,6 +69,8 @@ class Capabilities:
                 raise BackendError(
                     f"backend {name!r} cannot do {what} = {value!r}, only {', '.join(known)}. Choose another backend"
                 )
+        if spec.exact and not self.exact:
+            raise BackendError(f"backend {name!r} cannot do exact = True. Use native or torchvision")
         if spec.views > self.views:
             raise BackendError(f"backend {name!r} gives at most {self.views} views, not {spec.views}")
 

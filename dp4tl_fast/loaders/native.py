@@ -32,7 +32,9 @@ class NativeLoader(BaseLoader):
     """See ``loaders.spec.Loader``. Delivered tensors stay valid; their memory is used again once they are dropped."""
 
     name = "native"
-    capabilities = Capabilities(summary="C++ threads, decodes only the crop, no Python per image", partial_decode=True)
+    capabilities = Capabilities(
+        summary="C++ threads, decodes only the crop, no Python per image", exact=True, partial_decode=True
+    )
     isa = "auto"  # instruction set of the pixel kernels; tests force each
 
     def __init__(self, beton: Beton, selection: Selection | None, spec: LoaderSpec) -> None:
@@ -64,6 +66,7 @@ class NativeLoader(BaseLoader):
                 batch_size=spec.batch_size,
                 depth=DEPTH,
                 skip=spec.on_error == "skip",
+                exact=spec.exact,
                 isa=self.isa,
             )
         except RuntimeError as error:

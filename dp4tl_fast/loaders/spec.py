@@ -39,6 +39,8 @@ class LoaderSpec:
         views: Independently augmented views of each image from one read.
         max_ram: Upper bound in bytes on the loader's own buffers; 0 leaves the choice to the backend.
         on_error: ``raise``, or ``skip`` a record that cannot be decoded and report it.
+        exact: JPEG pixels as libjpeg makes them (smooth chroma, colours converted before the resize): within one level
+            of PIL and torchvision. Backends that resize otherwise refuse it.
     """
 
     batch_size: int = 256
@@ -62,6 +64,7 @@ class LoaderSpec:
     views: int = 1
     max_ram: int = 0
     on_error: str = "raise"
+    exact: bool = False
 
     def __post_init__(self) -> None:
         def need(ok: bool, name: str, rule: str) -> None:

@@ -22,6 +22,7 @@ class TorchvisionLoader(BaseLoader):
     name = "torchvision"
     capabilities = Capabilities(
         summary="plain reference: PIL and torchvision, one image at a time, no threads",
+        exact=True,
         requires=("torch", "torchvision", "PIL"),
     )
 

@@ -23,6 +23,7 @@ using Rows = nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu>;
 using Offsets = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Ids = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Counts = nb::ndarray<int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Sums = nb::ndarray<double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Values = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Indices = nb::ndarray<int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
@@ -104,6 +105,17 @@ int64_t py_update_best_screened(const Rows& products, const Offsets& offset, con
                               how);
 }
 
+void py_cluster_sums(const Rows& x, const Ids& index, Sums sums, int threads, const std::string& isa) {
+  const Matrix matrix = matrix_of(x);
+  require(index.shape(0) == x.shape(0), "one cluster a row");
+  require(sums.shape(1) == x.shape(1), "sums must have a column for every column of x");
+  const auto clusters = static_cast<int64_t>(sums.shape(0));
+  for (int64_t i = 0; i < matrix.rows; ++i) require(index.data()[i] >= 0 && index.data()[i] < clusters, "cluster out of range");
+  const Execution how = execution(threads, isa);
+  nb::gil_scoped_release release;
+  cluster_sums(matrix, index.data(), clusters, sums.data(), how);
+}
+
 }  // namespace
 
 void register_counts(nb::module_& m) {
@@ -121,6 +133,8 @@ void register_counts(nb::module_& m) {
         nb::arg("index"), nb::arg("threads"), nb::arg("isa") = "auto", "See core/counts.h.");
   m.def("update_best_screened", &py_update_best_screened, nb::arg("products"), nb::arg("offset"), nb::arg("error"),
         nb::arg("x"), nb::arg("w"), nb::arg("first"), nb::arg("value"), nb::arg("index"), nb::arg("threads"),
+        nb::arg("isa") = "auto", "See core/counts.h.");
+  m.def("cluster_sums", &py_cluster_sums, nb::arg("x"), nb::arg("index"), nb::arg("sums"), nb::arg("threads"),
         nb::arg("isa") = "auto", "See core/counts.h.");
 }
 

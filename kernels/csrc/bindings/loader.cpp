@@ -71,7 +71,7 @@ Loader& open(PyLoader& self) {
 void construct(PyLoader* self, std::shared_ptr<Beton> beton, const std::string& transform, std::pair<double, double> scale,
                std::pair<double, double> aspect, double crop_ratio, bool flip, uint64_t seed, int size, const std::string& dtype,
                const std::vector<float>& mul, const std::vector<float>& add, int views, int threads, int batch_size, int depth, bool skip,
-               const std::string& isa) {
+               bool exact, const std::string& isa) {
   if (mul.size() != 3 || add.size() != 3) throw nb::value_error("mul and add need three values");
   if (size < 1 || views < 1 || threads < 1 || batch_size < 1 || depth < 1) throw nb::value_error("sizes and counts must be positive");
   LoaderOptions o;
@@ -87,7 +87,7 @@ void construct(PyLoader* self, std::shared_ptr<Beton> beton, const std::string& 
   o.output.dtype = dtype_named(dtype);
   std::copy(mul.begin(), mul.end(), o.output.scale);
   std::copy(add.begin(), add.end(), o.output.bias);
-  o.views = views, o.threads = threads, o.batch_size = batch_size, o.depth = depth, o.skip = skip, o.isa = isa;
+  o.views = views, o.threads = threads, o.batch_size = batch_size, o.depth = depth, o.skip = skip, o.exact = exact, o.isa = isa;
   nb::gil_scoped_release free;
   new (self) PyLoader{o.output, views, std::make_unique<Loader>(beton, o)};
 }
@@ -119,7 +119,8 @@ void register_loader(nb::module_& m) {
       .def("__len__", [](const Beton& self) { return self.records.size(); });
   nb::class_<PyLoader>(m, "Loader", "Threads that fill a ring of batches. See dp4tl_fast.loaders.native.")
       .def("__init__", &construct, "beton"_a, nb::kw_only(), "transform"_a, "scale"_a, "aspect"_a, "crop_ratio"_a, "flip"_a, "seed"_a,
-           "size"_a, "dtype"_a, "mul"_a, "add"_a, "views"_a, "threads"_a, "batch_size"_a, "depth"_a, "skip"_a, "isa"_a)
+           "size"_a, "dtype"_a, "mul"_a, "add"_a, "views"_a, "threads"_a, "batch_size"_a, "depth"_a, "skip"_a,
+           "exact"_a, "isa"_a)
       .def("start",
            [](PyLoader& self, Numbers records, Numbers bounds, uint32_t epoch) {
              std::vector<int64_t> r(records.data(), records.data() + records.size()), b(bounds.data(), bounds.data() + bounds.size());

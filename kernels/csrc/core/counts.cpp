@@ -12,6 +12,8 @@ namespace {
 
 constexpr int64_t kGrainElements = 1 << 16;  // smaller pieces than this are not worth a thread
 
+constexpr int64_t kRun = 64;                 // rows summed in float32 before they join a float64 sum
+
 int64_t grain(const Matrix& matrix) { return std::max<int64_t>(1, kGrainElements / matrix.columns); }
 
 // Adds one by one to shared counters; runs of one cell are added at once, so that threads that all see the same class do
@@ -88,7 +90,7 @@ int64_t update_best_screened(const Matrix& products, const float* offset, const 
       const void* xi = x.row(i);
       const float norm = std::sqrt(dot(xi, xi, x.columns));
       const auto* row = static_cast<const uint16_t*>(products.row(i));
-      const int64_t count = near_best(row, offset, error, norm, products.columns, near.data(), how.isa);
+      const int64_t count = near_best(row, offset, error, norm, products.columns, exact.data(), near.data(), how.isa);
       for (int64_t j = 0; j < count; ++j) exact[j] = dot(xi, w.row(near[j]), x.columns) + offset[near[j]];
       Best best = argmax(exact.data(), nullptr, count);  // `near` ascends: ties stay with the lowest column
       if (best.index != kNan) best.index = near[best.index];
@@ -98,6 +100,26 @@ int64_t update_best_screened(const Matrix& products, const float* offset, const 
     decided += here;
   });
   return decided;
+}
+
+void cluster_sums(const Matrix& x, const int64_t* index, int64_t clusters, double* sums, Execution how) {
+  const AddRow add = add_row(x.scalar, how.isa);
+  // Counting sort: order[start[c] .. start[c + 1]) are the rows of cluster c, ascending.
+  std::vector<int64_t> start(clusters + 1, 0), order(x.rows);
+  for (int64_t i = 0; i < x.rows; ++i) ++start[index[i] + 1];
+  for (int64_t c = 0; c < clusters; ++c) start[c + 1] += start[c];
+  std::vector<int64_t> next(start.begin(), start.end() - 1);
+  for (int64_t i = 0; i < x.rows; ++i) order[next[index[i]]++] = i;
+  parallel_rows(clusters, how.threads, 1, [&](int64_t c, int64_t) {
+    double* sum = sums + c * x.columns;
+    std::fill(sum, sum + x.columns, 0.0);
+    std::vector<float> run(x.columns);
+    for (int64_t i = start[c]; i < start[c + 1]; i += kRun) {
+      std::fill(run.begin(), run.end(), 0.0f);
+      for (int64_t j = i; j < std::min(i + kRun, start[c + 1]); ++j) add(x.row(order[j]), run.data(), x.columns);
+      for (int64_t d = 0; d < x.columns; ++d) sum[d] += run[d];
+    }
+  });
 }
 
 }  // namespace dp4tl

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "core/argmax.h"
+#include "core/rows.h"
 
 namespace dp4tl {
 
@@ -35,5 +35,9 @@ void update_best(const Matrix& scores, const float* offset, int64_t first, float
 // float32 from x and w. Returns how many there were.
 int64_t update_best_screened(const Matrix& products, const float* offset, const float* error, const Matrix& x,
                              const Matrix& w, int64_t first, float* value, int64_t* index, Execution how);
+
+// sums[c] = sum of the rows i of x with index[i] == c, c < clusters; indices lie in that range. The order of summation, and so
+// every bit, depends on the input alone: rows of a cluster in turn, in float32 over short runs and in float64 over those.
+void cluster_sums(const Matrix& x, const int64_t* index, int64_t clusters, double* sums, Execution how);
 
 }  // namespace dp4tl

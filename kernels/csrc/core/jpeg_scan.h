@@ -17,6 +17,15 @@ struct HuffmanEntry {
 };
 constexpr uint8_t kPartial = 0x80;
 
+// One or two complete symbols: coefficients at o1 and o2 zigzag places from here.
+struct PairEntry {
+  int16_t value1, value2;
+  uint8_t o1, o2;   // o1 is kNone if not even one symbol is complete or it ends the block; o2 is kEndOfBlock if there is but one
+  uint8_t advance;  // to the place after them; kEndOfBlock + 1 more if the block ends there
+  uint8_t bits;
+};
+constexpr uint8_t kNone = 255;
+
 // Several symbols that fit into the bits looked up, for blocks that are not wanted.
 struct SkipEntry {
   uint8_t advance;  // coefficients passed before the end of the block, if that is among them
@@ -26,6 +35,7 @@ constexpr uint8_t kEnds = 0x80;
 
 struct HuffmanTable {
   HuffmanEntry entries[1 << kAcBits];  // a DC table uses the first 1 << kDcBits
+  PairEntry pairs[1 << kAcBits];
   SkipEntry skip[1 << kSkipBits];
   bool has_skip;
   // Canonical codes, for those longer than the look-up: code of length n is valid if below limit[n] (left-aligned in 16 bits),

@@ -41,6 +41,26 @@ bool build(const HuffmanSpec& spec, bool ac, HuffmanTable& table) {
   return true;
 }
 
+PairEntry pair_of(const HuffmanEntry& first, const HuffmanEntry& second) {
+  const bool complete = first.bits != 0 && !(first.bits & kPartial);
+  if (!complete || first.run == kEndOfBlock) return {0, 0, kNone, kEndOfBlock, 0, 0};
+  const int after = first.run + 1;
+  if (second.bits == 0 || second.bits & kPartial || first.bits + second.bits > kAcBits) {
+    return {first.value, 0, first.run, kEndOfBlock, static_cast<uint8_t>(after), first.bits};
+  }
+  const int o2 = second.run == kEndOfBlock ? kEndOfBlock : after + second.run;
+  return {first.value, second.value, first.run, static_cast<uint8_t>(o2), static_cast<uint8_t>(after + second.run + 1),
+          static_cast<uint8_t>(first.bits + second.bits)};
+}
+
+void build_pairs(HuffmanTable& table) {
+  for (int i = 0; i < 1 << kAcBits; ++i) {
+    const HuffmanEntry& first = table.entries[i];
+    const int rest = i << (first.bits & 15) & ((1 << kAcBits) - 1);
+    table.pairs[i] = pair_of(first, table.entries[rest]);
+  }
+}
+
 void build_skip(HuffmanTable& table) {
   for (int i = 0; i < 1 << kSkipBits; ++i) {
     int bits = 0, advance = 0, ends = 0;
@@ -79,6 +99,7 @@ const HuffmanTable* HuffmanCache::get(const HuffmanSpec& spec, Kind kind) {
     }
     slot->key.clear();  // matches nothing, should building fail
     if (!build(spec, kind != Kind::kDc, *slot->table)) return nullptr;
+    if (kind != Kind::kDc) build_pairs(*slot->table);
     slot->table->has_skip = kind == Kind::kAcWithSkip;
     if (slot->table->has_skip) build_skip(*slot->table);
     slot->key.assign(spec.bytes, spec.bytes + n);

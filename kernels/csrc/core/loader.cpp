@@ -109,7 +109,7 @@ bool Loader::can_claim() const {
 }
 
 void Loader::work() {
-  Worker worker{RecordReader(beton_->file, options_.crop, options_.output, options_.views, kernels_)};
+  Worker worker{RecordReader(beton_->file, options_.crop, options_.output, options_.views, options_.exact, kernels_)};
   std::unique_lock<std::mutex> lock(mutex_);
   for (;;) {
     work_.wait(lock, [this] { return quit_ || can_claim(); });

@@ -28,6 +28,7 @@ struct LoaderOptions {
   int batch_size = 256;
   int depth = 3;       // batches that are decoded ahead of the consumer
   bool skip = false;   // leave out records that cannot be decoded, instead of failing
+  bool exact = false;  // libjpeg-turbo decodes every JPEG to RGB
   std::string isa = "auto";
 };
 

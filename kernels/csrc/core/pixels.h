@@ -61,7 +61,8 @@ struct Weights {
   void compute(double begin, double length, int low, int high, int origin, int size, bool reverse);
 
  private:
-  std::vector<float> row_;
+  std::vector<float> share_, sum_, offset_;
+  std::vector<int> first_, last_, rest_;
 };
 
 struct Kernels;

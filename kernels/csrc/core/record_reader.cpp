@@ -25,7 +25,7 @@ Pixels RecordReader::pixels_of(const Record& record, const Rect& wanted) {
     uint8_t* bytes = bytes_.at_least(record.size);
     file_.read(record.offset, record.size, bytes);
     Pixels planes;
-    if (crop_decoder_.decode(bytes, record.size, record.width, record.height, wanted, planes)) return planes;
+    if (!exact_ && crop_decoder_.decode(bytes, record.size, record.width, record.height, wanted, planes)) return planes;
     return turbo_.decode(bytes, record.size, record.width, record.height, wanted);
   }
   const size_t stride = size_t{3} * record.width;  // whole rows: one read

@@ -11,8 +11,8 @@ namespace dp4tl {
 
 class RecordReader {
  public:
-  RecordReader(const File& file, const CropSpec& crop, const Output& output, int views, const Kernels& kernels)
-      : file_(file), spec_(crop), output_(output), crops_(static_cast<size_t>(views)), crop_decoder_(kernels), resizer_(kernels) {}
+  RecordReader(const File& file, const CropSpec& crop, const Output& output, int views, bool exact, const Kernels& kernels)
+      : file_(file), spec_(crop), output_(output), exact_(exact), crops_(static_cast<size_t>(views)), crop_decoder_(kernels), resizer_(kernels) {}
 
   // Write view v of record `number` to `to + v * view_stride`. Throws Error.
   void run(int64_t number, const Record& record, uint32_t epoch, uint8_t* to, size_t view_stride);
@@ -23,6 +23,7 @@ class RecordReader {
   const File& file_;
   const CropSpec& spec_;
   const Output& output_;
+  const bool exact_;  // libjpeg-turbo decodes every JPEG to RGB: smooth chroma, colours converted before the resize
   std::vector<Crop> crops_;
   CropDecoder crop_decoder_;
   TurboDecoder turbo_;

@@ -6,33 +6,47 @@
 
 namespace dp4tl {
 
+// Loops over all outputs for each tap, so that the compiler vectorises them.
 void Weights::compute(double begin, double length, int low, int high, int origin, int size, bool reverse) {
-  const double scale = length / size, support = std::max(scale, 1.0), inverse = 1.0 / support;
+  const double scale = length / size, support = std::max(scale, 1.0);
+  const auto inverse = static_cast<float>(1.0 / support);
+  const auto n = static_cast<size_t>(size);
   taps = std::min(static_cast<int>(std::ceil(support)) * 2 + 1, high - low);
-  start.resize(static_cast<size_t>(size));
-  weight.resize(static_cast<size_t>(size) * static_cast<size_t>(taps));
-  row_.resize(static_cast<size_t>(taps));
+  start.resize(n), first_.resize(n), last_.resize(n), offset_.resize(n);
+  weight.resize(n * static_cast<size_t>(taps)), share_.resize(weight.size());
+  sum_.assign(n, 0.0f);
+  rest_.assign(n, INT16_MAX);
   for (int i = 0; i < size; ++i) {
     const double center = begin + (i + 0.5) * scale;
-    int first = std::max(low, static_cast<int>(std::floor(center - support + 0.5)));
-    const int last = std::min(high, static_cast<int>(std::floor(center + support + 0.5)));
-    first = std::clamp(first, low, high - taps);  // all taps inside; those outside the triangle weigh nothing
-    float sum = 0;
-    for (int k = 0; k < taps; ++k) {
-      const auto distance = static_cast<float>(std::abs(first + k + 0.5 - center) * inverse);
-      row_[k] = first + k < last ? std::max(0.0f, 1.0f - distance) : 0.0f;
-      sum += row_[k];
+    last_[i] = std::min(high, static_cast<int>(center + support + 0.5));
+    // All taps stay inside; those outside the triangle weigh nothing. (A negative sum is cut to 0 by either rounding.)
+    const int first = std::min(std::max(low, static_cast<int>(center - support + 0.5)), high - taps);
+    first_[i] = first;
+    offset_[i] = static_cast<float>(first + 0.5 - center);
+    start[static_cast<size_t>(reverse ? size - 1 - i : i)] = first - origin;
+  }
+  for (int k = 0; k < taps; ++k) {
+    float* share = &share_[static_cast<size_t>(k) * n];
+    for (int i = 0; i < size; ++i) {
+      const float triangle = std::max(0.0f, 1.0f - std::abs(offset_[i] + static_cast<float>(k)) * inverse);
+      share[i] = first_[i] + k < last_[i] ? triangle : 0.0f;
+      sum_[i] += share[i];
     }
-    const int to = reverse ? size - 1 - i : i;
-    int16_t* fixed = &weight[static_cast<size_t>(to) * taps];
-    start[to] = first - origin;
-    int rest = INT16_MAX, largest = 0;
-    for (int k = 0; k < taps; ++k) {
-      fixed[k] = static_cast<int16_t>(row_[k] * (INT16_MAX / sum) + 0.5f);
-      rest -= fixed[k];
-      if (fixed[k] > fixed[largest]) largest = k;
+  }
+  for (int i = 0; i < size; ++i) sum_[i] = INT16_MAX / sum_[i];
+  for (int k = 0; k < taps; ++k) {
+    const float* share = &share_[static_cast<size_t>(k) * n];
+    int16_t* to = &weight[static_cast<size_t>((reverse ? size - 1 : 0) * taps + k)];
+    const int step = reverse ? -taps : taps;
+    for (int i = 0; i < size; ++i) {
+      const int fixed = static_cast<int>(share[i] * sum_[i] + 0.5f);
+      to[i * step] = static_cast<int16_t>(fixed);
+      rest_[i] -= fixed;
     }
-    fixed[largest] = static_cast<int16_t>(fixed[largest] + rest);  // the weights sum to one exactly: no drift in flat areas
+  }
+  for (int i = 0; i < size; ++i) {  // the weights sum to one exactly, so that flat areas do not drift: the central one gives way
+    const int center = std::clamp(static_cast<int>(first_[i] + 0.5f - offset_[i]), first_[i], last_[i] - 1);
+    weight[static_cast<size_t>((reverse ? size - 1 - i : i) * taps + center - first_[i])] += static_cast<int16_t>(rest_[i]);
   }
 }
 

@@ -1,4 +1,4 @@
-#include "core/argmax.h"
+#include "core/rows.h"
 
 #include <cmath>
 #include <cstring>
@@ -76,6 +76,12 @@ Best argmax_baseline(const void* row, const float* offset, int64_t n) {
   return finish(static_cast<const T*>(row), offset, 0, n, {-kInfinity, 0});
 }
 
+template <class T>
+void add_baseline(const void* data, float* sum, int64_t n) {
+  const T* row = static_cast<const T*>(data);
+  for (int64_t i = 0; i < n; ++i) sum[i] += widen(row[i]);
+}
+
 #if defined(__x86_64__)
 // ---- AVX2: 8 columns at a time, 32 a step --------------------------------------------------------------------------
 
@@ -108,6 +114,14 @@ DP4TL_AVX2 Best argmax_avx2(const void* data, const float* offset, int64_t n) {
     top = _mm256_set1_ps(best.value);
   }
   return finish(row, offset, k, n, best);
+}
+
+template <class T>
+DP4TL_AVX2 void add_avx2(const void* data, float* sum, int64_t n) {
+  const T* row = static_cast<const T*>(data);
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) _mm256_storeu_ps(sum + i, _mm256_add_ps(_mm256_loadu_ps(sum + i), load8(row + i)));
+  add_baseline<T>(row + i, sum + i, n - i);
 }
 
 // ---- AVX-512: 16 columns at a time, 64 a step ----------------------------------------------------------------------
@@ -148,38 +162,36 @@ DP4TL_AVX512 Best argmax_avx512(const void* data, const float* offset, int64_t n
 }
 
 DP4TL_AVX512 int64_t near_best_avx512(const Bf16* row, const float* offset, const float* error, float norm, int64_t n,
-                                      int32_t* out) {
+                                      float* high, int32_t* out) {
   const __m512 rounding = _mm512_set1_ps(kRounding), norms = _mm512_set1_ps(norm);
   const __m512 underflow = _mm512_set1_ps(kUnderflow);
-  __m512 low = _mm512_set1_ps(-kInfinity);
+  __m512 top = _mm512_set1_ps(-kInfinity);
   __mmask16 nan = 0;
   const int64_t whole = n / 16 * 16;
   for (int64_t k = 0; k < whole; k += 16) {
     const __m512 product = load16(row + k), score = _mm512_add_ps(product, _mm512_loadu_ps(offset + k));
     __m512 slack = _mm512_fmadd_ps(norms, _mm512_loadu_ps(error + k), underflow);
     slack = _mm512_fmadd_ps(rounding, _mm512_abs_ps(product), slack);
-    const __m512 x = _mm512_sub_ps(score, slack);
-    nan |= _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    low = _mm512_max_ps(low, x);
+    const __m512 low = _mm512_sub_ps(score, slack);
+    _mm512_storeu_ps(high + k, _mm512_add_ps(score, slack));
+    nan |= _mm512_cmp_ps_mask(low, low, _CMP_UNORD_Q);
+    top = _mm512_max_ps(top, low);
   }
-  float threshold = _mm512_reduce_max_ps(low);
+  float threshold = _mm512_reduce_max_ps(top);
   for (int64_t k = whole; k < n; ++k) {
     const Bounds score = bounds(row[k], offset[k], error[k], norm);
+    high[k] = score.high;
     nan |= std::isnan(score.low);
     if (score.low > threshold) threshold = score.low;
   }
   if (nan || !std::isfinite(threshold)) return every_column(n, out);
   const __m512 at_least = _mm512_set1_ps(threshold);
   int64_t count = 0;
-  for (int64_t k = 0; k < whole; k += 16) {
-    const __m512 product = load16(row + k), score = _mm512_add_ps(product, _mm512_loadu_ps(offset + k));
-    __m512 slack = _mm512_fmadd_ps(norms, _mm512_loadu_ps(error + k), underflow);
-    slack = _mm512_fmadd_ps(rounding, _mm512_abs_ps(product), slack);
-    for (unsigned near = _mm512_cmp_ps_mask(_mm512_add_ps(score, slack), at_least, _CMP_GE_OQ); near; near &= near - 1)
+  for (int64_t k = 0; k < whole; k += 16)
+    for (unsigned near = _mm512_cmp_ps_mask(_mm512_loadu_ps(high + k), at_least, _CMP_GE_OQ); near; near &= near - 1)
       out[count++] = static_cast<int32_t>(k + __builtin_ctz(near));
-  }
   for (int64_t k = whole; k < n; ++k)
-    if (bounds(row[k], offset[k], error[k], norm).high >= threshold) out[count++] = static_cast<int32_t>(k);
+    if (high[k] >= threshold) out[count++] = static_cast<int32_t>(k);
   return count;
 }
 
@@ -194,21 +206,30 @@ DP4TL_AVX512 float dot_avx512(const void* left, const void* right, int64_t n) {
   for (; i < n; ++i) rest += widen(a[i]) * widen(b[i]);
   return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3]))) + rest;
 }
+
+template <class T>
+DP4TL_AVX512 void add_avx512(const void* data, float* sum, int64_t n) {
+  const T* row = static_cast<const T*>(data);
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) _mm512_storeu_ps(sum + i, _mm512_add_ps(_mm512_loadu_ps(sum + i), load16(row + i)));
+  add_baseline<T>(row + i, sum + i, n - i);
+}
 #endif
 
-int64_t near_best_baseline(const Bf16* row, const float* offset, const float* error, float norm, int64_t n,
+int64_t near_best_baseline(const Bf16* row, const float* offset, const float* error, float norm, int64_t n, float* high,
                            int32_t* out) {
   float threshold = -kInfinity;
   bool nan = false;
   for (int64_t k = 0; k < n; ++k) {
     const Bounds score = bounds(row[k], offset[k], error[k], norm);
+    high[k] = score.high;
     nan |= std::isnan(score.low);
     if (score.low > threshold) threshold = score.low;
   }
   if (nan || !std::isfinite(threshold)) return every_column(n, out);
   int64_t count = 0;
   for (int64_t k = 0; k < n; ++k)
-    if (bounds(row[k], offset[k], error[k], norm).high >= threshold) out[count++] = static_cast<int32_t>(k);
+    if (high[k] >= threshold) out[count++] = static_cast<int32_t>(k);
   return count;
 }
 
@@ -239,6 +260,16 @@ Dot dot_for(Isa isa) {
   return dot_baseline<T>;
 }
 
+template <class T>
+AddRow add_for(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::avx512) return add_avx512<T>;
+  if (isa == Isa::avx2) return add_avx2<T>;
+#endif
+  (void)isa;
+  return add_baseline<T>;
+}
+
 }  // namespace
 
 Isa best_isa() {
@@ -267,14 +298,22 @@ Dot dot_product(Scalar scalar, Isa isa) {
   }
 }
 
-int64_t near_best(const uint16_t* row, const float* offset, const float* error, float norm, int64_t n, int32_t* out,
-                  Isa isa) {
+AddRow add_row(Scalar scalar, Isa isa) {
+  switch (scalar) {
+    case Scalar::f16: return add_for<F16>(isa);
+    case Scalar::bf16: return add_for<Bf16>(isa);
+    default: return add_for<float>(isa);
+  }
+}
+
+int64_t near_best(const uint16_t* row, const float* offset, const float* error, float norm, int64_t n, float* scratch,
+                  int32_t* out, Isa isa) {
   const Bf16* products = reinterpret_cast<const Bf16*>(row);
 #if defined(__x86_64__)
-  if (isa == Isa::avx512) return near_best_avx512(products, offset, error, norm, n, out);
+  if (isa == Isa::avx512) return near_best_avx512(products, offset, error, norm, n, scratch, out);
 #endif
   (void)isa;
-  return near_best_baseline(products, offset, error, norm, n, out);
+  return near_best_baseline(products, offset, error, norm, n, scratch, out);
 }
 
 }  // namespace dp4tl
