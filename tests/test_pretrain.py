@@ -1,0 +1,232 @@
+"""Pretraining and finetuning through their commands, on small real files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from dp4tl_fast import models
+from dp4tl_fast.convert import convert
+from dp4tl_fast.errors import CheckpointError, Dp4tlError, SelectionError, UsageError
+from dp4tl_fast.finetune import finetune
+from dp4tl_fast.pretrain import PretrainConfig, pretrain
+from dp4tl_fast.prune import prune
+from dp4tl_fast.selection import Selection
+from dp4tl_fast.training import checkpoint
+from dp4tl_fast.training.loop import NonFiniteLoss
+from dp4tl_fast.training.schedule import learning_rate
+
+FAST = {"arch": "small-4", "size": 16, "batch_size": 16, "epochs": 3, "lr": 0.1, "tensorboard": False, "precision": "fp32", "workers": 1}
+COLOURS = ((220, 40, 40), (40, 200, 60), (50, 60, 220), (200, 200, 60))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Four classes of noisy colours, 24 images each, as source; the same classes, 10 each, as target."""
+    root = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+    for name, n in (("source", 24), ("val", 5), ("target", 10)):
+        for c, colour in enumerate(COLOURS):
+            folder = root / name / f"class{c}"
+            folder.mkdir(parents=True)
+            for i in range(n):
+                pixels = np.clip(np.array(colour) + random.normal(0, 40, (20, 24, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.jpg")
+        convert(str(root / name), str(root / f"{name}.beton"))
+    return root
+
+
+def run(data, out, **changes):
+    return pretrain(PretrainConfig(source=str(data / "source.beton"), out=str(out), **{**FAST, **changes}))
+
+
+def weights(out):
+    return load_file(checkpoint.find_weights(out))
+
+
+def test_learns_and_fills_the_run_folder(data, tmp_path):
+    summary = run(data, tmp_path / "r", val=str(data / "val.beton"), tensorboard=True, epochs=6, flip=False)
+    rows = [json.loads(line) for line in (tmp_path / "r/metrics.jsonl").read_text().splitlines()]
+    assert [r["epoch"] for r in rows] == list(range(6))
+    assert {"seconds", "samples", "samples_per_s", "data_wait_s", "loss", "top_1", "top_5", "lr", "bytes_read"} <= rows[0].keys()
+    assert rows[-1]["loss"] < rows[0]["loss"] and summary["val_top_1"] > 0.7  # four plain colours
+    assert list((tmp_path / "r").glob("events.out.tfevents*"))
+    model, meta = checkpoint.load_model(tmp_path / "r")
+    assert meta["num_classes"] == 4 and isinstance(model, models.SmallResNet)
+
+
+def test_weights_load_in_plain_torchvision(data, tmp_path):
+    from torchvision.models import resnet18
+
+    run(data, tmp_path / "r", arch="resnet18", epochs=1, size=32)
+    resnet18(num_classes=4).load_state_dict(weights(tmp_path / "r"))
+
+
+def test_reads_only_the_selection(data, tmp_path):
+    prune(source=str(data / "source.beton"), out=str(tmp_path / "s.json"), keep="2", method="random", seed=3)
+    summary = run(data, tmp_path / "r", selection=str(tmp_path / "s.json"), val=str(data / "val.beton"))
+    assert summary["classes_kept"] == 2 and summary["samples"] == 48 and summary["method"] == "random"
+    full = run(data, tmp_path / "full")
+    assert summary["bytes_read"] < 0.7 * full["bytes_read"]
+
+
+def test_compact_labels_shrink_the_head(data, tmp_path):
+    prune(source=str(data / "source.beton"), out=str(tmp_path / "s.json"), keep="2", method="random", seed=3)
+    run(data, tmp_path / "r", selection=str(tmp_path / "s.json"), val=str(data / "val.beton"), compact_labels=True, epochs=6)
+    _, meta = checkpoint.read_weights(tmp_path / "r")
+    assert meta["num_classes"] == 2 and meta["classes"] == Selection.load(tmp_path / "s.json").kept_classes
+    assert weights(tmp_path / "r")["fc.weight"].shape[0] == 2
+
+
+def test_same_seed_same_bits(data, tmp_path):
+    run(data, tmp_path / "a")
+    run(data, tmp_path / "b")
+    run(data, tmp_path / "c", seed=1)
+    a, b, c = (weights(tmp_path / n) for n in "abc")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not all(torch.equal(a[k], c[k]) for k in a)
+
+
+def command(data, out, *more, **changes):
+    flags = [f"--{k.replace('_', '-')}={v}" for k, v in {**FAST, **changes}.items()]
+    return [sys.executable, "-m", "dp4tl_fast.pretrain", f"--source={data / 'source.beton'}", f"--out={out}", *flags, *more]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_interrupted_and_resumed_ends_with_the_same_bits(data, tmp_path, sent):
+    long = {"epochs": 30, "arch": "small-16", "size": 48}
+    run(data, tmp_path / "whole", **long)
+    cut = tmp_path / "cut"
+    process = subprocess.Popen(command(data, cut, **long), stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not checkpoint.checkpoints(cut / "checkpoint"):
+        time.sleep(0.01)  # until there is something to resume from
+    process.send_signal(sent)
+    stderr = process.communicate()[1]
+    assert process.returncode == (-signal.SIGKILL if sent == signal.SIGKILL else 130), stderr
+    assert not (cut / "summary.json").exists(), "the run must be cut before its end for this test to mean anything"
+    again = subprocess.run(command(data, cut, "--resume", **long), capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    a, b = weights(tmp_path / "whole"), weights(cut)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    losses = [[json.loads(line)["loss"] for line in (d / "metrics.jsonl").read_text().splitlines()] for d in (tmp_path / "whole", cut)]
+    assert losses[0] == losses[1]
+
+
+def test_a_finished_run_does_nothing(data, tmp_path, capsys):
+    first = run(data, tmp_path / "r")
+    stamp = os.stat(checkpoint.find_weights(tmp_path / "r")).st_mtime_ns
+    assert run(data, tmp_path / "r", resume=True) == first
+    assert os.stat(checkpoint.find_weights(tmp_path / "r")).st_mtime_ns == stamp
+    assert "nothing to do" in capsys.readouterr().err
+
+
+def test_refusals(data, tmp_path):
+    run(data, tmp_path / "r")
+    with pytest.raises(UsageError, match="already holds a run"):
+        run(data, tmp_path / "r")
+    with pytest.raises(UsageError, match="lr was 0.1, now 0.2"):
+        run(data, tmp_path / "r", resume=True, lr=0.2)
+    with pytest.raises(UsageError, match="larger than the 96 surviving records"):
+        run(data, tmp_path / "big", batch_size=97)
+    with pytest.raises(UsageError, match="unknown architecture"):
+        run(data, tmp_path / "arch", arch="resnet19")
+    with pytest.raises(NonFiniteLoss, match="Lower the learning rate"):
+        run(data, tmp_path / "nan", lr=1e30, schedule="constant", epochs=4)
+    prune(source=str(data / "target.beton"), out=str(tmp_path / "t.json"), keep="2", method="random")
+    with pytest.raises(SelectionError, match="another source"):
+        run(data, tmp_path / "other", selection=str(tmp_path / "t.json"))
+    assert not (tmp_path / "other").exists()
+
+
+def test_prune_with_a_surrogate(data, tmp_path):
+    run(data, tmp_path / "surrogate", epochs=6, flip=False)
+    common = {"source": str(data / "source.beton"), "target": [str(data / "target.beton")], "surrogate": str(tmp_path / "surrogate")}
+    result = prune(**common, out=str(tmp_path / "lm.json"), keep="0.5")
+    assert sum(result["scores"]) == 40 and len(result["kept_classes"]) == 2  # every target image votes once
+    assert result["seconds"]["surrogate"] > 0
+    lowest = prune(**common, out=str(tmp_path / "low.json"), keep="0.5", reverse=True)
+    assert set(lowest["kept_classes"]) | set(result["kept_classes"]) == {0, 1, 2, 3}
+    with pytest.raises(UsageError, match="needs --target"):
+        prune(source=common["source"], out=str(tmp_path / "x.json"), keep="0.5")
+    with pytest.raises(CheckpointError, match="not a small-8"):
+        prune(**common, out=str(tmp_path / "x.json"), keep="0.5", arch="small-8")
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_a_surrogate_of_another_source_is_refused(data, tmp_path):
+    prune(source=str(data / "source.beton"), out=str(tmp_path / "s.json"), keep="2", method="random")
+    run(data, tmp_path / "small", selection=str(tmp_path / "s.json"), compact_labels=True, epochs=1)
+    with pytest.raises(UsageError, match="knows 2 classes"):
+        prune(
+            source=str(data / "source.beton"), target=[str(data / "target.beton")], surrogate=str(tmp_path / "small"),
+            out=str(tmp_path / "x.json"), keep="2",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["lp", "ff"])
+def test_finetune(data, tmp_path, mode):
+    run(data, tmp_path / "r", epochs=4)
+    arguments = {"checkpoint": str(tmp_path / "r"), "train": str(data / "target.beton"), "test": str(data / "val.beton")}
+    summary = finetune(**arguments, mode=mode, out=str(tmp_path / mode), epochs=12, lr=0.02, seeds=2, batch_size=8, precision="fp32")
+    assert len(summary["top_1"]) == 2 and summary["top_1_mean"] > 0.7 and summary["top_1_best_mean"] >= summary["top_1_mean"]
+    again = finetune(**arguments, mode=mode, out=str(tmp_path / "again"), epochs=12, lr=0.02, seeds=2, batch_size=8, precision="fp32")
+    assert again["top_1"] == summary["top_1"]
+    with pytest.raises(UsageError, match="exists"):
+        finetune(**arguments, mode=mode, out=str(tmp_path / mode))
+
+
+def test_cached_features_equal_the_plain_way(data, tmp_path):
+    """A linear probe over cached features is the frozen network with a fresh head, trained image by image."""
+    from dp4tl_fast.loaders import IMAGENET_MEAN, IMAGENET_STD, LoaderSpec, open_loader
+    from dp4tl_fast.training.loop import Normalise
+    from dp4tl_fast.training.transfer import features
+
+    run(data, tmp_path / "r", epochs=1)
+    model, _ = checkpoint.load_model(tmp_path / "r")
+    normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, torch.device("cpu"))
+    with open_loader(data / "val.beton", None, LoaderSpec(size=16, batch_size=7, crop_ratio=1.0)) as loader:
+        x, y = features(model, loader, normalise)
+        images = torch.cat([normalise(i) for i, _ in loader])
+    with torch.no_grad():
+        torch.testing.assert_close(model.fc(x), model(images), rtol=1e-5, atol=1e-5)  # fp32 sums in another order
+    assert y.tolist() == sorted(y.tolist()) and len(y) == 20
+
+
+@pytest.mark.parametrize("name", ["triangular", "cosine"])
+def test_schedules(name):
+    rates = [learning_rate(s, schedule=name, peak=0.5, total_steps=100, warmup_steps=20) for s in range(101)]
+    assert max(rates) == rates[20] == 0.5 and rates[0] == pytest.approx(1e-4)
+    assert all(b > a for a, b in zip(rates[:20], rates[1:21], strict=True))
+    assert all(b < a for a, b in zip(rates[20:], rates[21:], strict=False))
+
+
+def test_untrusted_checkpoints(tmp_path):
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return (os.system, (f"touch {tmp_path / 'owned'}",))
+
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps({"w": Evil()}))
+    torch.save({"w": Evil()}, tmp_path / "evil2.pt")
+    (tmp_path / "bad.safetensors").write_bytes(b"\xff" * 64)
+    for name in ("evil.pt", "evil2.pt", "bad.safetensors", "missing"):
+        with pytest.raises(Dp4tlError, match=name):
+            checkpoint.load_model(tmp_path / name, "small-4")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_plain_state_dict_with_prefixes(tmp_path):
+    model = models.build("small-4", 3)
+    torch.save({"state_dict": {f"module._orig_mod.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "w.pt")
+    loaded, meta = checkpoint.load_model(tmp_path / "w.pt", "small-4")
+    assert meta["num_classes"] == 3
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True))
