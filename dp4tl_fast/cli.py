@@ -31,10 +31,10 @@ class Terminated(KeyboardInterrupt):
 class Parser(jsonargparse.ArgumentParser):
     """Flags with dashes for parameters with underscores; ``--resume`` and ``--no-flip`` for booleans; repeatable lists."""
 
-    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Any:
+    def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         given = list(sys.argv[1:] if args is None else args)
-        following = [*given[1:], ""]
-        return super().parse_args([self._normalise(a, n) for a, n in zip(given, following, strict=True)], *rest, **kwargs)
+        normal = [self._normalise(a, "".join(given[i + 1 : i + 2])) for i, a in enumerate(given)]
+        return super().parse_args(normal, *rest, **kwargs)
 
     def _normalise(self, argument: str, following: str) -> str:
         if not argument.startswith("--"):
@@ -53,8 +53,8 @@ class Parser(jsonargparse.ArgumentParser):
     def _is_bool(self, flag: str) -> bool:
         return getattr(self._option_string_actions.get(flag), "_typehint", None) is bool
 
-    def format_help(self) -> str:
-        return _dashes(super().format_help())
+    def format_help(self, *formatter: Any) -> str:
+        return _dashes(super().format_help(*formatter))
 
     def format_usage(self) -> str:
         return _dashes(super().format_usage())
@@ -89,7 +89,9 @@ def run(
     if config_class is not None:
         parser.add_class_arguments(config_class, as_group=False)
     else:
-        parser.add_function_arguments(function, as_group=False, as_positional=positional, skip={variadic} if variadic else None)
+        parser.add_function_arguments(
+            function, as_group=False, as_positional=positional, skip={variadic} if variadic else None
+        )
     try:
         options = parser.instantiate(parser.parse_args(argv)).as_dict()
     except SystemExit as exit_:  # --help is 0, a bad flag 2
@@ -133,7 +135,7 @@ def message(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def progress(iterable: Iterable[T], *, desc: str, unit: str, total: int | None = None, **kwargs: Any) -> Any:
+def progress(iterable: Iterable[T] | None, *, desc: str, unit: str, total: int | None = None, **kwargs: Any) -> Any:
     """A progress bar with rate and ETA on stderr (tqdm); quiet updates where stderr is not a terminal."""
     from tqdm.auto import tqdm
 

@@ -38,7 +38,9 @@ def compare(runs: list[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
     groups: dict[tuple[str, str, int], list[tuple[Path, dict[str, Any]]]] = {}
     for folder, summary in runs:
         if summary["kind"] == "pretrain":
-            groups.setdefault((summary["arch"], summary["method"], summary["classes_kept"]), []).append((folder, summary))
+            groups.setdefault((summary["arch"], summary["method"], summary["classes_kept"]), []).append(
+                (folder, summary)
+            )
     full_s = {a: median(s["pretrain_s"] for _, s in g) for (a, m, _), g in groups.items() if m == "full"}
     rows = []
     for (arch, method, classes), group in groups.items():
@@ -88,7 +90,17 @@ def table_rows(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     def percent(mean: float | None, std: float | None) -> str:
         return "" if mean is None else f"{100 * mean:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
 
-    header = ["selection", "classes", "samples", "pretraining", "speed-up", "with pruning", "bytes read", "LP %", "FF %"]
+    header = [
+        "selection",
+        "classes",
+        "samples",
+        "pretraining",
+        "speed-up",
+        "with pruning",
+        "bytes read",
+        "LP %",
+        "FF %",
+    ]
     cells = [
         [
             r["name"], str(r["classes_kept"]), f"{r['samples']:,}", f"{r['pretrain_s']:.1f} s", times(r["speedup"]),

@@ -15,7 +15,15 @@ from dp4tl_fast.errors import UsageError
 from dp4tl_fast.files import write_atomically
 
 # One recipe for all three, chosen so that the whole demo takes a few minutes on two cores. Digits must not be mirrored.
-PRETRAIN: dict[str, Any] = {"size": 32, "batch_size": 128, "lr": 0.3, "warmup_epochs": 1.0, "min_scale": 0.6, "flip": False, "weight_decay": 5e-4}
+PRETRAIN: dict[str, Any] = {
+    "size": 32,
+    "batch_size": 128,
+    "lr": 0.3,
+    "warmup_epochs": 1.0,
+    "min_scale": 0.6,
+    "flip": False,
+    "weight_decay": 5e-4,
+}
 ARCH, EPOCHS = "small-16", 8
 SURROGATE: dict[str, Any] = {"arch": "small-8", "epochs": 3, "size": 16, "lr": 0.4, "warmup_epochs": 0.5}
 LINEAR_PROBE: dict[str, Any] = {"mode": "lp", "epochs": 50, "lr": 1e-2}
@@ -70,7 +78,12 @@ def demo(
     train_on("surrogate", seed, **SURROGATE)
     lm = root / "lm.json"
     chosen = prune(
-        source=str(source), target=[str(train)], surrogate=str(root / "surrogate"), keep=keep, out=str(lm), backend=backend
+        source=str(source),
+        target=[str(train)],
+        surrogate=str(root / "surrogate"),
+        keep=keep,
+        out=str(lm),
+        backend=backend,
     )
     for i in range(seeds):  # interleaved, so that a slow minute of the machine hits all three alike
         cli.message(f"\n— pretraining and finetuning, seed {i} of 0..{seeds - 1}")

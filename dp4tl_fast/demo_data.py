@@ -10,6 +10,7 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,15 @@ import numpy as np
 SIDE = 32  # pixels
 JPEG_QUALITY = 92
 GLYPHS = string.digits + string.ascii_uppercase + "abdefghmnqrty" + "αβγδζηθλμξπρσφψωΓΔΛΞΠΣΦΨΩ"
-FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSansMono", "DejaVuSans-Oblique", "DejaVuSerif-Italic", "STIXGeneral")
+FONTS = (
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSerif",
+    "DejaVuSansMono",
+    "DejaVuSans-Oblique",
+    "DejaVuSerif-Italic",
+    "STIXGeneral",
+)
 
 Images = np.ndarray  # uint8 [n, SIDE, SIDE, 3]
 Fields = np.ndarray  # float [n, SIDE, SIDE], about -1 .. 1
@@ -25,12 +34,12 @@ Fields = np.ndarray  # float [n, SIDE, SIDE], about -1 .. 1
 
 def source_classes() -> dict[str, Callable[[np.random.Generator, int], Images]]:
     """``{class name: make(generator, n) -> images}``; the name's prefix is the family."""
-    classes: dict[str, Callable[[np.random.Generator, int], Images]] = {
-        f"glyph-U+{ord(c):04X}": lambda g, n, c=c: glyphs(g, n, c) for c in GLYPHS
-    }
+    classes: dict[str, Callable[[np.random.Generator, int], Images]] = {}
+    for char in GLYPHS:
+        classes[f"glyph-U+{ord(char):04X}"] = partial(glyphs, char=char)
     for family, (make, count) in TEXTURES.items():
         for i in range(count):
-            classes[f"{family}-{i:02d}"] = lambda g, n, make=make, i=i, count=count: colourise(g, make(g, n, i, count))
+            classes[f"{family}-{i:02d}"] = partial(textures, make=make, i=i, count=count)
     return classes
 
 
@@ -56,10 +65,17 @@ def glyphs(g: np.random.Generator, n: int, char: str) -> Images:
     for i in range(n):
         angle, shear = g.normal(0, 0.15), g.normal(0, 0.2)
         zoom_x, zoom_y = g.uniform(1.2, 2.2, 2)  # stencil pixels an output pixel
-        a, b, c, d = zoom_x * np.cos(angle), zoom_x * (shear - np.sin(angle)), zoom_y * np.sin(angle), zoom_y * np.cos(angle)
+        a, b, c, d = (
+            zoom_x * np.cos(angle),
+            zoom_x * (shear - np.sin(angle)),
+            zoom_y * np.sin(angle),
+            zoom_y * np.cos(angle),
+        )
         centre = SIDE / 2 + g.normal(0, 1.5, 2)
         affine = (a, b, 32 - a * centre[0] - b * centre[1], c, d, 32 - c * centre[0] - d * centre[1])
-        image = stencils[g.integers(len(stencils))].transform((SIDE, SIDE), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
+        image = stencils[g.integers(len(stencils))].transform(
+            (SIDE, SIDE), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR
+        )
         coarse = int(g.choice([8, 10, 12, 16, 32]))
         if coarse < SIDE:
             image = image.resize((coarse, coarse), Image.Resampling.BOX).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
@@ -153,7 +169,9 @@ def polygons(g: np.random.Generator, n: int, i: int, count: int) -> Fields:
         cx, cy = g.uniform(-0.8, 0.8, (2, n, 1, 1))
         radius, turn = g.uniform(0.25, 0.6, (n, 1, 1)), g.uniform(0, 2 * np.pi, (n, 1, 1))
         phase = (np.arctan2(y - cy, x - cx) + turn) % (2 * np.pi / sides) - np.pi / sides
-        edge = radius * (1 - 0.5 * star * (1 - 2 * abs(phase) * sides / (2 * np.pi))) / (np.cos(phase) if not star else 1)
+        edge = (
+            radius * (1 - 0.5 * star * (1 - 2 * abs(phase) * sides / (2 * np.pi))) / (np.cos(phase) if not star else 1)
+        )
         inside = edge - np.hypot(x - cx, y - cy)
         out = np.maximum(out, np.tanh(15 * (0.06 - abs(inside) if outline else inside)))
     return out
@@ -232,6 +250,13 @@ TEXTURES: dict[str, tuple[Callable[[np.random.Generator, int, int, int], Fields]
 }
 
 
+def textures(
+    g: np.random.Generator, n: int, make: Callable[[np.random.Generator, int, int, int], Fields], i: int, count: int
+) -> Images:
+    """Class ``i`` of a family of ``count``, in colours."""
+    return colourise(g, make(g, n, i, count))
+
+
 def colourise(g: np.random.Generator, fields: Fields) -> Images:
     """Give each image two colours of clear contrast, its own contrast, and sensor noise."""
     n = len(fields)
@@ -272,7 +297,8 @@ def write_target(root: Path, *, train_per_class: int, seed: int) -> None:
     for digit in range(10):
         small = data.images[data.target == digit]  # float [n, 8, 8], 0 .. 16
         large = [
-            Image.fromarray((a * (255 / 16)).astype(np.uint8)).resize((SIDE, SIDE), Image.Resampling.BICUBIC) for a in small
+            Image.fromarray((a * (255 / 16)).astype(np.uint8)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+            for a in small
         ]
         images = np.stack([np.asarray(a.convert("RGB")) for a in large])[random.permutation(len(large))]
         _save(root / "train" / str(digit), images[:train_per_class])

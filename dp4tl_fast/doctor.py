@@ -43,7 +43,12 @@ def doctor(*, require: str = "") -> dict[str, Any]:
     result: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
     for name in cli.progress(list(PARTS), desc="doctor", unit="part", leave=False):
         works, why = _run_probe(name)
-        result[name] = {"works": works, "why": why, "version": _version(PARTS[name][0]), "remedy": "" if works else PARTS[name][2]}
+        result[name] = {
+            "works": works,
+            "why": why,
+            "version": _version(PARTS[name][0]),
+            "remedy": "" if works else PARTS[name][2],
+        }
     _print(result)
     failed = [name for name in filter(None, require.split(",")) if not result[name]["works"]]
     if failed:

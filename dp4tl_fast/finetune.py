@@ -112,7 +112,12 @@ def finetune(
             else:
                 model, _ = checkpoints.load_model(checkpoint, arch)
                 spec = LoaderSpec(
-                    **common, transform="random_resized_crop", scale=(min_scale, 1.0), flip=flip, shuffle=True, seed=seed
+                    **common,
+                    transform="random_resized_crop",
+                    scale=(min_scale, 1.0),
+                    flip=flip,
+                    shuffle=True,
+                    seed=seed,
                 )
                 with open_loader(train_set, None, spec, backend) as loader:
                     result = transfer.full_finetune(

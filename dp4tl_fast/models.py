@@ -65,7 +65,9 @@ def build(arch: str, num_classes: int) -> nn.Module:
 
         names = models.list_models(module=models)
         if arch not in names:
-            raise UsageError(f"unknown architecture {arch!r}. Known: small-16, small-32-full, ... and torchvision's {', '.join(names)}")
+            raise UsageError(
+                f"unknown architecture {arch!r}. Known: small-16, small-32-full, ... and torchvision's {', '.join(names)}"
+            )
         make = partial(models.get_model, arch, weights=None)
     return make(num_classes=num_classes).to(memory_format=torch.channels_last)
 
@@ -103,7 +105,9 @@ class FeatureTap:
         logits = self.model(images)
         features, self._features = self._features, None
         if features is None:
-            raise UsageError(f"{type(self.model).__name__} does not run its last linear layer; its features cannot be taken")
+            raise UsageError(
+                f"{type(self.model).__name__} does not run its last linear layer; its features cannot be taken"
+            )
         return logits, features.flatten(1)
 
     def __enter__(self) -> FeatureTap:

@@ -50,7 +50,9 @@ def class_scores(selection: Selection) -> Figure:
         share.set_ylim(0, 101)
         _style(share)
     _style(axes)
-    axes.set_title(f"{selection.method}: {kept.sum()} of {len(order)} classes kept (blue), cut at the dashed line", fontsize=10)
+    axes.set_title(
+        f"{selection.method}: {kept.sum()} of {len(order)} classes kept (blue), cut at the dashed line", fontsize=10
+    )
     figure.patch.set_alpha(0)
     return figure
 

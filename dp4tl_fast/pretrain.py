@@ -113,12 +113,14 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     if selection is not None:
         selection.check(source)
     out = Path(config.out)
-    finished = _prepare(out, config, selection)
+    settings = _settings(config, selection)
+    finished = _check_folder(out, settings, config.resume)
     if finished is not None:
         cli.message(f"{out}: this run is complete; nothing to do")
         return finished
 
     import torch
+    import yaml
 
     from dp4tl_fast import models
     from dp4tl_fast.loaders import IMAGENET_MEAN, IMAGENET_STD
@@ -174,6 +176,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
                 count = (lambda z, y: hits(z, renumber[y])) if config.compact_labels else hits
                 return {f"val_{k}": v for k, v in loop.evaluate(model, val, normalise, count).items()}
 
+        write_atomically(out / "config.yaml", yaml.safe_dump(settings, sort_keys=False))  # only now: all input is good
         with loop.graceful_stop() as stopped, Log(out, config, total, run) as log:
 
             def on_step(run: Run) -> bool:
@@ -203,32 +206,33 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     return summary
 
 
-def _prepare(out: Path, config: PretrainConfig, selection: Selection | None) -> dict[str, Any] | None:
-    """Make or check the run folder. Returns the summary of a run that is already complete."""
-    import yaml
-
+def _settings(config: PretrainConfig, selection: Selection | None) -> dict[str, Any]:
+    """All that decides what the run computes: config.yaml, and what a continuation must share."""
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE_ON_RESUME}
     if selection is not None:
         settings["selection_classes_sha256"] = hashlib.sha256(json.dumps(selection.kept_classes).encode()).hexdigest()
+    return settings
+
+
+def _check_folder(out: Path, settings: dict[str, Any], resume: bool) -> dict[str, Any] | None:
+    """Refuse a folder that holds another run. Returns the summary of a run that is already complete."""
+    import yaml
+
     path = out / "config.yaml"
-    if path.exists():
-        if not config.resume:
-            raise UsageError(f"{out} already holds a run. Go on with --resume, or give another --out")
-        try:
-            old = yaml.safe_load(path.read_text()) or {}
-        except yaml.YAMLError as error:
-            raise CheckpointError(f"{path}: not readable as YAML ({error})") from None
-        changed = sorted(k for k in settings.keys() | old.keys() if settings.get(k) != old.get(k))
-        if changed:
-            raise UsageError(
-                f"{out}: --resume with other settings: "
-                + "; ".join(f"{k} was {old.get(k)!r}, now {settings.get(k)!r}" for k in changed)
-            )
-        if (out / "summary.json").exists():
-            return json.loads((out / "summary.json").read_text())
-    else:
-        write_atomically(path, yaml.safe_dump(settings, sort_keys=False))
-    return None
+    if not path.exists():
+        return None
+    if not resume:
+        raise UsageError(f"{out} already holds a run. Go on with --resume, or give another --out")
+    try:
+        old = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise CheckpointError(f"{path}: not readable as YAML ({error})") from None
+    changed = sorted(k for k in settings.keys() | old.keys() if settings.get(k) != old.get(k))
+    if changed:
+        differences = "; ".join(f"{k} was {old.get(k)!r}, now {settings.get(k)!r}" for k in changed)
+        raise UsageError(f"{out}: --resume with other settings: {differences}")
+    summary = out / "summary.json"
+    return json.loads(summary.read_text()) if summary.exists() else None
 
 
 def open_train(config: PretrainConfig, source: Beton, selection: Selection | None) -> BaseLoader:
@@ -273,7 +277,9 @@ class Log:
     def __init__(self, out: Path, config: PretrainConfig, total: int, run: Run) -> None:
         self._path, self._config = out / "metrics.jsonl", config
         keep = [row for row in read_metrics(self._path) if row["epoch"] < run.epoch]
-        write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in keep))  # a resumed run may have lost some
+        write_atomically(
+            self._path, "".join(json.dumps(row) + "\n" for row in keep)
+        )  # a resumed run may have lost some
         self._bar = cli.progress(None, desc=out.name, unit="step", total=total, initial=run.step)
         self._board: Any = None
         if config.tensorboard:
@@ -320,7 +326,9 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return rows
 
 
-def summarise(out: Path, config: PretrainConfig, source: Beton, selection: Selection | None, precision: Any) -> dict[str, Any]:
+def summarise(
+    out: Path, config: PretrainConfig, source: Beton, selection: Selection | None, precision: Any
+) -> dict[str, Any]:
     """What a finished run cost and reached."""
     rows = read_metrics(out / "metrics.jsonl")
     seconds, samples = sum(r["seconds"] for r in rows), sum(r["samples"] for r in rows)

@@ -75,9 +75,19 @@ def prune(
         parameters["seed"] = seed
     else:
         if not targets or surrogate is None:
-            raise UsageError("--method lm needs --target T.beton and --surrogate W (a small network trained on the source)")
+            raise UsageError(
+                "--method lm needs --target T.beton and --surrogate W (a small network trained on the source)"
+            )
         scores, tie_breaks, identity = _label_mapping(
-            beton, targets, surrogate, arch, backend=backend, batch_size=batch_size, size=size, device=device, workers=workers
+            beton,
+            targets,
+            surrogate,
+            arch,
+            backend=backend,
+            batch_size=batch_size,
+            size=size,
+            device=device,
+            workers=workers,
         )
     order = rank(scores, tie_breaks)
     has_samples = beton.class_counts[order] > 0  # a class of an unused id must not take a place
@@ -105,7 +115,9 @@ def prune(
 def surrogate_seconds(surrogate: str | None) -> dict[str, float]:
     """What training the surrogate took, where its run folder is at hand."""
     summary = Path(surrogate or "") / "summary.json"
-    return {"surrogate": float(json.loads(summary.read_text())["pretrain_s"])} if surrogate and summary.is_file() else {}
+    return (
+        {"surrogate": float(json.loads(summary.read_text())["pretrain_s"])} if surrogate and summary.is_file() else {}
+    )
 
 
 def _label_mapping(

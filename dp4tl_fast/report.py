@@ -20,7 +20,13 @@ from dp4tl_fast.selection import Selection
 THUMBNAILS = 24  # of the first kept, the last kept and the first dropped classes each
 
 
-def report(*, dirs: list[str], out: str = "report.html", title: str = "dp4tl_fast report", note: list[str] = []) -> dict[str, Any]:  # noqa: B006
+def report(
+    *,
+    dirs: list[str],
+    out: str = "report.html",
+    title: str = "dp4tl_fast report",
+    note: list[str] = [],  # noqa: B006
+) -> dict[str, Any]:
     """Write a page that compares runs: a table, plots, and what each selection kept and dropped.
 
     Works from file://, without a network. Finetunings are matched to the pretraining run whose checkpoint they started from.
@@ -39,7 +45,12 @@ def report(*, dirs: list[str], out: str = "report.html", title: str = "dp4tl_fas
 
 
 def write_page(
-    out: Path, runs: list[tuple[Path, dict[str, Any]]], rows: list[dict[str, Any]], *, title: str, notes: Sequence[str] = ()
+    out: Path,
+    runs: list[tuple[Path, dict[str, Any]]],
+    rows: list[dict[str, Any]],
+    *,
+    title: str,
+    notes: Sequence[str] = (),
 ) -> None:
     """Render the page for these runs."""
     import jinja2
@@ -66,7 +77,7 @@ def write_page(
 
 def _selections(runs: list[tuple[Path, dict[str, Any]]]) -> list[tuple[Selection, Path]]:
     """Each scored selection of these runs once, with its source file."""
-    found = {}
+    found: dict[str, tuple[Selection, Path]] = {}
     for _, summary in runs:
         path = summary.get("selection")
         if summary["kind"] == "pretrain" and path and summary["method"] != "random" and Path(path).exists():
@@ -98,7 +109,9 @@ def _describe(selection: Selection, source: Path) -> dict[str, Any]:
             ("First dropped", dropped[:THUMBNAILS]),
             ("Last dropped", dropped[THUMBNAILS:][-THUMBNAILS:]),
         ):
-            items = [{**entry(c), "uri": plots.thumbnail(first_image(beton, c))} for c in classes if beton.class_counts[c]]
+            items = [
+                {**entry(c), "uri": plots.thumbnail(first_image(beton, c))} for c in classes if beton.class_counts[c]
+            ]
             groups += [(label, items)] if items else []
     parameters = {k: v for k, v in selection.to_dict().items() if k not in ("scores", "tie_breaks", "kept_classes")}
     return {
@@ -131,7 +144,10 @@ def environment() -> dict[str, Any]:
     from importlib.metadata import version
 
     names = ("torch", "torchvision", "triton", "numpy")
-    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    cpu = next(
+        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
+    )
     return {
         "cpu": cpu,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

@@ -55,7 +55,13 @@ class Selection:
 
     @staticmethod
     def of_classes(
-        beton: Beton, kept: np.ndarray, *, method: str, scores: np.ndarray, tie_breaks: np.ndarray | None = None, **more: Any
+        beton: Beton,
+        kept: np.ndarray,
+        *,
+        method: str,
+        scores: np.ndarray,
+        tie_breaks: np.ndarray | None = None,
+        **more: Any,
     ) -> Selection:
         """Select whole classes of ``beton``. ``scores`` and ``tie_breaks`` are ``[num_classes]``."""
         kept = np.unique(np.asarray(kept, np.int64))
@@ -93,7 +99,9 @@ class Selection:
     def _keep(self, kept: np.ndarray, beton: Beton) -> Selection:
         self.check(beton)
         if self.records is not None:
-            raise SelectionError(f"a {self.method} selection keeps single records; it cannot be cut or combined by classes")
+            raise SelectionError(
+                f"a {self.method} selection keeps single records; it cannot be cut or combined by classes"
+            )
         kept = np.unique(kept.astype(np.int64))
         samples = int(beton.class_counts[kept].sum()) if kept.size else 0
         if samples == 0:
@@ -154,7 +162,9 @@ class Selection:
         try:
             body = json.loads(path.read_text())
         except FileNotFoundError:
-            raise SelectionError(f"{path}: no such selection. Make one with `dp4tl-fast prune ... --out {path}`") from None
+            raise SelectionError(
+                f"{path}: no such selection. Make one with `dp4tl-fast prune ... --out {path}`"
+            ) from None
         except (OSError, ValueError, RecursionError) as error:
             raise SelectionError(f"{path}: not a selection file ({error})") from None
         if not isinstance(body, dict) or body.get("schema") != SCHEMA:
@@ -228,7 +238,12 @@ def _load_records(path: Path, digest: str, selection: Selection) -> np.ndarray:
     except ValueError as error:
         raise SelectionError(f"{side}: not an array of record numbers ({error})") from None
     ascending = records.dtype == np.int64 and records.ndim == 1 and bool((np.diff(records) > 0).all())
-    if not ascending or len(records) != selection.kept_samples or records[0] < 0 or records[-1] >= selection.source["samples"]:
+    if (
+        not ascending
+        or len(records) != selection.kept_samples
+        or records[0] < 0
+        or records[-1] >= selection.source["samples"]
+    ):
         raise SelectionError(f"{side}: must hold {selection.kept_samples} ascending record numbers of the source")
     return records
 

@@ -10,7 +10,20 @@ import pytest
 import dp4tl_fast
 
 ROOT = Path(dp4tl_fast.__file__).parent
-COMMANDS = {"convert", "inspect", "prune", "pretrain", "finetune", "report", "demo", "doctor", "compare", "relayout", "subset", "merge"}
+COMMANDS = {
+    "convert",
+    "inspect",
+    "prune",
+    "pretrain",
+    "finetune",
+    "report",
+    "demo",
+    "doctor",
+    "compare",
+    "relayout",
+    "subset",
+    "merge",
+}
 LOW = {"errors", "files", "config"}
 # room -> what it may import from the package, beside itself and LOW
 ARROWS = {
@@ -67,5 +80,10 @@ def test_heavy_libraries_have_one_home(path):
 
 
 def test_import_is_cheap():
-    code = "import sys, dp4tl_fast, dp4tl_fast.loaders, dp4tl_fast.beton\nprint([m for m in ('torch', 'ffcv', 'nvidia.dali', 'triton') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import sys, dp4tl_fast, dp4tl_fast.loaders, dp4tl_fast.beton\n"
+        "print([m for m in ('torch', 'ffcv', 'nvidia.dali', 'triton') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

@@ -132,7 +132,9 @@ def test_garbage_is_refused(tmp_path_factory, data):
         Selection.load(path)
 
 
-@pytest.mark.parametrize(("keep", "count"), [("0.4", 4), ("0.41", 5), ("1.0", 10), ("0.0001", 1), ("1", 1), ("10", 10), ("0.3", 3)])
+@pytest.mark.parametrize(
+    ("keep", "count"), [("0.4", 4), ("0.41", 5), ("1.0", 10), ("0.0001", 1), ("1", 1), ("10", 10), ("0.3", 3)]
+)
 def test_keep_rules(keep, count):
     assert num_kept(keep, 10) == count
 

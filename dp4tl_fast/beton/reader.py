@@ -49,7 +49,9 @@ class Beton:
         self.file_size = self._map.size
         header = self._table(0, fmt.HEADER, 1, "header")[0]
         if header["version"] != fmt.VERSION:
-            self._fail(f"format version {header['version']}, but only version {fmt.VERSION} is known. Is it a .beton file?")
+            self._fail(
+                f"format version {header['version']}, but only version {fmt.VERSION} is known. Is it a .beton file?"
+            )
         self.page_size = int(header["page_size"])
         if self.page_size < 2 or self.page_size & (self.page_size - 1):
             self._fail(f"page size {self.page_size} is not a power of two")
@@ -102,7 +104,9 @@ class Beton:
         if labels.size and labels.min() < 0:
             self._fail(f"record {int(labels.argmin())} has the negative label {int(labels.min())}")
         if labels.size and labels.max() > 10_000_000:
-            self._fail(f"record {int(labels.argmax())} has label {int(labels.max())}; above 10,000,000 it cannot be a class id")
+            self._fail(
+                f"record {int(labels.argmax())} has label {int(labels.max())}; above 10,000,000 it cannot be a class id"
+            )
         return labels
 
     @cached_property

@@ -26,7 +26,9 @@ WEIGHTS, STATE, META = "weights.safetensors", "state.pt", "dp4tl"
 PREFIXES = ("module.", "_orig_mod.")  # what DDP and torch.compile put before names
 
 
-def save(directory: Path, step: int, model: nn.Module, meta: dict[str, Any], state: dict[str, Any], keep: int = 1) -> Path:
+def save(
+    directory: Path, step: int, model: nn.Module, meta: dict[str, Any], state: dict[str, Any], keep: int = 1
+) -> Path:
     """Write a checkpoint and remove all but the newest ``keep``.
 
     Args:
@@ -63,7 +65,9 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     try:
         return torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types here: zip, pickle, key and OS errors
-        raise CheckpointError(f"{checkpoint / STATE}: cannot be read ({error}). Remove {checkpoint} to use an older one") from None
+        raise CheckpointError(
+            f"{checkpoint / STATE}: cannot be read ({error}). Remove {checkpoint} to use an older one"
+        ) from None
 
 
 def find_weights(path: str | Path) -> Path:

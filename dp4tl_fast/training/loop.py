@@ -136,7 +136,11 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     while run.epoch < epochs:
         run.model.train()
-        tally, before, start = run.tally, loader.bytes_read - run.tally.bytes_read, time.perf_counter() - run.tally.seconds
+        tally, before, start = (
+            run.tally,
+            loader.bytes_read - run.tally.bytes_read,
+            time.perf_counter() - run.tally.seconds,
+        )
         for images, labels in timed(loader, tally):
             for group in run.optimizer.param_groups:
                 group["lr"] = rate(run.step)

@@ -11,7 +11,9 @@ from torch.nn import functional as F
 Sums = dict[str, torch.Tensor]
 
 
-def supervised(label_smoothing: float = 0.0) -> Callable[[nn.Module, torch.Tensor, torch.Tensor], tuple[torch.Tensor, Sums]]:
+def supervised(
+    label_smoothing: float = 0.0,
+) -> Callable[[nn.Module, torch.Tensor, torch.Tensor], tuple[torch.Tensor, Sums]]:
     """Objective ``(model, images, labels) -> (mean loss, {metric: sum over the batch})``."""
 
     def objective(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, Sums]:

@@ -19,7 +19,9 @@ from dp4tl_fast.training.supervised import hits, supervised
 
 
 @torch.inference_mode()
-def features(model: nn.Module, batches: Iterable[tuple[Any, ...]], normalise: Normalise) -> tuple[torch.Tensor, torch.Tensor]:
+def features(
+    model: nn.Module, batches: Iterable[tuple[Any, ...]], normalise: Normalise
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Penultimate features ``[n, d]`` and labels ``[n]`` in eval mode, each image once.
 
     A linear probe freezes the backbone in eval mode and does not augment, so that an epoch over cached features equals

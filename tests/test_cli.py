@@ -1,0 +1,136 @@
+"""Commands as a user meets them: flags, help, exit codes, one-line errors, JSON."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from dp4tl_fast import cli
+from dp4tl_fast.__main__ import COMMANDS
+from dp4tl_fast.__main__ import main as dispatch
+from dp4tl_fast.beton import BetonWriter
+
+
+def test_every_command_teaches(capsys):
+    for name in COMMANDS:
+        assert dispatch([name, "--help"]) == 0
+        text = capsys.readouterr().out
+        assert "--json" in text and "_" not in "".join(w for w in text.split() if w.startswith("--")), name
+    assert dispatch(["--help"]) == 0 and dispatch([]) == 2 and dispatch(["frobnicate"]) == 2
+
+
+def example(*, count: int, name: str = "x", loud: bool = True, items: list[str] = []):  # noqa: B006
+    """Do it.
+
+    Args:
+        count: How often.
+        name: Whose.
+        loud: Or not.
+        items: What.
+    """
+    return {"count": count, "name": name, "loud": loud, "items": items}
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--count", "3"], {"count": 3, "name": "x", "loud": True, "items": []}),
+        (
+            ["--count=3", "--no-loud", "--items", "a", "--items", "b"],
+            {"count": 3, "name": "x", "loud": False, "items": ["a", "b"]},
+        ),
+        (["--count=3", "--loud", "--name=y"], {"count": 3, "name": "y", "loud": True, "items": []}),
+        (["--count=3", "--loud", "false"], {"count": 3, "name": "x", "loud": False, "items": []}),
+    ],
+)
+def test_flags(argv, expected, capsys):
+    assert cli.run(example, [*argv, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == expected
+
+
+def test_yaml_and_overrides(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("count: 5\nname: file\nitems: [p]\n")
+    assert cli.run(example, ["--config", str(tmp_path / "c.yaml"), "--name", "flag", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"count": 5, "name": "flag", "loud": True, "items": ["p"]}
+    (tmp_path / "bad.yaml").write_text("count: 5\nsurprise: 1\n")
+    assert cli.run(example, ["--config", str(tmp_path / "bad.yaml")]) == 2
+
+
+@pytest.mark.parametrize("argv", [[], ["--count", "many"], ["--count", "3", "--unknown", "1"]])
+def test_bad_usage_is_2(argv, capsys):
+    assert cli.run(example, argv) == 2
+    assert capsys.readouterr().out == ""
+
+
+def image(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (9, 7), (200, 30, 90)).save(path)
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Good and bad inputs side by side."""
+    (tmp_path / "empty").mkdir()
+    image(tmp_path / "hollow/a/1.jpg")
+    (tmp_path / "hollow/b").mkdir()
+    image(tmp_path / "text/a/1.jpg")
+    (tmp_path / "text/a/2.jpg").write_text("not an image")
+    with BetonWriter(tmp_path / "s.beton", capacity=2) as writer:
+        for i in range(2):
+            writer.append(b"abc", 1, 1, 1, label=i, index=i)
+        writer.close()
+    (tmp_path / "junk.beton").write_bytes(b"\x02\x00" * 40)
+    return tmp_path
+
+
+BAD = {
+    "convert-missing": (["convert", "{d}/nowhere", "{d}/o.beton"], "nowhere"),
+    "convert-empty": (["convert", "{d}/empty", "{d}/o.beton"], "empty"),
+    "convert-hollow-class": (["convert", "{d}/hollow", "{d}/o.beton"], "class folder 'b' has no images"),
+    "convert-not-an-image": (["convert", "{d}/text", "{d}/o.beton"], "2.jpg"),
+    "prune-keep-0": (["prune", "--source={d}/s.beton", "--method=random", "--keep=0", "--out={d}/o.json"], "--keep 0"),
+    "prune-keep-above-1": (
+        ["prune", "--source={d}/s.beton", "--method=random", "--keep=1.5", "--out={d}/o.json"],
+        "--keep 1.5",
+    ),
+    "prune-method": (["prune", "--source={d}/s.beton", "--method=magic", "--keep=1", "--out={d}/o.json"], "magic"),
+    "prune-junk-source": (
+        ["prune", "--source={d}/junk.beton", "--method=random", "--keep=1", "--out={d}/o.json"],
+        "junk.beton",
+    ),
+    "pretrain-no-source": (["pretrain", "--source={d}/no.beton", "--out={d}/o"], "no.beton"),
+    "pretrain-no-selection": (
+        ["pretrain", "--source={d}/s.beton", "--selection={d}/no.json", "--out={d}/o"],
+        "no.json",
+    ),
+    "pretrain-backend": (
+        ["pretrain", "--source={d}/s.beton", "--backend=turbo", "--out={d}/o", "--arch=small-4"],
+        "turbo",
+    ),
+    "pretrain-objective": (["pretrain", "--source={d}/s.beton", "--objective=x", "--out={d}/o"], "objective x"),
+    "finetune-no-checkpoint": (
+        ["finetune", "--checkpoint={d}/no", "--train={d}/s.beton", "--test={d}/s.beton", "--out={d}/o"],
+        "no checkpoint",
+    ),
+    "report-nothing": (["report", "{d}/empty", "--out={d}/o.html"], "no finished pretraining run"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line(case, place, capsys):
+    argv, needle = BAD[case]
+    before = sorted(p.name for p in place.iterdir())
+    assert dispatch([a.format(d=place) for a in argv]) == 2
+    out, err = capsys.readouterr()
+    lines = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("dp4tl-fast ")]
+    assert len(lines) == 1 and needle in lines[0] and "Traceback" not in err and out == ""
+    assert sorted(p.name for p in place.iterdir()) == before, "something was left behind"
+
+
+def test_both_spellings_are_one_command():
+    direct = subprocess.run([sys.executable, "-m", "dp4tl_fast.prune", "--help"], capture_output=True, text=True)
+    named = subprocess.run([sys.executable, "-m", "dp4tl_fast", "prune", "--help"], capture_output=True, text=True)
+    assert direct.returncode == named.returncode == 0
+    assert direct.stdout == named.stdout and direct.stdout.startswith("usage: dp4tl-fast prune")
