@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dp4tl_fast.errors import UsageError
 from dp4tl_fast.kernels.dispatch import choose, histogram, native, require_groups, require_matrix
@@ -23,7 +24,8 @@ TILE_COLUMNS = 1024
 MAX_UNDECIDED = 1 / 32  # of the columns, beyond one a row: more than this, and deciding costs more than screening saves
 
 
-class Winners(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Winners:
     index: torch.Tensor  # int64 [rows], -1 where a score is NaN
     value: torch.Tensor  # float32 [rows], the winning score
     counts: torch.Tensor  # int64 [groups, columns of scores]; rows with a NaN do not count
@@ -72,9 +74,9 @@ def _native(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Tiles of scores by torch's matrix product, reduced in C++ while they are in cache.
 
-    Where the CPU multiplies bfloat16 in hardware (``screen``), products are taken in bfloat16, twice as fast or more, to
-    find the few columns that can win a row; those are computed again in float32 from x and w themselves, so that no result
-    depends on the rounding. A tile that leaves too many undecided turns screening off for the rest of the call.
+    Where the CPU multiplies bfloat16 in hardware (``screen``), products are taken in bfloat16, twice as fast or more,
+    to find the few columns that can win a row; those are computed again in float32 from x and w themselves, so that no
+    result depends on the rounding. A tile that leaves too many undecided turns screening off for the rest of the call.
     """
     import torch
 

@@ -101,7 +101,8 @@ def _shared_bytes(device: torch.device) -> int:
     """Shared memory a block may take; without a GPU (interpreted) any tile fits."""
     if device.type != "cuda":
         return 1 << 30
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"]
 
 
 def _stream(x: torch.Tensor, device: torch.device) -> Iterator[tuple[int, torch.Tensor]]:

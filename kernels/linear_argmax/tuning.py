@@ -33,7 +33,7 @@ CANDIDATES = (
 
 def pick(itemsize: int, columns: int, shared_bytes: int) -> Tile:
     """The tile for elements of ``itemsize`` bytes on a GPU with ``shared_bytes`` of shared memory a block."""
-    tiles = HALF if itemsize == 2 else SINGLE
+    tiles: tuple[Tile, ...] = HALF if itemsize == 2 else SINGLE
     if columns <= NARROW_COLUMNS:
         tiles = tuple(tile._replace(columns=NARROW_COLUMNS) for tile in tiles)
     return next((tile for tile in tiles if tile.shared_bytes(itemsize) <= shared_bytes), tiles[-1])

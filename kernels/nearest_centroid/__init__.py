@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dp4tl_fast.kernels.dispatch import require_matrix, require_nan_policy, require_no_nan
 from dp4tl_fast.kernels.linear_argmax import linear_argmax
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
 NORM_ROWS = 1 << 14  # rows squared at a time: bounds the extra memory of ‖x‖²
 
 
-class NearestCentroid(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class NearestCentroid:
     index: torch.Tensor  # int64 [rows]; -1 for a row with a NaN under nan="skip"
     counts: torch.Tensor | None  # int64 [groups, centroids], or [centroids] without groups
     distances: torch.Tensor | None  # float32 [rows], squared Euclidean

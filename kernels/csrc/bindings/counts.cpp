@@ -47,7 +47,7 @@ Scalar scalar_of(nb::dlpack::dtype type) {
 
 Matrix matrix_of(const Rows& rows) {
   require(rows.shape(1) >= 1, "a matrix must have at least one column");
-  require(rows.stride(1) == 1 || rows.shape(1) == 1, "rows must be contiguous");
+  require(rows.stride(1) == 1 || rows.shape(1) == 1 || rows.shape(0) == 0, "rows must be contiguous");
   return {rows.data(), scalar_of(rows.dtype()), static_cast<int64_t>(rows.shape(0)),
           static_cast<int64_t>(rows.shape(1)), rows.stride(0)};
 }
@@ -110,10 +110,11 @@ void py_cluster_sums(const Rows& x, const Ids& index, Sums sums, int threads, co
   require(index.shape(0) == x.shape(0), "one cluster a row");
   require(sums.shape(1) == x.shape(1), "sums must have a column for every column of x");
   const auto clusters = static_cast<int64_t>(sums.shape(0));
-  for (int64_t i = 0; i < matrix.rows; ++i) require(index.data()[i] >= 0 && index.data()[i] < clusters, "cluster out of range");
+  const int64_t* ids = index.data();
+  for (int64_t i = 0; i < matrix.rows; ++i) require(ids[i] >= 0 && ids[i] < clusters, "cluster out of range");
   const Execution how = execution(threads, isa);
   nb::gil_scoped_release release;
-  cluster_sums(matrix, index.data(), clusters, sums.data(), how);
+  cluster_sums(matrix, ids, clusters, sums.data(), how);
 }
 
 }  // namespace

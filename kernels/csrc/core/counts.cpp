@@ -16,8 +16,8 @@ constexpr int64_t kRun = 64;                 // rows summed in float32 before th
 
 int64_t grain(const Matrix& matrix) { return std::max<int64_t>(1, kGrainElements / matrix.columns); }
 
-// Adds one by one to shared counters; runs of one cell are added at once, so that threads that all see the same class do
-// not fight over one cache line.
+// Adds one by one to shared counters; runs of one cell are added at once, so that threads that all see the same class
+// do not fight over one cache line.
 class Counter {
  public:
   explicit Counter(int64_t* counts) : counts_(counts) {}

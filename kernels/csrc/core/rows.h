@@ -1,5 +1,5 @@
-// Primitives on one row, per instruction set: argmax, screening, dot product, sum. The algorithm of each is the same for all
-// of them; only the dot product may differ between sets, in the order of its sum.
+// Primitives on one row, per instruction set: argmax, screening, dot product, sum. Each has one algorithm for all sets;
+// only the dot product may differ between them, in the order of its sum.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +24,8 @@ using RowArgmax = Best (*)(const void* row, const float* offset, int64_t n);
 RowArgmax row_argmax(Scalar scalar, Isa isa);
 
 // Screening. `row` holds products x · w[k], each off by up to norm * error[k] and then rounded to bfloat16. Writes the
-// columns whose exact product + offset[k] may be the largest, ascending, to `out` and returns how many: all n when a bound
-// is not finite. `scratch` and `out` have room for n.
+// columns whose exact product + offset[k] may be the largest, ascending, to `out` and returns how many: all n when a
+// bound is not finite. `scratch` and `out` have room for n.
 int64_t near_best(const uint16_t* row, const float* offset, const float* error, float norm, int64_t n, float* scratch,
                   int32_t* out, Isa isa);
 

@@ -1,0 +1,220 @@
+"""``kmeans``: Lloyd's algorithm on the kernels of ``nearest_centroid``; ``minibatch_kmeans`` for data beyond memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dp4tl_fast.errors import UsageError
+from dp4tl_fast.kernels.dispatch import choose, native, require_matrix
+from dp4tl_fast.kernels.linear_argmax import Winners, linear_argmax
+from dp4tl_fast.kernels.nearest_centroid import squared_norms
+
+if TYPE_CHECKING:
+    import torch
+
+    from dp4tl_fast.kernels.kmeans.shard import Shard
+
+Progress = Callable[[int, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class KMeans:
+    centroids: torch.Tensor  # float32 [k, depth], the same on every process
+    index: torch.Tensor  # int64 [rows]: the centroid of each row of this process, lowest among equals
+    counts: torch.Tensor  # int64 [k]: rows of each centroid, over all processes
+    inertia: float  # sum of squared distances to the own centroid, over all processes
+    history: list[float]  # inertia after each assignment; never rises
+
+
+def kmeans(
+    features: torch.Tensor,
+    k: int,
+    seed: int,
+    *,
+    centroids: torch.Tensor | None = None,
+    max_iterations: int = 100,
+    tolerance: float = 1e-4,
+    distributed: bool = False,
+    progress: Progress | None = None,
+    implementation: str = "auto",
+) -> KMeans:
+    """Cluster rows: greedy k-means++ seeding, then assignment and mean in turn (feature mapping's pseudo-classes).
+
+    Args:
+        features: [rows, depth] float32, float16 or bfloat16. With ``distributed`` the rows of this process.
+        k: clusters, at most the number of rows (of all processes).
+        seed: the same seed gives the same bits on the same device, any number of threads.
+        centroids: [k, depth] to start from, in place of k-means++.
+        max_iterations: assignments at most.
+        tolerance: stop when an iteration lowers the inertia by this fraction of it or less.
+        distributed: every process of the default group (torchrun) holds a shard and calls this; sums are all-reduced.
+        progress: called with (iteration, inertia) after each assignment.
+        implementation: ``"auto"``, ``"native"``, ``"triton"`` or ``"reference"``.
+
+    A cluster that loses all rows restarts at the row farthest from its own centroid. Sums are taken in float32 over
+    short runs of rows and in float64 over those. Assignments see the centroids in the dtype of ``features``.
+
+    Raises:
+        UsageError: bad arguments, or a row that is not finite. BackendError: the implementation cannot work here.
+    """
+    import torch
+
+    from dp4tl_fast.kernels.kmeans.seeding import seed_centroids
+    from dp4tl_fast.kernels.kmeans.shard import Shard
+
+    require_matrix("features", features)
+    chosen = choose(implementation, features.device)
+    shard = Shard(distributed)
+    features = features.detach()
+    total = int(shard.sum(torch.tensor(len(features), device=features.device)))
+    if not 1 <= k <= total:
+        raise UsageError(f"k={k} clusters of {total} rows: k must lie between 1 and the number of rows")
+    norms = _norms(features)
+    if centroids is None:
+        generator = torch.Generator().manual_seed(seed)
+        centroids = seed_centroids(features, k, generator, shard)
+    elif centroids.shape != (k, features.shape[1]):
+        raise UsageError(f"centroids have shape {list(centroids.shape)}: expected [{k}, {features.shape[1]}]")
+    centroids = centroids.to(features.device, torch.float32)
+    history: list[float] = []
+    best: KMeans | None = None
+    for iteration in range(max(1, max_iterations)):
+        winners = _assign(features, centroids, chosen)
+        inertia = float(shard.sum(norms.sum(dtype=torch.float64) - 2 * winners.value.sum(dtype=torch.float64)))
+        inertia = max(inertia, 0.0)  # rounding of the norms
+        if best is not None and inertia > best.inertia:  # a rise is rounding, too: the previous step was the last
+            break
+        history.append(inertia)
+        if progress is not None:
+            progress(iteration, inertia)
+        counts = shard.sum(winners.counts[0].clone())
+        stop = best is not None and best.inertia - inertia <= tolerance * best.inertia
+        best = KMeans(centroids, winners.index, counts, inertia, history)
+        if stop or iteration + 1 == max_iterations:
+            break
+        sums = shard.sum(_cluster_sums(features, winners.index, k, chosen))
+        counts = _restart_empty(features, norms - 2 * winners.value, winners.index, sums, counts.clone(), shard)
+        means = (sums / counts.clamp(min=1)[:, None]).float()
+        centroids = torch.where(counts[:, None] > 0, means, centroids)
+    assert best is not None  # the first assignment always sets it
+    return best
+
+
+def minibatch_kmeans(
+    batches: Iterable[torch.Tensor],
+    k: int,
+    seed: int,
+    *,
+    progress: Progress | None = None,
+    implementation: str = "auto",
+) -> torch.Tensor:
+    """One pass over ``batches`` [rows, depth] of data that does not fit in memory; float32 centroids [k, depth].
+
+    k-means++ on the first batch, which needs at least k rows; then each batch moves every centroid to the mean of all
+    rows it has won so far (Sculley 2010, with the update of a whole batch at once). A centroid that has won nothing yet
+    restarts at the batch's row farthest from its own centroid. ``progress`` gets (batch, mean squared distance of its
+    rows). Assign rows to the result with ``nearest_centroid``.
+    """
+    import torch
+
+    from dp4tl_fast.kernels.kmeans.seeding import seed_centroids
+    from dp4tl_fast.kernels.kmeans.shard import Shard
+
+    shard = Shard(distributed=False)
+    centroids, won = None, None
+    for number, batch in enumerate(batches):
+        require_matrix("batch", batch)
+        chosen = choose(implementation, batch.device)
+        batch = batch.detach()
+        norms = _norms(batch)
+        if centroids is None or won is None:
+            if len(batch) < k:
+                raise UsageError(f"the first batch has {len(batch)} rows: at least k={k} are needed for seeding")
+            generator = torch.Generator().manual_seed(seed)
+            centroids = seed_centroids(batch, k, generator, shard)
+            won = torch.zeros(k, dtype=torch.int64, device=batch.device)
+        winners = _assign(batch, centroids, chosen)
+        distances_now = norms - 2 * winners.value
+        if progress is not None:
+            progress(number, max(0.0, float(distances_now.mean(dtype=torch.float64))))
+        sums = _cluster_sums(batch, winners.index, k, chosen) + centroids.double() * won[:, None]
+        won = _restart_empty(batch, distances_now, winners.index, sums, won + winners.counts[0], shard)
+        centroids = torch.where(won[:, None] > 0, (sums / won.clamp(min=1)[:, None]).float(), centroids)
+    if centroids is None:
+        raise UsageError("no batches: k-means needs at least one")
+    return centroids
+
+
+def _norms(features: torch.Tensor) -> torch.Tensor:
+    """‖x‖² [rows], all of them finite."""
+    norms = squared_norms(features)
+    bad = ~norms.isfinite()
+    if bool(bad.any()):
+        row = int(bad.int().argmax())
+        raise UsageError(f"row {row} of features has a NaN, an infinity or a norm beyond float32: fix or drop it")
+    return norms
+
+
+def _assign(features: torch.Tensor, centroids: torch.Tensor, implementation: str) -> Winners:
+    half_norms = squared_norms(centroids.to(features.dtype)) / 2
+    return linear_argmax(features, centroids, -half_norms, None, None, implementation, ("features", "centroids"))
+
+
+def _cluster_sums(features: torch.Tensor, index: torch.Tensor, clusters: int, implementation: str) -> torch.Tensor:
+    """sums[c] = sum of the rows whose index is c: float64 [clusters, depth], bits independent of the threads."""
+    import torch
+
+    if implementation == "native":
+        rows = features if features.stride(1) == 1 else features.contiguous()
+        sums = torch.empty(clusters, features.shape[1], dtype=torch.float64)
+        native().cluster_sums(rows, index, sums, torch.get_num_threads())
+        return sums
+    if implementation == "triton":
+        from dp4tl_fast.kernels.kmeans.triton_impl import cluster_sums as triton
+
+        return triton(features, index, clusters)
+    from dp4tl_fast.kernels.kmeans.reference import cluster_sums as reference
+
+    return reference(features, index, clusters)
+
+
+def _restart_empty(
+    features: torch.Tensor,
+    distances: torch.Tensor,
+    index: torch.Tensor,
+    sums: torch.Tensor,
+    counts: torch.Tensor,
+    shard: Shard,
+) -> torch.Tensor:
+    """Give each empty cluster the farthest row not yet taken, away from a cluster that keeps others. Changes ``sums``.
+
+    Returns the new counts. Ties go to the lowest process and row. A cluster for which no row is left stays empty.
+    """
+    import torch
+
+    empty = (counts == 0).nonzero()[:, 0].tolist()
+    if not empty:
+        return counts
+    # Candidates: the farthest rows of every process, [ranks, empty], padded with distance 0, which is never taken.
+    far = torch.zeros(len(empty), dtype=torch.float64, device=features.device)
+    owner = torch.zeros(len(empty), dtype=torch.int64, device=features.device)
+    rows = torch.zeros(len(empty), features.shape[1], device=features.device)
+    free = torch.where(counts[index] > 1, distances, 0)
+    order = free.argsort(descending=True, stable=True)[: len(empty)]
+    far[: len(order)], owner[: len(order)] = free[order].double(), index[order]
+    rows[: len(order)] = features[order].float()
+    far, owner, rows = (shard.gather(part).flatten(0, 1) for part in (far, owner, rows))
+    for candidate in far.argsort(descending=True, stable=True).tolist():
+        donor = int(owner[candidate])
+        if not empty or not far[candidate] > 0:
+            break
+        if counts[donor] < 2:
+            continue
+        row, cluster = rows[candidate].double(), empty.pop(0)
+        sums[donor] -= row
+        counts[donor] -= 1
+        sums[cluster] = row
+        counts[cluster] = 1
+    return counts
