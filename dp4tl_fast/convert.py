@@ -26,6 +26,7 @@ def convert(
     src: str,
     out: str,
     *,
+    labels: str = "",
     layout: str = "class",
     write_mode: str = "keep",
     max_side: int = 0,
@@ -48,8 +49,11 @@ def convert(
     An interrupted run goes on where it stopped when the same command is given again.
 
     Args:
-        src: Folder of class folders.
+        src: Folder of class folders, or a tar of them; ILSVRC2012_img_train.tar; ILSVRC2012_img_val.tar (with
+            ``labels``); WebDataset tars (``x-{000..099}.tar``); Parquet with an image column; CSV or TSV with columns
+            path and label; ``torchvision:NAME?root=DIR&split=train``; a folder, tar or Parquet file behind a URL.
         out: The .beton file to write. ``OUT.classes.json`` with the class names goes beside it.
+        labels: ILSVRC2012_devkit_t12.tar.gz, which knows the labels of ILSVRC2012_img_val.tar.
         layout: ``class`` stores each class as one byte range, its records in random order; ``shuffled`` mixes all.
         write_mode: ``keep``, ``jpg`` (encode every image anew), ``raw`` (pixels), ``smart`` or ``proportion``.
         max_side: Shrink images whose longer side has more pixels than this; 0 keeps their size.
@@ -85,7 +89,7 @@ def convert(
     started = time.perf_counter()
     part = parse_shard(shard)
     target = shard_path(Path(out), *part) if part else Path(out)
-    with closing(open_source(src)) as source:
+    with closing(open_source(src, labels=labels, scratch=target.absolute().parent)) as source:
         order = record_order(source.labels, layout, seed)
         identity: dict[str, Any] = {"input": source.identity(), "layout": layout, "rule": asdict(rule)}
         identity["pillow"] = version("pillow")  # its codecs decide the bytes, too
