@@ -12,8 +12,9 @@ namespace avx512 { extern const Kernels kKernels; }
 static std::vector<const Kernels*> runnable() {
   std::vector<const Kernels*> sets;
   __builtin_cpu_init();
+  // What else x86-64-v3 asks for (F16C, LZCNT, MOVBE) came with these in every processor, and clang cannot ask for it.
   const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") &&
-                  __builtin_cpu_supports("bmi") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("lzcnt");
+                  __builtin_cpu_supports("bmi");
   const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (v4) sets.push_back(&avx512::kKernels);

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstring>
 #include <exception>
+#include <system_error>
 
 #include "core/error.h"
 #include "core/record_reader.h"
@@ -33,11 +34,20 @@ Loader::Loader(std::shared_ptr<const Beton> beton, LoaderOptions options)
       pool_(std::make_shared<Pool>(image_bytes(options_.output) * static_cast<size_t>(options_.batch_size) * static_cast<size_t>(options_.views),
                                    static_cast<size_t>(options_.depth) + 2)),
       slots_(static_cast<size_t>(options_.depth)) {
-  for (int i = 0; i < options_.threads; ++i) threads_.emplace_back([this] { work(); });
+  try {
+    for (int i = 0; i < options_.threads; ++i) threads_.emplace_back([this] { work(); });
+  } catch (const std::system_error& error) {
+    join();
+    throw Error("cannot start " + std::to_string(options_.threads) + " threads: " + error.what());
+  }
 }
 
 Loader::~Loader() {
   stop();
+  join();
+}
+
+void Loader::join() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     quit_ = true;
@@ -108,6 +118,22 @@ bool Loader::can_claim() const {
   return opened_ < batches && opened_ < taken_ + options_.depth;
 }
 
+// Begin the next batch in its slot of the ring. The caller holds the lock.
+void Loader::open_batch() {
+  Slot& slot = slots_[static_cast<size_t>(opened_ % options_.depth)];
+  slot.first = bounds_[static_cast<size_t>(opened_)];
+  slot.size = bounds_[static_cast<size_t>(opened_) + 1] - slot.first;
+  slot.done = 0;
+  auto batch = std::make_shared<Batch>();
+  batch->images = pool_->get();
+  batch->labels.resize(static_cast<size_t>(slot.size));
+  batch->index.resize(static_cast<size_t>(slot.size));
+  batch->capacity = options_.batch_size;
+  slot.batch = std::move(batch);
+  ++opened_;
+  claimed_ = 0;
+}
+
 void Loader::work() {
   Worker worker{RecordReader(beton_->file, options_.crop, options_.output, options_.views, options_.exact, kernels_)};
   std::unique_lock<std::mutex> lock(mutex_);
@@ -115,17 +141,14 @@ void Loader::work() {
     work_.wait(lock, [this] { return quit_ || can_claim(); });
     if (quit_) return;
     if (opened_ == 0 || claimed_ == slots_[static_cast<size_t>((opened_ - 1) % options_.depth)].size) {
-      Slot& fresh = slots_[static_cast<size_t>(opened_ % options_.depth)];
-      fresh.first = bounds_[static_cast<size_t>(opened_)];
-      fresh.size = bounds_[static_cast<size_t>(opened_) + 1] - fresh.first;
-      fresh.done = 0;
-      fresh.batch = std::make_shared<Batch>();
-      fresh.batch->images = pool_->get();
-      fresh.batch->labels.resize(static_cast<size_t>(fresh.size));
-      fresh.batch->index.resize(static_cast<size_t>(fresh.size));
-      fresh.batch->capacity = options_.batch_size;
-      ++opened_;
-      claimed_ = 0;
+      try {
+        open_batch();
+      } catch (const std::bad_alloc&) {
+        failure_ = {records_[static_cast<size_t>(bounds_[static_cast<size_t>(opened_)])], -1, "finds no memory for its batch"};
+        failed_ = true;
+        ready_.notify_all();
+        continue;
+      }
     }
     Slot& slot = slots_[static_cast<size_t>((opened_ - 1) % options_.depth)];
     // Small pieces, so that threads finish a batch together; not single records, so that tiny images do not queue for the lock.

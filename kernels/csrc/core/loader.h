@@ -68,6 +68,8 @@ class Loader {
   struct Slot;
   struct Worker;
   void work();
+  void open_batch();
+  void join();
   void process(Worker& worker, Slot& slot, int64_t first, int64_t count, uint32_t epoch);
   bool can_claim() const;
 

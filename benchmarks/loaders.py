@@ -1,0 +1,154 @@
+"""Images a second of every loader on the same records: JPEG as FFCV wrote them, with entry points, raw; 1 and 2 threads.
+
+Each subject runs in a process of its own and waits while the others work. Epochs have 10,000 images for those that
+allocate anew every epoch (FFCV) and for us; the slow ones, which do not, get fewer.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.harness import Suite, interleave
+from dp4tl_fast.beton import Beton, BetonWriter
+from dp4tl_fast.beton.format import MODE_JPEG
+from dp4tl_fast.kernels import _native
+
+EPOCH, SLOW_EPOCH, SIZE, MAX_SIDE, QUALITY = 10_000, 1_536, 224, 500, 90
+SLOW = ("torchvision-pil", "torchvision-io", "spdl")
+
+
+class Images:  # what FFCV's writer takes
+    def __init__(self, folder: Path) -> None:
+        self.paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+        if not self.paths:
+            raise SystemExit(f"{folder}: no images. Unpack imagenet-sample.tar there")
+        self.classes = {name: i for i, name in enumerate(sorted({p.parent.name for p in self.paths}))}
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple:
+        from PIL import Image
+
+        return Image.open(self.paths[i]).convert("RGB"), self.classes[self.paths[i].parent.name]
+
+
+def write_with_ffcv(images: Images, path: Path, mode: str) -> None:
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    image = RGBImageField(write_mode=mode, max_resolution=MAX_SIDE, jpeg_quality=QUALITY)
+    DatasetWriter(str(path), {"image": image, "label": IntField()}, num_workers=2).from_indexed_dataset(images)
+
+
+def write_indexed(source: Path, target: Path) -> None:
+    """The same JPEGs with entry points, as ``dp4tl-fast convert`` writes them."""
+    beton = Beton(source)
+    with BetonWriter(target, beton.num_samples) as writer:
+        for i, row in enumerate(beton.images):
+            jpeg = _native.jpeg_add_entry_points(beton.payload(i).tobytes())
+            writer.append(jpeg, MODE_JPEG, int(row["width"]), int(row["height"]), int(beton.labels[i]), i)
+        writer.close()
+
+
+def write_files(source: Path, folder: Path) -> None:
+    """Every record as a file, for the loaders that read files: the JPEG itself, or one of best quality of raw pixels."""
+    from PIL import Image
+
+    folder.mkdir()
+    beton = Beton(source)
+    for i, row in enumerate(beton.images):
+        data = beton.payload(i).tobytes()
+        if row["mode"] != MODE_JPEG:
+            buffer = io.BytesIO()
+            Image.fromarray(np.frombuffer(data, np.uint8).reshape(row["height"], row["width"], 3)).save(buffer, "BMP")
+            data = buffer.getvalue()
+        (folder / f"{i:06}{'.jpg' if row['mode'] == MODE_JPEG else '.bmp'}").write_bytes(data)
+
+
+class Child:
+    """A subject's process."""
+
+    def __init__(self, subject: str, file: Path, folder: Path, threads: int) -> None:
+        self.name = subject
+        self.images = SLOW_EPOCH if subject in SLOW else EPOCH
+        options = {"file": str(file), "folder": str(folder), "threads": threads, "images": self.images, "size": SIZE}
+        command = [sys.executable, "-m", "benchmarks.loader_subjects", subject, json.dumps(options)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self._read()
+
+    def _read(self) -> str:
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name}: {self._process.stderr.read()[-2000:]}")
+        return line
+
+    def __call__(self) -> float:
+        """Images a second of one epoch."""
+        print("epoch", file=self._process.stdin, flush=True)
+        return self.images / float(self._read())
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def case(suite: Suite, name: str, subjects: dict[str, tuple[str, Path, Path, int]], ratio_to: str) -> dict[str, list[float]]:
+    """Measure ``{label: (subject, file, folder, threads)}`` side by side."""
+    children = {}
+    for label, arguments in subjects.items():
+        try:
+            children[label] = Child(*arguments)
+        except RuntimeError as error:
+            print(f"{suite.name}/{name}: {label} is left out: {str(error).splitlines()[-1]}", file=sys.stderr)
+    try:
+        runs: dict[str, Callable[[], float]] = dict(children)
+        samples = interleave(runs)
+    finally:
+        for child in children.values():
+            child.close()
+    suite.add(name, samples, "images/s", ratio_to=ratio_to)
+    return samples
+
+
+def best_peer_ratio(samples: dict[str, list[float]], ours: str) -> float:
+    """Median over rounds of ours against the best peer of that round."""
+    peers = [values for label, values in samples.items() if not label.startswith("ours")]
+    return float(np.median([value / max(p) for value, *p in zip(samples[ours], *peers, strict=True)]))
+
+
+def run(suite: Suite) -> None:
+    images = Images(suite.require_data() / "imagenet-sample")
+    with tempfile.TemporaryDirectory(dir=None) as name:
+        scratch = Path(name)
+        jpeg, indexed, raw, files = (scratch / n for n in ("jpeg.beton", "indexed.beton", "raw.beton", "files"))
+        write_with_ffcv(images, jpeg, "jpg")
+        write_with_ffcv(images, raw, "raw")
+        write_indexed(jpeg, indexed)
+        write_files(jpeg, files)
+
+        peers = ("ffcv", "dali-cpu", "torchvision-pil", "torchvision-io", "spdl")
+        subjects = {"ours": ("ours", jpeg, files, 2), "ours-entry-points": ("ours", indexed, files, 2)}
+        subjects |= {peer: (peer, jpeg, files, 2) for peer in peers}
+        samples = case(suite, "jpeg-2-threads", subjects, "ffcv")
+        suite.goal("jpeg", goal=3.0, measured=best_peer_ratio(samples, "ours"), unit="x best peer")
+        suite.goal("jpeg-indexed", goal=4.5, measured=best_peer_ratio(samples, "ours-entry-points"), unit="x best peer")
+
+        samples = case(suite, "raw-2-threads", {s: (s, raw, files, 2) for s in ("ours", "ffcv")}, "ffcv")
+        suite.goal("raw", goal=5.0, measured=best_peer_ratio(samples, "ours"), unit="x best peer")
+
+        for label, file in (("jpeg", jpeg), ("jpeg-indexed", indexed), ("raw", raw)):
+            threads = {f"ours-{n}-threads": ("ours", file, files, n) for n in (1, 2)}
+            samples = case(suite, f"threads-{label}", threads, "ours-1-threads")
+            if label == "jpeg":
+                pairs = zip(samples["ours-2-threads"], samples["ours-1-threads"], strict=True)
+                scaling = float(np.median([two / one for two, one in pairs]))
+                suite.goal("thread-scaling", goal=1.9, measured=scaling, unit="x one thread")

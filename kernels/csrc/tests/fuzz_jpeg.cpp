@@ -1,0 +1,54 @@
+// libFuzzer: both JPEG decoders and the rewriter on any bytes. The first four choose the crop.
+#include <algorithm>
+
+#include "core/error.h"
+#include "core/jpeg_crop.h"
+#include "core/jpeg_transcode.h"
+#include "core/kernels.h"
+
+using namespace dp4tl;
+
+namespace {
+
+// The size that the header claims: decode() is only ever called with that of the .beton table.
+bool claimed_size(const uint8_t* data, size_t size, int& width, int& height) {
+  for (size_t i = 2; i + 9 < size; ++i) {
+    if (data[i] == 0xFF && data[i + 1] >= 0xC0 && data[i + 1] <= 0xC2) {
+      height = data[i + 5] << 8 | data[i + 6], width = data[i + 7] << 8 | data[i + 8];
+      return width > 0 && height > 0 && int64_t{width} * height < 1 << 18;  // small, so that a run takes no seconds
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* input, size_t size) {
+  static CropDecoder* decoders[3] = {};
+  static TurboDecoder turbo;
+  if (!decoders[0]) {
+    size_t i = 0;
+    for (const std::string& isa : supported_isas()) decoders[i++] = new CropDecoder(kernels_for(isa));
+  }
+  if (size < 8) return 0;
+  const uint8_t* data = input + 4;
+  size -= 4;
+  int width, height;
+  if (!claimed_size(data, size, width, height)) return 0;
+  Rect r{input[0] * width / 256, input[1] * height / 256, 0, 0};
+  r.width = 1 + input[2] * (width - r.x - 1) / 255;
+  r.height = 1 + input[3] * (height - r.y - 1) / 255;
+  Pixels pixels;
+  for (CropDecoder* decoder : decoders) {
+    if (decoder) decoder->decode(data, size, width, height, r, pixels);
+  }
+  try {
+    turbo.decode(data, size, width, height, r);
+  } catch (const Error&) {
+  }
+  try {
+    add_entry_points(data, size, 1 + input[0]);
+  } catch (const Error&) {
+  }
+  return 0;
+}

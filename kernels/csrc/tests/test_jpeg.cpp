@@ -1,0 +1,136 @@
+// The own JPEG decoder gives libjpeg-turbo's samples bit for bit, in every instruction set, with and without restart markers; damaged
+// data are refused or decoded, never read beyond.
+#include "core/jpeg_crop.h"
+
+#include <cstring>
+#include <string>
+
+#include "core/error.h"
+#include "core/jpeg_transcode.h"
+#include "tests/check.h"
+#include "tests/jpegs.h"
+
+using namespace dp4tl;
+using namespace dp4tl::test;
+
+namespace {
+
+void compare(const Pixels& pixels, const std::vector<Reference>& reference, const Rect& wanted, const std::string& what) {
+  for (size_t i = 0; i < reference.size(); ++i) {
+    const Plane& p = pixels.planes[i];
+    // Samples of the crop, rounded outwards.
+    const int x0 = wanted.x / p.step_x, x1 = (wanted.x + wanted.width + p.step_x - 1) / p.step_x;
+    const int y0 = wanted.y / p.step_y, y1 = (wanted.y + wanted.height + p.step_y - 1) / p.step_y;
+    for (int y = y0; y < y1; ++y) {
+      for (int x = x0; x < x1; ++x) {
+        const int got = p.data[(y - p.top) * p.stride + x - p.left];
+        const int want = reference[i].samples[static_cast<size_t>(y) * reference[i].width + x];
+        CHECK(got == want, "%s plane %zu sample %d,%d: %d, libjpeg-turbo has %d", what.c_str(), i, x, y, got, want);
+      }
+    }
+  }
+}
+
+void check_crops(const Kernels& kernels, const std::vector<uint8_t>& jpeg, const JpegOptions& o, unsigned seed, const std::string& what) {
+  const std::vector<Reference> reference = decode_planes(jpeg);
+  CropDecoder decoder(kernels);
+  std::mt19937 random(seed);
+  for (int crop = 0; crop < 6; ++crop) {
+    Rect r{0, 0, o.width, o.height};
+    if (crop) {
+      r.x = static_cast<int>(random() % o.width), r.y = static_cast<int>(random() % o.height);
+      r.width = 1 + static_cast<int>(random() % (o.width - r.x)), r.height = 1 + static_cast<int>(random() % (o.height - r.y));
+    }
+    Pixels pixels;
+    CHECK(decoder.decode(jpeg.data(), jpeg.size(), o.width, o.height, r, pixels), "%s is refused", what.c_str());
+    compare(pixels, reference, r, what);
+  }
+}
+
+std::vector<JpegOptions> ordinary() {
+  std::vector<JpegOptions> all;
+  for (const auto& [w, h] : {std::pair{1, 1}, {8, 8}, {17, 9}, {64, 48}, {133, 101}, {250, 40}}) {
+    for (const auto& [sh, sv] : {std::pair{1, 1}, {2, 1}, {1, 2}, {2, 2}}) {
+      for (const int quality : {5, 75, 96, 100}) {
+        for (const int restart : {0, 1, 4, 7}) {
+          JpegOptions o;
+          o.width = w, o.height = h, o.h = sh, o.v = sv, o.quality = quality, o.restart_interval = restart;
+          o.optimize = (quality + restart) % 2;
+          all.push_back(o);
+        }
+      }
+    }
+    JpegOptions gray;
+    gray.width = w, gray.height = h, gray.gray = true;
+    all.push_back(gray);
+  }
+  return all;
+}
+
+void same_as_turbo(const Kernels& kernels) {
+  unsigned seed = 0;
+  for (const JpegOptions& o : ordinary()) {
+    const std::string what = std::string(kernels.name) + " " + std::to_string(o.width) + "x" + std::to_string(o.height) + " " +
+                             std::to_string(o.h) + std::to_string(o.v) + " q" + std::to_string(o.quality) + " r" + std::to_string(o.restart_interval);
+    const std::vector<uint8_t> jpeg = encode(o, ++seed);
+    check_crops(kernels, jpeg, o, seed, what);
+    const std::string gridded = add_entry_points(jpeg.data(), jpeg.size(), 4);
+    check_crops(kernels, {gridded.begin(), gridded.end()}, o, seed, what + " with entry points");
+  }
+}
+
+// A progressive JPEG is left to libjpeg-turbo; with entry points it is an ordinary one, of the same samples.
+void progressive(const Kernels& kernels) {
+  JpegOptions o;
+  o.width = 90, o.height = 70, o.h = o.v = 2, o.progressive = true;
+  const std::vector<uint8_t> jpeg = encode(o, 5);
+  CropDecoder decoder(kernels);
+  Pixels pixels;
+  CHECK(!decoder.decode(jpeg.data(), jpeg.size(), o.width, o.height, {0, 0, o.width, o.height}, pixels));
+  const std::string baseline = add_entry_points(jpeg.data(), jpeg.size(), 4);
+  const Rect all{0, 0, o.width, o.height};
+  CHECK(decoder.decode(reinterpret_cast<const uint8_t*>(baseline.data()), baseline.size(), o.width, o.height, all, pixels));
+  compare(pixels, decode_planes(jpeg), all, "progressive");
+}
+
+// Any damage is either refused or decoded to something; the sanitizers watch the bounds. The bytes stand in a block of exactly their
+// size, so that one byte too far is seen.
+void damaged(const Kernels& kernels) {
+  std::mt19937 random(1);
+  CropDecoder decoder(kernels);
+  TurboDecoder turbo;
+  int refused = 0, decoded = 0;
+  for (int round = 0; round < 1500; ++round) {
+    JpegOptions o;
+    o.width = 70, o.height = 50, o.h = 1 + round % 2, o.v = 1 + round / 2 % 2, o.restart_interval = round % 3 * 2;
+    std::vector<uint8_t> jpeg = encode(o, static_cast<unsigned>(round % 7));
+    if (round % 5 == 0) {
+      jpeg.resize(random() % jpeg.size());
+    } else {
+      for (unsigned i = 0; i <= random() % 4; ++i) jpeg[random() % jpeg.size()] ^= static_cast<uint8_t>(1u << random() % 8);
+    }
+    std::vector<uint8_t> exact(jpeg);
+    exact.shrink_to_fit();
+    Pixels pixels;
+    const Rect r{static_cast<int>(random() % 40), static_cast<int>(random() % 30), 25, 15};
+    (decoder.decode(exact.data(), exact.size(), o.width, o.height, r, pixels) ? decoded : refused) += 1;
+    try {
+      turbo.decode(exact.data(), exact.size(), o.width, o.height, r);
+    } catch (const Error&) {
+    }
+  }
+  CHECK(refused > 100 && decoded > 100, "%d refused, %d decoded: the damage is too mild or too hard to test anything", refused, decoded);
+}
+
+}  // namespace
+
+int main() {
+  for (const std::string& isa : supported_isas()) {
+    const Kernels& kernels = kernels_for(isa);
+    CHECK(isa == kernels.name);
+    same_as_turbo(kernels);
+    progressive(kernels);
+    damaged(kernels);
+    std::printf("%s: good\n", kernels.name);
+  }
+}
