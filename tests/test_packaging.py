@@ -1,0 +1,71 @@
+"""The three ways to install: checkout, editable, wheel. The first two are what the other tests run in."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    out = tmp_path_factory.mktemp("wheel")
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(out), str(ROOT)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (built,) = out.glob("dp4tl_fast-*.whl")
+    return built
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert sum(n.startswith("dp4tl_fast/kernels/_native.") and n.endswith(".so") for n in names) == 1
+    assert "dp4tl_fast/templates/report.html.j2" in names and "dp4tl_fast/py.typed" in names
+    assert {n.split("/")[0].split("-")[0] for n in names} == {"dp4tl_fast"}
+    assert not [n for n in names if n.endswith((".cpp", ".h")) or "__pycache__" in n]
+
+
+def test_wheel_works_away_from_the_checkout(wheel, tmp_path):
+    site = tmp_path / "site"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)], check=True
+    )
+    code = (
+        "import dp4tl_fast, dp4tl_fast.kernels._native as native, torch\n"
+        "from dp4tl_fast.kernels import label_counts\n"
+        "assert label_counts(torch.eye(3), 3).tolist() == [1, 1, 1]\n"
+        "print(dp4tl_fast.__file__, native.__file__)"
+    )
+    # PYTHONPATH comes first: the wheel, not the editable install, must be what is found.
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(site), "PATH": "/usr/bin:/bin"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(Path(p).is_relative_to(site) for p in done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["-m", "dp4tl_fast.pretrain", "--help"],
+        ["-m", "pytest", "--version"],
+        ["-c", "import dp4tl_fast.kernels._native"],
+    ],
+)
+def test_checkout(command):
+    assert subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True).returncode == 0
+
+
+def test_kernels_is_not_a_top_level_package():
+    code = "import sys; sys.path = [p for p in sys.path if p not in ('', sys.argv[1])]; import kernels"
+    assert subprocess.run([sys.executable, "-c", code, str(ROOT)], capture_output=True, cwd="/").returncode != 0
