@@ -8,12 +8,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from dp4tl_fast import cli
 from dp4tl_fast.errors import BackendError
+from dp4tl_fast.loaders import capabilities
+from dp4tl_fast.loaders.capabilities import table as backend_rows
 
 # name -> (distribution, what it is for, what to do when it does not work)
 PARTS = {
@@ -41,6 +44,7 @@ def doctor(*, require: str = "") -> dict[str, Any]:
     if unknown:
         raise BackendError(f"--require {unknown[0]}: known parts are {', '.join(PARTS)}")
     result: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
+    result["backends"] = {name: asdict(can) for name, can in capabilities().items()}
     for name in cli.progress(list(PARTS), desc="doctor", unit="part", leave=False):
         works, why = _run_probe(name)
         result[name] = {
@@ -157,7 +161,15 @@ def _print(result: dict[str, Any]) -> None:
         row = result[name]
         advice = row["why"] if row["works"] else f"{row['why']}\n→ {remedy}"
         table.add_row(name, row["version"], "[green]yes[/]" if row["works"] else "[red]no[/]", advice, purpose)
-    Console(stderr=True).print(table)
+    console = Console(stderr=True)
+    console.print(table)
+    head, *rows = backend_rows(capabilities())
+    backends = Table(title="what each backend can do; a loader refuses the rest when it is opened", show_lines=True)
+    for name in head:
+        backends.add_column(name)
+    for cells in rows:
+        backends.add_row(*cells)
+    console.print(backends)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@ the README, without importing the backend's library."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -75,18 +76,31 @@ class Capabilities:
             raise BackendError(f"backend {name!r} gives at most {self.views} views, not {spec.views}")
 
 
-def markdown_table(rows: dict[str, Capabilities]) -> str:
-    """The README's table of backends."""
+def table(backends: dict[str, Capabilities]) -> list[list[str]]:
+    """For ``doctor`` and the README: a head with the backends' names, then a row for each property."""
 
     def yes(value: bool) -> str:
         return "yes" if value else "no"
 
-    head = ["backend", "what it is", "records", "dtypes", "devices", "views", "decodes only the crop",
-            "reads only what survives", "same pixels for any threads, ranks, resume", "on a bad record"]  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for name, c in rows.items():
-        cells = [f"`{name}`", c.summary, ", ".join(c.records), ", ".join(c.dtypes), ", ".join(c.devices)]
-        cells += [f"1-{c.views}"]
-        cells += [yes(c.partial_decode), yes(c.selective_read), yes(c.deterministic), ", ".join(c.on_error)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    def row(what: str, say: Callable[[Capabilities], str]) -> list[str]:
+        return [what, *(say(c) for c in backends.values())]
+
+    return [
+        ["", *backends],
+        row("what it is", lambda c: c.summary),
+        row("records", lambda c: ", ".join(c.records)),
+        row("dtypes", lambda c: ", ".join(c.dtypes)),
+        row("transforms", lambda c: ", ".join(c.transforms)),
+        row("devices", lambda c: ", ".join(c.devices)),
+        row("views of an image", lambda c: f"1 to {c.views}"),
+        row("on a bad record", lambda c: " or ".join(c.on_error)),
+        row("decodes only the crop", lambda c: yes(c.partial_decode)),
+        row("fetches only what survives", lambda c: yes(c.selective_read)),
+        row("same pixels for any threads, ranks, resume", lambda c: yes(c.deterministic)),
+    ]
+
+
+def markdown_table(backends: dict[str, Capabilities]) -> str:
+    """The README's table of backends."""
+    head, *rows = table(backends)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *rows))

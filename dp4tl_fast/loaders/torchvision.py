@@ -23,6 +23,7 @@ class TorchvisionLoader(BaseLoader):
     capabilities = Capabilities(
         summary="plain reference: PIL and torchvision, one image at a time, no threads",
         exact=True,
+        selective_read=False,
         requires=("torch", "torchvision", "PIL"),
     )
 
