@@ -300,14 +300,26 @@ def test_resume_continues_after_the_last_delivered_batch(backend: str, jpegs: Be
         for _ in range(delivered):
             next(iterator)
         state = loader.state_dict()
-    assert state == {"epoch": 5, "batch": delivered}
+    assert state == {"epoch": 5, "batch": delivered, "global_batch_size": BATCH, "records": N}
     with open_loader(jpegs, None, spec(**AUGMENTED), backend) as loader:
         loader.load_state_dict(state)
         assert loader.state_dict() == state
         assert same(list(loader), batches[delivered:])
         assert same(list(loader), batches)  # without set_epoch the epoch repeats as a whole
         with pytest.raises(UsageError, match="8 batches were delivered, but this epoch has 7"):
-            loader.load_state_dict({"epoch": 5, "batch": 8})
+            loader.load_state_dict({**state, "batch": 8})
+
+
+def test_a_state_of_other_data_or_batches_is_refused(backend: str, jpegs: Beton) -> None:
+    with open_loader(jpegs, None, spec(), backend) as loader:
+        state = loader.state_dict()
+    for other in ({"batch_size": 2 * BATCH}, {"world_size": 2}):
+        with open_loader(jpegs, None, spec(**other), backend) as loader, pytest.raises(UsageError, match=r"of .*8.* 16"):
+            loader.load_state_dict(state)
+    with open_loader(jpegs, None, spec(batch_size=BATCH // 2, world_size=2, rank=1), backend) as loader:
+        loader.load_state_dict(state)  # the same global batches on more ranks
+    with open_loader(jpegs, keep(jpegs, 1), spec(), backend) as loader, pytest.raises(UsageError, match=r"50.* 10"):
+        loader.load_state_dict(state)
 
 
 # -- faults ----------------------------------------------------------------------------------------------------------

@@ -141,15 +141,27 @@ class BaseLoader(ABC):
     # -- resume -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch and the number of batches already delivered in it."""
-        return {"epoch": self.epoch, "batch": self._delivered}
+        """Epoch, the number of batches already delivered in it, and what makes that number a place in the data."""
+        return {"epoch": self.epoch, "batch": self._delivered, **self._place()}
+
+    def _place(self) -> dict[str, int]:
+        return {"global_batch_size": self.spec.batch_size * self.spec.world_size, "records": len(self.records)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue after the last delivered batch; costs no decoding. After a whole epoch, nothing of it is left."""
-        self.set_epoch(int(state["epoch"]))
+        """Continue after the last delivered batch; costs no decoding. After a whole epoch, nothing of it is left.
+
+        Raises:
+            UsageError: The state is of a loader over other records or with another global batch size (batch size times
+                ranks): the same number of batches is another place there.
+        """
+        here = self._place()
+        saved = {name: state.get(name) for name in here}
+        if saved != here:
+            raise UsageError(f"loader state is of {saved}, but this loader has {here}. Resume with the same settings")
         batch = int(state["batch"])
         if not 0 <= batch <= len(self):
             raise UsageError(f"loader state says {batch} batches were delivered, but this epoch has {len(self)}")
+        self.set_epoch(int(state["epoch"]))
         self._next_batch = self._delivered = batch
 
     # -- closing ------------------------------------------------------------------------------------------------------

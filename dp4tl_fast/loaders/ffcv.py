@@ -191,5 +191,6 @@ def pages_held(beton: Beton, order: np.ndarray, batch_size: int) -> int:
 
 
 def available_memory() -> int:
-    """Bytes that can be had without swapping."""
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Bytes that can be had without swapping: free ones and those of the page cache that can be given back."""
+    with open("/proc/meminfo") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:"))
