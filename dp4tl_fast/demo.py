@@ -17,15 +17,15 @@ from dp4tl_fast.files import write_atomically
 # One recipe for all three, chosen so that the whole demo takes a few minutes on two cores. Digits must not be mirrored.
 PRETRAIN: dict[str, Any] = {
     "size": 32,
-    "batch_size": 128,
-    "lr": 0.3,
+    "batch_size": 64,
+    "lr": 0.2,
     "warmup_epochs": 1.0,
     "min_scale": 0.6,
     "flip": False,
     "weight_decay": 5e-4,
 }
-ARCH, EPOCHS = "small-16", 8
-SURROGATE: dict[str, Any] = {"arch": "small-8", "epochs": 3, "size": 16, "lr": 0.4, "warmup_epochs": 0.5}
+ARCH, EPOCHS = "small-16", 10
+SURROGATE: dict[str, Any] = {"arch": "small-8", "epochs": 2, "size": 16, "batch_size": 128, "lr": 0.4, "warmup_epochs": 0.5}
 LINEAR_PROBE: dict[str, Any] = {"mode": "lp", "epochs": 50, "lr": 1e-2}
 FULL_FINETUNE: dict[str, Any] = {"mode": "ff", "epochs": 20, "lr": 2e-3, "batch_size": 64}
 
@@ -33,7 +33,7 @@ FULL_FINETUNE: dict[str, Any] = {"mode": "ff", "epochs": 20, "lr": 2e-3, "batch_
 def demo(
     *,
     out: str = "demo-out",
-    keep: str = "0.3",
+    keep: str = "0.35",
     seeds: int = 3,
     per_class: int = 100,
     epochs: int = EPOCHS,
@@ -134,10 +134,11 @@ def _finish(root: Path, chosen: dict[str, Any], seconds: float) -> dict[str, Any
     from rich.console import Console
     from rich.table import Table
 
-    from dp4tl_fast import demo_data
+    from dp4tl_fast import demo_data, plots
     from dp4tl_fast.beton import Beton
     from dp4tl_fast.compare import compare, find_runs, table_rows
     from dp4tl_fast.report import environment, write_page
+    from dp4tl_fast.selection import Selection
 
     runs = find_runs([root / "runs"])
     rows = compare(runs)
@@ -167,6 +168,9 @@ def _finish(root: Path, chosen: dict[str, Any], seconds: float) -> dict[str, Any
     }  # fmt: skip
     write_atomically(root / "summary.json", json.dumps(summary, indent=1) + "\n")
     write_page(root / "report.html", runs, rows, title="dp4tl_fast demo", notes=notes)
+    plots.save(plots.class_scores(Selection.load(root / "lm.json")), root / "class-scores.png")
+    plots.save(plots.tradeoff(rows, "lp"), root / "linear-probe.png")
+    plots.save(plots.tradeoff(rows, "ff"), root / "full-finetuning.png")
     console.print(f"\nOpen {root / 'report.html'} to see what was kept and what was dropped.")
     return summary
 

@@ -1,0 +1,92 @@
+"""Tiny-ImageNet as source, CIFAR-10 as target, through the same commands a user runs: full, label mapping, random.
+
+A *short run*: a small network at 32 pixels, few epochs, what two CPU cores manage in about 20 minutes. It measures
+the whole chain (convert, surrogate, prune, pretrain, finetune); it is no claim about converged ImageNet training.
+Needs ``--data DIR`` with ``tiny-imagenet/train`` and ``cifar10/{train,test}``, folders of class folders.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import Suite
+from dp4tl_fast.compare import compare, find_runs
+from dp4tl_fast.convert import convert
+from dp4tl_fast.finetune import finetune
+from dp4tl_fast.pretrain import PretrainConfig, pretrain
+from dp4tl_fast.prune import prune
+
+SEEDS = (0, 1)
+KEEP = ("0.4", "0.2")
+COMMON: dict[str, Any] = {"size": 32, "batch_size": 128, "warmup_epochs": 1.0, "weight_decay": 5e-4, "tensorboard": False}
+SURROGATE: dict[str, Any] = {**COMMON, "arch": "small-16", "epochs": 3, "lr": 0.2}
+NETWORK: dict[str, Any] = {**COMMON, "arch": "small-32", "epochs": 10, "lr": 0.2, "checkpoint_every": 10}
+TRANSFER: dict[str, dict[str, Any]] = {
+    "lp": {"mode": "lp", "epochs": 30, "lr": 1e-2, "size": 32},
+    "ff": {"mode": "ff", "epochs": 5, "lr": 1e-3, "size": 32, "batch_size": 64},
+}
+
+
+def run(suite: Suite) -> None:
+    data = suite.require_data()
+    with tempfile.TemporaryDirectory(prefix="dp4tl-end-to-end-") as folder:
+        root = Path(folder)
+        source, train, test = root / "source.beton", root / "train.beton", root / "test.beton"
+        convert(str(data / "tiny-imagenet/train"), str(source))
+        convert(str(data / "cifar10/train"), str(train))
+        convert(str(data / "cifar10/test"), str(test))
+        pretrain(PretrainConfig(source=str(source), out=str(root / "surrogate"), **SURROGATE))
+        for keep in KEEP:
+            prune(
+                source=str(source), target=[str(train)], surrogate=str(root / "surrogate"), keep=keep,
+                out=str(root / f"lm-{keep}.json"),
+            )  # fmt: skip
+        for seed in SEEDS:  # interleaved: a slow minute of the machine hits all alike
+            for name in ("full", *(f"{m}-{k}" for k in KEEP for m in ("lm", "random"))):
+                _one(root, name, seed, source, train, test)
+        _record(suite, root)
+
+
+def _one(root: Path, name: str, seed: int, source: Path, train: Path, test: Path) -> None:
+    """Pretrain once and finetune it both ways."""
+    method, _, keep = name.partition("-")
+    selection = None
+    if method == "lm":
+        selection = root / f"{name}.json"
+    elif method == "random":  # another draw for every seed
+        selection = root / f"{name}-{seed}.json"
+        prune(source=str(source), method="random", keep=keep, seed=seed, out=str(selection))
+    out = root / "runs" / f"{name}-{seed}"
+    config = PretrainConfig(
+        source=str(source), out=str(out), selection=str(selection) if selection else None, seed=seed, **NETWORK
+    )
+    pretrain(config)
+    for mode, recipe in TRANSFER.items():
+        finetune(checkpoint=str(out), train=str(train), test=str(test), out=f"{out}-{mode}", seeds=1, **recipe)
+
+
+def _record(suite: Suite, root: Path) -> None:
+    """One row a run set and quantity; the spread is over seeds."""
+    runs = find_runs([root / "runs"])
+    by_case: dict[tuple[str, int], list[tuple[Path, dict[str, Any]]]] = {}
+    for folder, summary in runs:
+        if summary["kind"] == "pretrain":
+            by_case.setdefault((summary["method"], summary["classes_kept"]), []).append((folder, summary))
+    pruning = {(r["name"], r["classes_kept"]): r["pruning_s"] for r in compare(runs)}
+
+    def collect(value: Any) -> dict[str, list[float]]:
+        return {f"{m} {c} classes": [value(folder, s) for folder, s in group] for (m, c), group in by_case.items()}
+
+    def accuracy(mode: str) -> Any:
+        found = {s["checkpoint"]: 100 * s["top_1_mean"] for _, s in runs if s["kind"] == "finetune" and s["mode"] == mode}
+        return lambda folder, s: found[str(folder)]
+
+    reference = next(f"{m} {c} classes" for m, c in by_case if m == "full")
+    suite.add("pretraining", collect(lambda f, s: s["pretrain_s"]), "s", ratio_to=reference)
+    with_pruning = collect(lambda f, s: s["pretrain_s"] + pruning[s["method"], s["classes_kept"]])
+    suite.add("pretraining with pruning", with_pruning, "s", ratio_to=reference)
+    suite.add("bytes read", collect(lambda f, s: s["bytes_read"]), "bytes", ratio_to=reference)
+    suite.add("cifar10 linear probe", collect(accuracy("lp")), "% top-1")
+    suite.add("cifar10 full finetuning", collect(accuracy("ff")), "% top-1")
