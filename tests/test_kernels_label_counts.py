@@ -66,6 +66,27 @@ def test_every_instruction_set(isa, dtype, classes):
     assert torch.equal(counts, expected) and first_nan == expected_nan
 
 
+@pytest.mark.parametrize("isa", native().isas())
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [20, 70, 100])
+def test_signed_zeros_tie_and_negative_nans_are_seen(isa, dtype, classes):
+    logits = torch.full((2, classes), -1.0, dtype=dtype)
+    logits[:, 3], logits[:, 17] = -0.0, 0.0
+    logits[1, 18] = -torch.tensor(torch.nan, dtype=dtype)
+    counts, first_nan = native_label_counts(logits, None, 1, isa)
+    assert counts[0, 3] == 1 == counts.sum() and first_nan == 1
+
+
+@pytest.mark.parametrize("isa", native().isas())
+def test_every_pair_of_float16_is_ordered_at_every_place(isa):
+    # Each finite value and infinity once, in random order: rows of 97 columns, each with its largest in a random place.
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    every = every[~every.isnan()]
+    for seed in range(5):
+        rows = every[torch.randperm(len(every), generator=generator(seed))][: len(every) // 97 * 97].view(-1, 97)
+        assert torch.equal(native_label_counts(rows, None, 1, isa)[0], reference(rows, None, 1)[0])
+
+
 def test_instruction_sets_are_a_ladder_and_unknown_ones_are_refused():
     assert native().isas() == ["baseline", "avx2", "avx512"][: len(native().isas())]
     with pytest.raises(ValueError, match="instruction set"):

@@ -84,6 +84,7 @@ void py_update_best(const Rows& scores, const Offsets& offset, int64_t first, Va
                     const std::string& isa) {
   const Matrix matrix = matrix_of(scores);
   check_running(scores, offset, value, index);
+  require(matrix.scalar == Scalar::f32, "scores must be float32");
   const Execution how = execution(threads, isa);
   nb::gil_scoped_release release;
   update_best(matrix, offset.data(), first, value.data(), index.data(), how);

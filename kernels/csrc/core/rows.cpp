@@ -1,5 +1,6 @@
 #include "core/rows.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -25,8 +26,14 @@ constexpr float kRounding = 1.01f / 256;
 // Hardware products of bfloat16 take subnormal numbers for zero.
 constexpr float kUnderflow = 1e-30f;
 
-struct F16 { uint16_t bits; };
-struct Bf16 { uint16_t bits; };
+struct F16 {
+  static constexpr int16_t kInfinityBits = 0x7c00;
+  uint16_t bits;
+};
+struct Bf16 {
+  static constexpr int16_t kInfinityBits = 0x7f80;
+  uint16_t bits;
+};
 
 float from_bits(uint32_t bits) {
   float value;
@@ -82,6 +89,21 @@ void add_baseline(const void* data, float* sum, int64_t n) {
   for (int64_t i = 0; i < n; ++i) sum[i] += widen(row[i]);
 }
 
+// The largest of a row of 16-bit floats, from the extreme keys (see `keys` below).
+template <class T>
+struct Extreme {
+  bool nan;
+  uint16_t mask, bits;  // the columns whose (bits & mask) are these hold it: zero has two signs
+  float value;
+  Extreme(int16_t high, int16_t low) {
+    bits = static_cast<uint16_t>(high ^ (high >> 15 & 0x7fff));
+    mask = (bits & 0x7fff) == 0 ? 0x7fff : 0xffff;
+    bits &= mask;
+    value = widen(T{bits});
+    nan = high > T::kInfinityBits || low < static_cast<int16_t>(~T::kInfinityBits);
+  }
+};
+
 #if defined(__x86_64__)
 // ---- AVX2: 8 columns at a time, 32 a step --------------------------------------------------------------------------
 
@@ -94,26 +116,59 @@ DP4TL_AVX2 inline __m256 load8(const Bf16* p) {
       _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
 }
 
-template <class T>
 DP4TL_AVX2 Best argmax_avx2(const void* data, const float* offset, int64_t n) {
-  const T* row = static_cast<const T*>(data);
+  const float* row = static_cast<const float*>(data);
   Best best = {-kInfinity, 0};
   __m256 top = _mm256_set1_ps(best.value);
   int64_t k = 0;
   for (; k + 32 <= n; k += 32) {
-    __m256 x[4], larger = _mm256_setzero_ps();
-    for (int j = 0; j < 4; ++j) {
-      x[j] = load8(row + k + 8 * j);
-      if (offset) x[j] = _mm256_add_ps(x[j], _mm256_loadu_ps(offset + k + 8 * j));
-      larger = _mm256_or_ps(larger, _mm256_cmp_ps(x[j], top, _CMP_NLE_UQ));  // larger, or NaN
+    __m256 larger = _mm256_setzero_ps();
+    for (int64_t j = k; j < k + 32; j += 8) {
+      __m256 x = load8(row + j);
+      if (offset) x = _mm256_add_ps(x, _mm256_loadu_ps(offset + j));
+      larger = _mm256_or_ps(larger, _mm256_cmp_ps(x, top, _CMP_NLE_UQ));  // larger, or NaN
     }
     if (_mm256_movemask_ps(larger) == 0) continue;
-    // Rare, about log n times a row: walk these 32 columns one by one.
-    best = finish(row, offset, k, k + 32, best);
+    best = finish(row, offset, k, k + 32, best);  // rare, about log n times a row
     if (best.index == kNan) return best;
     top = _mm256_set1_ps(best.value);
   }
   return finish(row, offset, k, n, best);
+}
+
+// 16-bit floats in order of value: as integers, with the magnitude bits of negative ones flipped. Then the largest and
+// smallest element are integer operations on twice as many columns, and NaNs are the keys beyond the infinities'.
+DP4TL_AVX2 inline __m256i keys(__m256i bits) {
+  return _mm256_xor_si256(bits, _mm256_and_si256(_mm256_srai_epi16(bits, 15), _mm256_set1_epi16(0x7fff)));
+}
+DP4TL_AVX2 inline int16_t largest(__m256i keys) {
+  const __m128i x = _mm_max_epi16(_mm256_castsi256_si128(keys), _mm256_extracti128_si256(keys, 1));
+  const __m128i reversed = _mm_sub_epi16(_mm_set1_epi16(0x7fff), x);  // unsigned, largest first
+  return static_cast<int16_t>(0x7fff - _mm_extract_epi16(_mm_minpos_epu16(reversed), 0));
+}
+DP4TL_AVX2 inline int16_t smallest(__m256i keys) {
+  return static_cast<int16_t>(~largest(_mm256_xor_si256(keys, _mm256_set1_epi16(-1))));
+}
+
+template <class T>
+DP4TL_AVX2 Best argmax16_avx2(const void* data, const float*, int64_t n) {
+  if (n < 16) return argmax_baseline<T>(data, nullptr, n);
+  const T* row = static_cast<const T*>(data);
+  const auto load = [&](int64_t k) DP4TL_AVX2 { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + k)); };
+  __m256i high = keys(load(0)), low = high;
+  for (int64_t k = 16; k < n; k += 16) {  // the last vector overlaps the one before
+    const __m256i x = keys(load(std::min(k, n - 16)));
+    high = _mm256_max_epi16(high, x);
+    low = _mm256_min_epi16(low, x);
+  }
+  const Extreme<T> top(largest(high), smallest(low));
+  if (top.nan) return kNanRow;
+  const __m256i mask = _mm256_set1_epi16(static_cast<int16_t>(top.mask));
+  const __m256i bits = _mm256_set1_epi16(static_cast<int16_t>(top.bits));
+  for (int64_t k = 0;; k = std::min(k + 16, n - 16)) {
+    const __m256i equal = _mm256_cmpeq_epi16(_mm256_and_si256(load(k), mask), bits);
+    if (const unsigned found = _mm256_movemask_epi8(equal)) return {top.value, k + __builtin_ctz(found) / 2};
+  }
 }
 
 template <class T>
@@ -135,9 +190,8 @@ DP4TL_AVX512 inline __m512 load16(const Bf16* p) {
       _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
 }
 
-template <class T>
 DP4TL_AVX512 Best argmax_avx512(const void* data, const float* offset, int64_t n) {
-  const T* row = static_cast<const T*>(data);
+  const float* row = static_cast<const float*>(data);
   Best best = {-kInfinity, 0};
   __m512 top = _mm512_set1_ps(best.value);
   int64_t k = 0;
@@ -159,6 +213,33 @@ DP4TL_AVX512 Best argmax_avx512(const void* data, const float* offset, int64_t n
     }
   }
   return finish(row, offset, k, n, best);
+}
+
+DP4TL_AVX512 inline __m512i keys(__m512i bits) {  // bits ^ (sign & 0x7fff)
+  return _mm512_ternarylogic_epi32(bits, _mm512_srai_epi16(bits, 15), _mm512_set1_epi16(0x7fff), 0x78);
+}
+
+template <class T>
+DP4TL_AVX512 Best argmax16_avx512(const void* data, const float*, int64_t n) {
+  if (n < 32) return argmax_baseline<T>(data, nullptr, n);
+  const T* row = static_cast<const T*>(data);
+  const auto load = [&](int64_t k) DP4TL_AVX512 { return _mm512_loadu_si512(row + k); };
+  __m512i high = keys(load(0)), low = high;
+  for (int64_t k = 32; k < n; k += 32) {  // the last vector overlaps the one before
+    const __m512i x = keys(load(std::min(k, n - 32)));
+    high = _mm512_max_epi16(high, x);
+    low = _mm512_min_epi16(low, x);
+  }
+  const Extreme<T> top(
+      largest(_mm256_max_epi16(_mm512_castsi512_si256(high), _mm512_extracti64x4_epi64(high, 1))),
+      smallest(_mm256_min_epi16(_mm512_castsi512_si256(low), _mm512_extracti64x4_epi64(low, 1))));
+  if (top.nan) return kNanRow;
+  const __m512i mask = _mm512_set1_epi16(static_cast<int16_t>(top.mask));
+  const __m512i bits = _mm512_set1_epi16(static_cast<int16_t>(top.bits));
+  for (int64_t k = 0;; k = std::min(k + 32, n - 32)) {
+    const __mmask32 equal = _mm512_cmpeq_epi16_mask(_mm512_and_si512(load(k), mask), bits);
+    if (equal) return {top.value, k + __builtin_ctz(equal)};
+  }
 }
 
 DP4TL_AVX512 int64_t near_best_avx512(const Bf16* row, const float* offset, const float* error, float norm, int64_t n,
@@ -241,11 +322,20 @@ float dot_baseline(const void* left, const void* right, int64_t n) {
   return sum;
 }
 
-template <class T>
 RowArgmax argmax_for(Isa isa) {
 #if defined(__x86_64__)
-  if (isa == Isa::avx512) return argmax_avx512<T>;
-  if (isa == Isa::avx2) return argmax_avx2<T>;
+  if (isa == Isa::avx512) return argmax_avx512;
+  if (isa == Isa::avx2) return argmax_avx2;
+#endif
+  (void)isa;
+  return argmax_baseline<float>;
+}
+
+template <class T>
+RowArgmax argmax16_for(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::avx512) return argmax16_avx512<T>;
+  if (isa == Isa::avx2) return argmax16_avx2<T>;
 #endif
   (void)isa;
   return argmax_baseline<T>;
@@ -284,9 +374,9 @@ Isa best_isa() {
 
 RowArgmax row_argmax(Scalar scalar, Isa isa) {
   switch (scalar) {
-    case Scalar::f16: return argmax_for<F16>(isa);
-    case Scalar::bf16: return argmax_for<Bf16>(isa);
-    default: return argmax_for<float>(isa);
+    case Scalar::f16: return argmax16_for<F16>(isa);
+    case Scalar::bf16: return argmax16_for<Bf16>(isa);
+    default: return argmax_for(isa);
   }
 }
 

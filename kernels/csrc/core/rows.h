@@ -19,7 +19,7 @@ struct Best {
 };
 constexpr int64_t kNan = -1;
 
-// Largest of row[k] + offset[k] over k < n, n >= 1; offset is null for none. Sums are rounded to float32.
+// Largest of row[k] + offset[k] over k < n, n >= 1; offset is null for none, which 16-bit rows demand.
 using RowArgmax = Best (*)(const void* row, const float* offset, int64_t n);
 RowArgmax row_argmax(Scalar scalar, Isa isa);
 
