@@ -486,6 +486,8 @@ UNDECLARED = {
     "on_error": {"on_error": "skip"},
     "device": {"device": "xpu"},
     "views": {"views": 2},
+    "exact": {"exact": True},
+    "max_ram": {"max_ram": 1 << 30},
 }
 
 
@@ -498,6 +500,12 @@ def test_what_is_not_declared_is_refused(
     monkeypatch.setattr(cls, "capabilities", LESS)
     with pytest.raises(BackendError, match=f"backend '{backend}' .*{what}"):
         open_loader(jpegs, None, spec(**{"transform": "resize", **UNDECLARED[what]}), backend)
+
+
+@pytest.mark.parametrize("backend", ["ffcv", "dali"])
+def test_a_decoder_of_its_own_refuses_to_be_exact(backend: str, jpegs: Beton) -> None:
+    with pytest.raises(BackendError, match=f"backend '{backend}' cannot do exact = True"):
+        open_loader(jpegs, None, spec(exact=True), backend)
 
 
 def test_undeclared_records_are_refused(backend: str, by_ffcv: Beton, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from dp4tl_fast.beton import Beton, BetonWriter
 from dp4tl_fast.beton.format import MODE_RAW
 from dp4tl_fast.errors import BackendError
 from dp4tl_fast.loaders import LoaderSpec, open_loader
-from dp4tl_fast.loaders.ffcv import FfcvLoader, as_bits, byte_table, choose_os_cache, pages_held
+from dp4tl_fast.loaders.ffcv import FfcvLoader, as_bits, available_memory, byte_table, choose_os_cache, pages_held
 
 
 @pytest.fixture(scope="module")
@@ -92,15 +93,22 @@ def test_os_cache_follows_from_the_sizes(file_size: int, held: int, memory: int,
     assert choose_os_cache(file_size, held, memory) == mapped
 
 
-def test_a_bound_on_memory_makes_ffcv_read_pages_where_that_helps(paged: Beton) -> None:
-    def mapped(**options: Any) -> bool:
-        with open_loader(paged, None, spec(batch_size=1, **options), "ffcv") as loader:
-            return loader.os_cache()
+@pytest.mark.parametrize(
+    ("shuffle", "free", "mapped"),
+    # The file has 14 MiB, of which half the memory may be used. In file order two or three pages are held, shuffled all.
+    [(False, 40 << 20, True), (False, 18 << 20, False), (True, 18 << 20, True)],
+)
+def test_ffcv_reads_pages_where_that_helps(
+    paged: Beton, monkeypatch: pytest.MonkeyPatch, shuffle: bool, free: int, mapped: bool
+) -> None:
+    monkeypatch.setattr("dp4tl_fast.loaders.ffcv.available_memory", lambda: free)
+    with open_loader(paged, None, spec(batch_size=1, shuffle=shuffle), "ffcv") as loader:
+        assert loader.os_cache() == mapped
+        assert len(list(loader)) == 36
 
-    bound = 9 << 20  # below the file's 14 MiB; in file order two pages are held at a time, shuffled all six
-    assert mapped(shuffle=False)
-    assert not mapped(shuffle=False, max_ram=bound)
-    assert mapped(shuffle=True, max_ram=bound)
+
+def test_available_memory_counts_what_the_page_cache_can_give_back() -> None:
+    assert os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") * 0.5 < available_memory() < 2**50
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=80), st.integers(1, 12))

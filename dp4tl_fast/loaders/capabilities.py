@@ -24,9 +24,10 @@ class Capabilities:
         dtypes, transforms, devices, on_error: The values of the ``LoaderSpec`` fields that work.
         records: Kinds of files that work: all ``jpeg``, all ``raw``, ``mixed``.
         views: The largest ``LoaderSpec.views``.
-        exact: Can give the pixels of PIL and torchvision within one level (``LoaderSpec.exact``).
         partial_decode: Decodes (about) the crop only, not the whole image.
         deterministic: Pixels are a pure function of (seed, epoch, record) for any number of threads, ranks and resumes.
+        exact: Can give the pixels of PIL and torchvision within one level (``LoaderSpec.exact``).
+        max_ram: Keeps to ``LoaderSpec.max_ram``.
         selective_read: Fetches only the surviving records from storage, not their neighbours.
         requires: Modules that must be importable.
         install: What to do about a missing one.
@@ -39,9 +40,10 @@ class Capabilities:
     records: tuple[str, ...] = ("jpeg", "raw", "mixed")
     on_error: tuple[str, ...] = ("raise", "skip")
     views: int = 64
-    exact: bool = False
     partial_decode: bool = False
     deterministic: bool = True
+    exact: bool = False
+    max_ram: bool = False
     selective_read: bool = True
     requires: tuple[str, ...] = ("torch",)
     install: str = "`pip install dp4tl_fast`"
@@ -70,8 +72,9 @@ class Capabilities:
                 raise BackendError(
                     f"backend {name!r} cannot do {what} = {value!r}, only {', '.join(known)}. Choose another backend"
                 )
-        if spec.exact and not self.exact:
-            raise BackendError(f"backend {name!r} cannot do exact = True. Use native or torchvision")
+        for what, asked_for, can in (("exact", spec.exact, self.exact), ("max_ram", spec.max_ram, self.max_ram)):
+            if asked_for and not can:
+                raise BackendError(f"backend {name!r} cannot do {what} = {asked_for!r}. Leave it out, or use native")
         if spec.views > self.views:
             raise BackendError(f"backend {name!r} gives at most {self.views} views, not {spec.views}")
 
@@ -94,6 +97,8 @@ def table(backends: dict[str, Capabilities]) -> list[list[str]]:
         row("devices", lambda c: ", ".join(c.devices)),
         row("views of an image", lambda c: f"1 to {c.views}"),
         row("on a bad record", lambda c: " or ".join(c.on_error)),
+        row("`exact` pixels", lambda c: yes(c.exact)),
+        row("keeps to `max_ram`", lambda c: yes(c.max_ram)),
         row("decodes only the crop", lambda c: yes(c.partial_decode)),
         row("fetches only what survives", lambda c: yes(c.selective_read)),
         row("same pixels for any threads, ranks, resume", lambda c: yes(c.deterministic)),

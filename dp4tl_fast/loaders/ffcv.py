@@ -83,7 +83,7 @@ class FfcvLoader(BaseLoader):
     def os_cache(self) -> bool:
         """FFCV's ``os_cache``, chosen from the sizes of the file, the memory and what an epoch would hold."""
         held = pages_held(self.beton, self.epoch_order(), self.spec.batch_size) * self.beton.page_size
-        return choose_os_cache(self.beton.file_size, held, self.spec.max_ram or available_memory() // 2)
+        return choose_os_cache(self.beton.file_size, held, available_memory() // 2)
 
     def _load(self, batches: list[np.ndarray]) -> Generator[tuple[Any, ...], None, None]:
         if not batches:
