@@ -1,7 +1,11 @@
 """The native backend: C++ threads (``kernels/csrc/core/loader.h``) decode records straight into batch memory.
 
-Records come in ``BaseLoader``'s order, and what a view shows is ``loaders/augment.py``'s pure function of (seed, epoch,
-record, view): the same batches come out for any number of threads and after a resume.
+Records come in ``BaseLoader``'s order (with ``max_ram`` smaller than the data, in that of ``order.block_buffers``), and what
+a view shows is ``loaders/augment.py``'s pure function of (seed, epoch, record, view): the same batches come out for any
+number of threads and after a resume.
+
+Each record is read when its turn comes, by one exact read and without readahead. With ``max_ram`` smaller than the data,
+blocks of 4 MiB from the whole file are read ahead into two buffers instead, and batches are drawn from a buffer.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import numpy as np
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.errors import BetonError, UsageError
 from dp4tl_fast.kernels import _native
+from dp4tl_fast.loaders import order
 from dp4tl_fast.loaders.base import BaseLoader
 from dp4tl_fast.loaders.capabilities import Capabilities
 from dp4tl_fast.loaders.decode import bad_record
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
     from dp4tl_fast.selection import Selection
 
 DEPTH = 3  # batches that are decoded ahead
+BLOCK_BYTES = 4 << 20  # one read of slow storage
 
 
 class NativeLoader(BaseLoader):
@@ -33,7 +39,7 @@ class NativeLoader(BaseLoader):
 
     name = "native"
     capabilities = Capabilities(
-        summary="C++ threads, decodes only the crop, no Python per image", exact=True, partial_decode=True
+        summary="C++ threads, decodes only the crop, no Python per image", partial_decode=True, exact=True, max_ram=True
     )
     isa = "auto"  # instruction set of the pixel kernels; tests force each
 
@@ -44,6 +50,67 @@ class NativeLoader(BaseLoader):
         except RuntimeError as error:
             raise BetonError(str(error)) from None
         self._open_core()
+
+    # -- memory -------------------------------------------------------------------------------------------------------
+
+    def _batch_bytes(self) -> int:
+        spec = self.spec
+        item = {"uint8": 1, "float32": 4}.get(spec.dtype, 2)
+        return spec.batch_size * spec.views * 3 * spec.size**2 * item
+
+    def _depth(self) -> int:
+        """Batches ahead: fewer if they would take more than a quarter of ``max_ram``."""
+        return DEPTH if not self.spec.max_ram else max(1, min(DEPTH, self.spec.max_ram // 4 // self._batch_bytes()))
+
+    def _buffer_bytes(self) -> int:
+        """Bytes of one of the two record buffers; 0 if each record is read when its turn comes.
+
+        Raises:
+            UsageError: ``max_ram`` holds not even the batches and two blocks.
+        """
+        if not self.spec.max_ram:
+            return 0
+        # Besides those in the ring, a batch is with the consumer and one is kept for use again.
+        room = self.spec.max_ram - (self._depth() + 2) * self._batch_bytes()
+        sizes = self.beton.sizes[self.records]
+        if sizes.sum() <= room:
+            return 0
+        block = max(BLOCK_BYTES, int(sizes.max()))
+        if room < 4 * block:
+            need = (self._depth() + 2) * self._batch_bytes() + 4 * block
+            raise UsageError(f"loader: max_ram = {self.spec.max_ram}, but batches and buffers need at least {need} bytes")
+        return room // 2 - block
+
+    # -- order --------------------------------------------------------------------------------------------------------
+
+    def epoch_order(self) -> np.ndarray:
+        """This epoch's order over all ranks, int64 ``[n]``."""
+        return self._ordered()[0]
+
+    def _ordered(self) -> tuple[np.ndarray, np.ndarray]:
+        """The order, and the positions where another buffer begins (empty: no buffers)."""
+        buffer_bytes = self._buffer_bytes()
+        if not buffer_bytes:
+            return super().epoch_order(), np.zeros(0, np.int64)
+        sizes = self.beton.sizes[self.records]
+        if not self.spec.shuffle:
+            buffer_of = (np.cumsum(sizes) - sizes) // buffer_bytes
+            return self.records, np.flatnonzero(np.diff(buffer_of, prepend=-1))
+        ordered, bounds = order.block_buffers(
+            self.records, sizes, seed=self.spec.seed, epoch=self.epoch, block_bytes=BLOCK_BYTES, buffer_bytes=buffer_bytes
+        )
+        return ordered, bounds[:-1]
+
+    def _windows(self, batches: list[np.ndarray]) -> np.ndarray:
+        """Where, in the records of ``batches`` one after another, another buffer begins: int64, empty without buffers."""
+        _, starts = self._ordered()
+        if len(starts) == 0:
+            return starts
+        places = order.rank_batches(np.arange(len(self.records)), **self._sharding())[-len(batches) :]
+        buffer_of = np.searchsorted(starts, np.concatenate(places), side="right")
+        return np.append(np.flatnonzero(np.diff(buffer_of, prepend=-1)), len(buffer_of)).astype(np.int64)
+
+    # -- running ------------------------------------------------------------------------------------------------------
 
     def _open_core(self) -> None:
         spec = self.spec
@@ -64,7 +131,7 @@ class NativeLoader(BaseLoader):
                 views=spec.views,
                 threads=spec.workers or len(os.sched_getaffinity(0)),
                 batch_size=spec.batch_size,
-                depth=DEPTH,
+                depth=self._depth(),
                 skip=spec.on_error == "skip",
                 exact=spec.exact,
                 isa=self.isa,
@@ -84,7 +151,8 @@ class NativeLoader(BaseLoader):
             return
         bounds = np.cumsum([0] + [len(b) for b in batches], dtype=np.int64)
         core = self._core
-        core.start(np.concatenate(batches).astype(np.int64, copy=False), bounds, self.epoch)
+        records = np.concatenate(batches).astype(np.int64, copy=False)
+        core.start(records, bounds, self._windows(batches), self.epoch)
         try:
             while (batch := core.next()) is not None:
                 if len(batch) == 2:
@@ -107,6 +175,12 @@ class NativeLoader(BaseLoader):
         moved = [self._to_device(v) for v in views]
         columns = (labels, index) if self.spec.with_index else (labels,)
         return (tuple(moved) if self.spec.views > 1 else moved[0], *(self._to_device(c) for c in columns))
+
+    def profile(self) -> dict[str, float]:
+        """Where the running or last epoch's time went, in seconds: ``read``, ``decode`` (entropy decoding and inverse DCT),
+        ``resize`` (with flip, colours and normalisation) and ``idle`` (for want of a free batch) summed over threads;
+        ``starve`` is the consumer's wait for a batch."""
+        return self._core.profile()
 
     def close(self) -> None:
         """End the threads. Tensors already delivered stay valid."""

@@ -27,18 +27,37 @@ def block_shuffle(
         records: Record numbers in file order, int64 ``[n]``.
         sizes: Their stored bytes, int64 ``[n]``.
     """
+    return block_buffers(
+        records, sizes, seed=seed, epoch=epoch, block_bytes=block_bytes, buffer_bytes=buffer_bytes
+    )[0]
+
+
+def block_buffers(
+    records: np.ndarray, sizes: np.ndarray, *, seed: int, epoch: int, block_bytes: int, buffer_bytes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """``block_shuffle``, and where its buffers lie: buffer ``b`` is ``order[bounds[b] : bounds[b + 1]]``.
+
+    A buffer holds at most ``buffer_bytes`` plus one block.
+    """
     random = generator(seed, epoch)
     if len(records) == 0:
-        return records
+        return records, np.zeros(1, np.int64)
     # A new block starts whenever the running byte count crosses a multiple of block_bytes.
     block_of = (np.cumsum(sizes) - sizes) // max(1, block_bytes)
     starts = np.flatnonzero(np.diff(block_of, prepend=-1))
     stops = np.append(starts[1:], len(records))
     visit = random.permutation(len(starts))
-    visited = np.concatenate([np.arange(starts[b], stops[b]) for b in visit])
-    buffer_of = (np.cumsum(sizes[visited]) - sizes[visited]) // max(1, buffer_bytes)
+    # A block is in one buffer: that of its first byte.
+    ends = np.append(0, np.cumsum(sizes))
+    block_sizes = (ends[stops] - ends[starts])[visit]
+    buffer_of_block = (np.cumsum(block_sizes) - block_sizes) // max(1, buffer_bytes)
+    counts = (stops - starts)[visit]
+    visited = np.repeat(starts[visit] - (np.cumsum(counts) - counts), counts) + np.arange(len(records))
+    buffer_of = np.repeat(buffer_of_block, counts)
     # Sorting by (buffer, random key) permutes each buffer and keeps the buffers in order.
-    return records[visited[np.lexsort((random.random(len(visited)), buffer_of))]]
+    order = records[visited[np.lexsort((random.random(len(visited)), buffer_of))]]
+    bounds = np.append(np.flatnonzero(np.diff(buffer_of, prepend=-1)), len(records))
+    return order, bounds
 
 
 def num_batches(n: int, *, batch_size: int, rank: int, world_size: int, drop_last: bool) -> int:

@@ -122,16 +122,29 @@ void register_loader(nb::module_& m) {
            "size"_a, "dtype"_a, "mul"_a, "add"_a, "views"_a, "threads"_a, "batch_size"_a, "depth"_a, "skip"_a,
            "exact"_a, "isa"_a)
       .def("start",
-           [](PyLoader& self, Numbers records, Numbers bounds, uint32_t epoch) {
-             std::vector<int64_t> r(records.data(), records.data() + records.size()), b(bounds.data(), bounds.data() + bounds.size());
+           [](PyLoader& self, Numbers records, Numbers bounds, Numbers windows, uint32_t epoch) {
+             const auto copy = [](const Numbers& a) { return std::vector<int64_t>(a.data(), a.data() + a.size()); };
+             std::vector<int64_t> r = copy(records), b = copy(bounds), w = copy(windows);
              Loader& loader = open(self);
              nb::gil_scoped_release free;
-             loader.start(std::move(r), std::move(b), epoch);
+             loader.start(std::move(r), std::move(b), std::move(w), epoch);
            },
-           "records"_a, "bounds"_a, "epoch"_a, "Begin an epoch: batch b is records[bounds[b]:bounds[b + 1]].")
+           "records"_a, "bounds"_a, "windows"_a, "epoch"_a,
+           "Begin an epoch: batch b is records[bounds[b]:bounds[b + 1]]. Records of positions windows[w] to windows[w + 1] are read\n"
+           "ahead together; no windows: each record is read when its turn comes.")
       .def("next", &next, "(views, labels, index, failures); None at the end; (record, message) when a record failed.")
       .def("stop", [](PyLoader& self) { nb::gil_scoped_release free; if (self.loader) self.loader->stop(); }, "Give up the epoch.")
       .def("close", [](PyLoader& self) { nb::gil_scoped_release free; self.loader.reset(); }, "End the threads.")
+      .def("profile",
+           [](PyLoader& self) {
+             const Loader::Profile p = open(self).profile();
+             nb::dict d;
+             d["read"] = p.stages.read, d["decode"] = p.stages.decode, d["resize"] = p.stages.resize;
+             d["starve"] = p.starve, d["idle"] = p.idle;
+             return d;
+           },
+           "Seconds of the running or last epoch: read, decode, resize, idle (threads waited for the consumer), summed over threads;\n"
+           "starve: the consumer waited for a batch.")
       .def_prop_ro("isa", [](PyLoader& self) { return std::string(open(self).isa()); });
   m.def("supported_isas", &supported_isas, "Instruction sets of the hot loops that this processor runs, best first.");
   m.def("sample_crops",

@@ -7,7 +7,6 @@
 #include <system_error>
 
 #include "core/error.h"
-#include "core/record_reader.h"
 
 namespace dp4tl {
 
@@ -17,11 +16,13 @@ struct Loader::Slot {
   int64_t done = 0;
 };
 
-struct Loader::Worker {
-  RecordReader reader;
-};
-
 namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+constexpr int kReadThreads = 2;  // one waits for storage while the other copies
 
 size_t image_bytes(const Output& out) { return static_cast<size_t>(out.size) * static_cast<size_t>(out.size) * 3 * bytes_of(out.dtype); }
 
@@ -56,12 +57,12 @@ void Loader::join() {
   for (auto& thread : threads_) thread.join();
 }
 
-void Loader::start(std::vector<int64_t> records, std::vector<int64_t> bounds, uint32_t epoch) {
+void Loader::start(std::vector<int64_t> records, std::vector<int64_t> bounds, std::vector<int64_t> windows, uint32_t epoch) {
   const auto n = static_cast<int64_t>(beton_->records.size());
-  if (bounds.empty() || bounds.front() != 0 || bounds.back() != static_cast<int64_t>(records.size()) ||
-      !std::is_sorted(bounds.begin(), bounds.end())) {
-    throw Error("batch bounds do not partition the records");
-  }
+  const auto partition = [&](const std::vector<int64_t>& b) {
+    return !b.empty() && b.front() == 0 && b.back() == static_cast<int64_t>(records.size()) && std::is_sorted(b.begin(), b.end());
+  };
+  if (!partition(bounds) || !(windows.empty() || partition(windows))) throw Error("bounds do not partition the records");
   for (size_t b = 1; b < bounds.size(); ++b) {
     if (bounds[b] == bounds[b - 1] || bounds[b] - bounds[b - 1] > options_.batch_size) throw Error("a batch is empty or too large");
   }
@@ -73,8 +74,10 @@ void Loader::start(std::vector<int64_t> records, std::vector<int64_t> bounds, ui
     std::lock_guard<std::mutex> lock(mutex_);
     records_ = std::move(records);
     bounds_ = std::move(bounds);
+    if (windows.size() > 1) readahead_ = std::make_unique<ReadAhead>(*beton_, records_, std::move(windows), kReadThreads);
     opened_ = taken_ = claimed_ = 0;
     epoch_ = epoch;
+    profile_ = Profile{};
     failed_ = false;
     running_ = true;
   }
@@ -84,8 +87,15 @@ void Loader::start(std::vector<int64_t> records, std::vector<int64_t> bounds, ui
 void Loader::stop() {
   std::unique_lock<std::mutex> lock(mutex_);
   running_ = false;
+  if (readahead_) readahead_->cancel();
   idle_.wait(lock, [this] { return busy_ == 0; });
+  readahead_.reset();
   for (auto& slot : slots_) slot.batch.reset();
+}
+
+Loader::Profile Loader::profile() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return profile_;
 }
 
 Failure Loader::failure() const {
@@ -100,7 +110,10 @@ Loader::Status Loader::next(int milliseconds, std::shared_ptr<Batch>& batch) {
   if (!running_ || taken_ >= batches) return Status::kEnd;
   Slot& slot = slots_[static_cast<size_t>(taken_ % options_.depth)];
   const auto ready = [&] { return failed_ || (slot.batch && slot.done == slot.size); };
-  if (!ready_.wait_for(lock, std::chrono::milliseconds(milliseconds), ready)) return Status::kTimeout;
+  const Clock::time_point start = Clock::now();
+  const bool there = ready_.wait_for(lock, std::chrono::milliseconds(milliseconds), ready);
+  profile_.starve += seconds_since(start);
+  if (!there) return Status::kTimeout;
   if (failed_) return Status::kFailed;
   batch = std::move(slot.batch);
   slot.batch.reset();
@@ -135,11 +148,13 @@ void Loader::open_batch() {
 }
 
 void Loader::work() {
-  Worker worker{RecordReader(beton_->file, options_.crop, options_.output, options_.views, options_.exact, kernels_)};
+  RecordReader reader(beton_->file, options_.crop, options_.output, options_.views, options_.exact, kernels_);
   std::unique_lock<std::mutex> lock(mutex_);
   for (;;) {
+    const Clock::time_point start = Clock::now();
     work_.wait(lock, [this] { return quit_ || can_claim(); });
     if (quit_) return;
+    if (opened_ > 0) profile_.idle += seconds_since(start);
     if (opened_ == 0 || claimed_ == slots_[static_cast<size_t>((opened_ - 1) % options_.depth)].size) {
       try {
         open_batch();
@@ -158,32 +173,38 @@ void Loader::work() {
     ++busy_;
     const uint32_t epoch = epoch_;
     lock.unlock();
-    process(worker, slot, first, count, epoch);
+    process(reader, slot, first, count, epoch);
     lock.lock();
     --busy_;
+    const Stages spent = reader.take_stages();
+    profile_.stages.read += spent.read, profile_.stages.decode += spent.decode, profile_.stages.resize += spent.resize;
     slot.done += count;
     if (slot.done == slot.size || failed_) ready_.notify_all();
     if (busy_ == 0) idle_.notify_all();
   }
 }
 
-void Loader::process(Worker& worker, Slot& slot, int64_t first, int64_t count, uint32_t epoch) {
+void Loader::process(RecordReader& reader, const Slot& slot, int64_t first, int64_t count, uint32_t epoch) {
   const size_t bytes = image_bytes(options_.output);
   Batch& batch = *slot.batch;
   for (int64_t i = first; i < first + count; ++i) {
-    const int64_t number = records_[static_cast<size_t>(slot.first + i)];
+    const int64_t position = slot.first + i;
+    const int64_t number = records_[static_cast<size_t>(position)];
     const Record& record = beton_->records[static_cast<size_t>(number)];
     batch.labels[static_cast<size_t>(i)] = record.label;
     batch.index[static_cast<size_t>(i)] = record.index;
     std::string message;
     try {
-      worker.reader.run(number, record, epoch, static_cast<uint8_t*>(batch.images->data) + static_cast<size_t>(i) * bytes,
-                        bytes * static_cast<size_t>(batch.capacity));
-      continue;
+      const uint8_t* payload = readahead_ ? readahead_->wait(position) : nullptr;
+      uint8_t* to = static_cast<uint8_t*>(batch.images->data) + static_cast<size_t>(i) * bytes;
+      reader.run(number, record, payload, epoch, to, bytes * static_cast<size_t>(batch.capacity));
     } catch (const std::exception& error) {
       message = error.what();
     }
+    if (readahead_) readahead_->release(position);
+    if (message.empty()) continue;
     std::lock_guard<std::mutex> lock(mutex_);
+    if (!running_) return;  // given up: what failed is nobody's concern
     if (options_.skip) {
       batch.failures.push_back({number, i, message});
     } else {

@@ -17,6 +17,8 @@
 #include "core/crop.h"
 #include "core/kernels.h"
 #include "core/pixels.h"
+#include "core/readahead.h"
+#include "core/record_reader.h"
 
 namespace dp4tl {
 
@@ -51,7 +53,9 @@ class Loader {
   ~Loader();
 
   // Begin an epoch over these batches: batch b is records[bounds[b] .. bounds[b + 1]). Ends a running one.
-  void start(std::vector<int64_t> records, std::vector<int64_t> bounds, uint32_t epoch);
+  // With `windows`, positions windows[w] .. windows[w + 1] of the records are read ahead together (readahead.h); without,
+  // each record is read when its turn comes.
+  void start(std::vector<int64_t> records, std::vector<int64_t> bounds, std::vector<int64_t> windows, uint32_t epoch);
 
   enum class Status { kBatch, kEnd, kFailed, kTimeout };
   // Wait for the next batch, at most `milliseconds`. kFailed: a record could not be decoded, see failure().
@@ -61,16 +65,22 @@ class Loader {
   // Give up the running epoch: returns when no thread works on it any more.
   void stop();
 
-  int threads() const { return options_.threads; }
+  // Where the time of the running or last epoch went.
+  struct Profile {
+    Stages stages;      // seconds, summed over threads
+    double starve = 0;  // the consumer waited for a batch
+    double idle = 0;    // threads waited for the consumer, summed over them
+  };
+  Profile profile() const;
+
   const char* isa() const { return kernels_.name; }
 
  private:
   struct Slot;
-  struct Worker;
   void work();
   void open_batch();
   void join();
-  void process(Worker& worker, Slot& slot, int64_t first, int64_t count, uint32_t epoch);
+  void process(RecordReader& reader, const Slot& slot, int64_t first, int64_t count, uint32_t epoch);
   bool can_claim() const;
 
   const std::shared_ptr<const Beton> beton_;
@@ -89,6 +99,8 @@ class Loader {
   uint32_t epoch_ = 0;
   bool running_ = false, quit_ = false, failed_ = false;
   Failure failure_{};
+  Profile profile_;
+  std::unique_ptr<ReadAhead> readahead_;  // null: records are read one by one
   std::vector<std::thread> threads_;
 };
 

@@ -1,12 +1,25 @@
 #include "core/record_reader.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include "core/error.h"
 
 namespace dp4tl {
+namespace {
 
-void RecordReader::run(int64_t number, const Record& record, uint32_t epoch, uint8_t* to, size_t view_stride) {
+using Clock = std::chrono::steady_clock;
+
+// Add the seconds since `since` to `stage`, and begin anew.
+void charge(double& stage, Clock::time_point& since) {
+  const Clock::time_point now = Clock::now();
+  stage += std::chrono::duration<double>(now - since).count();
+  since = now;
+}
+
+}  // namespace
+
+void RecordReader::run(int64_t number, const Record& record, const uint8_t* payload, uint32_t epoch, uint8_t* to, size_t view_stride) {
   int left = record.width, top = record.height, right = 0, bottom = 0;  // what all views together need
   for (size_t v = 0; v < crops_.size(); ++v) {
     Crop& c = crops_[v];
@@ -16,24 +29,32 @@ void RecordReader::run(int64_t number, const Record& record, uint32_t epoch, uin
     right = std::max(right, c.x + c.width);
     bottom = std::max(bottom, c.y + c.height);
   }
-  const Pixels pixels = pixels_of(record, {left, top, right - left, bottom - top});
+  const Pixels pixels = pixels_of(record, payload, {left, top, right - left, bottom - top});
+  Clock::time_point since = Clock::now();
   for (size_t v = 0; v < crops_.size(); ++v) resizer_.run(pixels, crops_[v], output_, to + v * view_stride);
+  charge(stages_.resize, since);
 }
 
-Pixels RecordReader::pixels_of(const Record& record, const Rect& wanted) {
-  if (!record.raw) {
-    uint8_t* bytes = bytes_.at_least(record.size);
-    file_.read(record.offset, record.size, bytes);
-    Pixels planes;
-    if (!exact_ && crop_decoder_.decode(bytes, record.size, record.width, record.height, wanted, planes)) return planes;
-    return turbo_.decode(bytes, record.size, record.width, record.height, wanted);
+Pixels RecordReader::pixels_of(const Record& record, const uint8_t* payload, const Rect& wanted) {
+  Clock::time_point since = Clock::now();
+  // Of raw pixels only the rows that are wanted, in one read.
+  const size_t stride = size_t{3} * record.width;
+  const size_t skipped = record.raw ? stride * static_cast<size_t>(wanted.y) : 0;
+  const size_t size = record.raw ? stride * static_cast<size_t>(wanted.height) : record.size;
+  const uint8_t* bytes = payload ? payload + skipped : nullptr;
+  if (!bytes) {
+    uint8_t* own = bytes_.at_least(size);
+    file_.read(record.offset + skipped, size, own);
+    bytes = own;
   }
-  const size_t stride = size_t{3} * record.width;  // whole rows: one read
-  const size_t size = stride * static_cast<size_t>(wanted.height);
-  uint8_t* bytes = bytes_.at_least(size);
-  file_.read(record.offset + stride * static_cast<size_t>(wanted.y), size, bytes);
+  charge(stages_.read, since);
   Pixels pixels;
-  pixels.planes[0] = {bytes, static_cast<ptrdiff_t>(stride), 0, wanted.y, record.width, record.height, 1, 1};
+  if (record.raw) {
+    pixels.planes[0] = {bytes, static_cast<ptrdiff_t>(stride), 0, wanted.y, record.width, record.height, 1, 1};
+  } else if (exact_ || !crop_decoder_.decode(bytes, size, record.width, record.height, wanted, pixels)) {
+    pixels = turbo_.decode(bytes, size, record.width, record.height, wanted);
+  }
+  charge(stages_.decode, since);
   return pixels;
 }
 

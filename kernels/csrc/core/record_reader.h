@@ -1,6 +1,8 @@
 // One record to its views: read, decode, crop, resize, flip, normalise. One object a thread.
 #pragma once
 
+#include <utility>
+
 #include "core/beton.h"
 #include "core/jpeg_crop.h"
 #include "core/jpeg_turbo.h"
@@ -9,16 +11,24 @@
 
 namespace dp4tl {
 
+// Where the threads' time goes: seconds, summed over threads.
+struct Stages {
+  double read = 0, decode = 0, resize = 0;
+};
+
 class RecordReader {
  public:
   RecordReader(const File& file, const CropSpec& crop, const Output& output, int views, bool exact, const Kernels& kernels)
       : file_(file), spec_(crop), output_(output), exact_(exact), crops_(static_cast<size_t>(views)), crop_decoder_(kernels), resizer_(kernels) {}
 
-  // Write view v of record `number` to `to + v * view_stride`. Throws Error.
-  void run(int64_t number, const Record& record, uint32_t epoch, uint8_t* to, size_t view_stride);
+  // Write view v of record `number` to `to + v * view_stride`. `payload`: its bytes; null: read them. Throws Error.
+  void run(int64_t number, const Record& record, const uint8_t* payload, uint32_t epoch, uint8_t* to, size_t view_stride);
+
+  // Spent since the last call.
+  Stages take_stages() { return std::exchange(stages_, Stages{}); }
 
  private:
-  Pixels pixels_of(const Record& record, const Rect& wanted);
+  Pixels pixels_of(const Record& record, const uint8_t* payload, const Rect& wanted);
 
   const File& file_;
   const CropSpec& spec_;
@@ -29,6 +39,7 @@ class RecordReader {
   TurboDecoder turbo_;
   Resizer resizer_;
   Scratch<uint8_t> bytes_;
+  Stages stages_;
 };
 
 }  // namespace dp4tl

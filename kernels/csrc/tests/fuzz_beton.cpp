@@ -25,7 +25,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* input, size_t size) {
       const Record& r = beton.records[i];
       if (uint32_t{r.width} * r.height > 1 << 18) continue;  // a run should take no seconds
       try {
-        reader.run(static_cast<int64_t>(i), r, 0, pixels.data(), 0);
+        reader.run(static_cast<int64_t>(i), r, nullptr, 0, pixels.data(), 0);
       } catch (const Error&) {
       }
     }

@@ -1,0 +1,91 @@
+"""Reading ahead in windows, for data larger than ``max_ram``: the same records and pixels, bounded memory, long reads."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from native_files import picture, write
+
+from dp4tl_fast.beton import Beton
+from dp4tl_fast.errors import UsageError
+from dp4tl_fast.loaders import LoaderSpec, native, open_loader
+from dp4tl_fast.loaders.native import NativeLoader
+
+N, SIDE = 600, 20  # records of 1200 bytes
+
+
+@pytest.fixture(scope="module")
+def beton(tmp_path_factory: pytest.TempPathFactory) -> Beton:
+    images = [picture(SIDE, SIDE, i) for i in range(N)]
+    return write(tmp_path_factory.mktemp("windows") / "raw.beton", images, labels=[i // 10 for i in range(N)])
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "BLOCK_BYTES", 12_000)  # ten records
+
+
+def spec(**options: object) -> LoaderSpec:
+    given = {"batch_size": 7, "size": 8, "with_index": True, "workers": 3, "max_ram": 200_000, "transform": "resize"}
+    return LoaderSpec(**{**given, **options})
+
+
+def test_every_record_comes_once_with_its_own_pixels(beton: Beton) -> None:
+    with open_loader(beton, spec=spec(max_ram=0)) as whole:
+        images, _, index = (torch.cat(column) for column in zip(*whole, strict=True))
+    for shuffle in (False, True):
+        with open_loader(beton, spec=spec(shuffle=shuffle)) as loader:
+            assert len(loader._ordered()[1]) > 5
+            some, _, order = (torch.cat(column) for column in zip(*loader, strict=True))
+        assert torch.equal(order.sort().values, index)
+        assert torch.equal(some[order.argsort()], images)
+        assert torch.equal(order, index) != shuffle
+
+
+def test_a_resumed_epoch_and_ranks_see_the_same_order(beton: Beton) -> None:
+    with open_loader(beton, spec=spec(shuffle=True)) as loader:
+        whole = [index for *_, index in loader]
+        loader.load_state_dict({**loader.state_dict(), "batch": 31})
+        rest = [index for *_, index in loader]
+    assert all(torch.equal(a, b) for a, b in zip(rest, whole[31:], strict=True))
+    parts = []
+    for rank in range(2):
+        with open_loader(beton, spec=spec(shuffle=True, rank=rank, world_size=2)) as loader:
+            parts += [index for *_, index in loader]
+    assert torch.cat(parts).sort().values.tolist() == [1000 + i for i in range(N)]
+
+
+def test_abandoned_in_the_middle_of_a_window(beton: Beton) -> None:
+    with open_loader(beton, spec=spec(shuffle=True)) as loader:
+        for epoch in range(50):
+            loader.set_epoch(epoch)
+            next(iter(loader))
+
+
+def test_batches_mix_classes_of_a_class_layout(beton: Beton) -> None:
+    with open_loader(beton, spec=spec(shuffle=True, batch_size=30, max_ram=300_000)) as loader:
+        assert loader._buffer_bytes() > 0
+        distinct = [len(set(labels.tolist())) for _, labels, _ in loader]
+    # A buffer holds about 10 of 60 classes; three classes in a row of 30 records is what no shuffle would give.
+    assert np.mean(distinct) > 6
+
+
+def test_too_little_memory_is_refused(beton: Beton) -> None:
+    with open_loader(beton, spec=spec(max_ram=40_000)) as loader, pytest.raises(UsageError, match="need at least"):
+        next(iter(loader))
+
+
+def test_what_fits_is_shuffled_uniformly(beton: Beton) -> None:
+    large, unbounded = (open_loader(beton, spec=spec(shuffle=True, max_ram=ram)) for ram in (10**8, 0))
+    with large as fits, unbounded as free:
+        assert isinstance(fits, NativeLoader) and fits._buffer_bytes() == 0
+        assert np.array_equal(fits.epoch_order(), free.epoch_order())
+
+
+def test_profile_counts_the_stages(beton: Beton) -> None:
+    with open_loader(beton, spec=spec()) as loader:
+        list(loader)
+        profile = loader.profile()
+    assert set(profile) == {"read", "decode", "resize", "starve", "idle"}
+    assert profile["resize"] > 0 and profile["read"] > 0 and min(profile.values()) >= 0
