@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import struct
 from pathlib import Path
@@ -219,8 +220,31 @@ def test_resize_keeps_the_aspect_ratio_and_is_antialiased(rule: ImageRule, size:
         assert record.payload == data
     else:
         assert record.note == f"resized from {size[0]}x{size[1]}"
+        with_entry_points = make_record(data, dataclasses.replace(rule, entry_points=True), 0)
+        assert with_entry_points.payload == record.payload, "it is too small for entry points"
         box = Image.open(io.BytesIO(data)).resize((record.width, record.height), Image.Resampling.BOX)
         assert np.abs(pixels(record).astype(int) - np.asarray(box)).mean() < 8
+
+
+@pytest.mark.parametrize("size", [(400, 301), (131, 400), (399, 33)])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+def test_resizing_as_planes_is_close_to_pillow(size: tuple[int, int], mode: str, subsampling: str) -> None:
+    """Noise of one colour over smooth shades: what PIL's antialiased bilinear filter makes of it, within the codec's error."""
+    rng = np.random.default_rng(1)
+    noisy = np.clip(np.asarray(scene(*size), int) + rng.integers(-30, 30, (size[1], size[0], 1)), 0, 255)
+    image = Image.fromarray(noisy.astype(np.uint8)).convert(mode)
+    data = saved(image, "JPEG", quality=95, subsampling=subsampling)
+    for limit in (350, 200, 131, 40, 9):
+        rule = ImageRule(max_side=limit, quality=95, entry_points=True)
+        record = make_record(data, rule, 0)
+        decoded = Image.open(io.BytesIO(data))
+        expected = np.asarray(decoded.resize((record.width, record.height), Image.Resampling.BILINEAR).convert("RGB"))
+        difference = pixels(record).astype(int) - expected
+        assert np.abs(difference).mean() < 3, limit
+        assert np.abs(difference.mean()) < 0.6, "no drift of brightness"
+        markers = b"\xff\xd0" in record.payload[jpeg.parse(record.payload).scan_start :]
+        assert markers == (record.width * record.height >= 128 * 128)
 
 
 def test_the_audit_lists_what_changed_and_nothing_else(tmp_path: Path) -> None:

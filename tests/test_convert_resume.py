@@ -149,7 +149,7 @@ def test_torn_journal_and_lost_payloads(
 def test_synced_payloads_are_not_read_back(
     tree: Path, tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversion, "SYNC_BYTES", 1)
+    monkeypatch.setattr(conversion.BackgroundSync, "position", lambda self: self._writer.sync())
     interrupt(monkeypatch, tree, tmp_path / "o.beton", after=10)
     read: list[object] = []
     monkeypatch.setattr(conversion, "payloads_are_intact", lambda fd, frame: read.append(frame) or True)

@@ -1,11 +1,12 @@
 """How the bytes of an image file become a record: kept, re-encoded, or raw. The content tells the kind, never the name.
 
-Rules for images that are not stored as they came (all are decoded with PIL, as torchvision does):
+Rules for images that are not stored as they came:
 
-- alpha is dropped, palettes are looked up, the first frame of an animation is taken, CMYK and YCCK become RGB;
+- decoding is PIL's: alpha is dropped, palettes are looked up, the first frame of an animation is taken, CMYK and YCCK become RGB;
 - 16-bit samples keep their high byte; EXIF orientation is ignored;
 - grey stays grey in a JPEG and becomes three equal channels in a raw record;
-- resizing is antialiased and keeps the aspect ratio; images are never enlarged.
+- resizing is bilinear with antialiasing and keeps the aspect ratio; images are never enlarged. Ordinary JPEGs are
+  resized as YCbCr planes, everything else as RGB or grey; the result is 4:2:0.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dp4tl_fast.beton import jpeg
 from dp4tl_fast.errors import SourceError, UsageError
 
 ENTRY_POINT_PIXELS = 128 * 128  # a crop of a smaller image needs most of it
+ENTRY_POINT_INTERVAL = 4  # MCUs
 NO_ENTRY_POINTS = 65535  # MCUs between restart markers: the most that the format can say
 WRITE_MODES = ("keep", "jpg", "raw", "smart", "proportion")
 
@@ -115,8 +117,10 @@ def _kept(data: bytes, rule: ImageRule, mode: str) -> Record | str:
         return f"damaged JPEG ({error})"
     width, height = header.width, header.height
     reason = jpeg.why_not_plain(header)
-    if rule.size_for(width, height) != (width, height):
-        return f"resized from {width}x{height}" + (f"; {reason}" if reason else "")
+    size = rule.size_for(width, height)
+    if size != (width, height):
+        note = f"resized from {width}x{height}" + (f"; {reason}" if reason else "")
+        return (not reason and mode == "keep" and _shrunk(data, header, size, rule, note)) or note
     if mode == "smart" and width * height * 3 <= rule.smart_threshold:
         return "stored raw" + (f"; {reason}" if reason else "")
     if reason and not jpeg.can_become_plain(header):
@@ -128,11 +132,20 @@ def _kept(data: bytes, rule: ImageRule, mode: str) -> Record | str:
     entry_points = rule.entry_points and width * height >= ENTRY_POINT_PIXELS
     if reason or entry_points:
         try:
-            payload = _rewritten(payload, 4 if entry_points else NO_ENTRY_POINTS)
+            payload = _rewritten(payload, ENTRY_POINT_INTERVAL if entry_points else NO_ENTRY_POINTS)
         except RuntimeError as error:
             return f"damaged JPEG ({error})"
         notes.append("entry points added" if entry_points else "made sequential")
     return Record(payload, fmt.MODE_JPEG, width, height, "; ".join(notes))
+
+
+def _shrunk(data: bytes, header: jpeg.JpegHeader, size: tuple[int, int], rule: ImageRule, note: str) -> Record | None:
+    """Resized without leaving YCbCr; ``None`` where only PIL can decode it."""
+    from dp4tl_fast.kernels._native import jpeg_shrink
+
+    interval = ENTRY_POINT_INTERVAL if rule.entry_points and math.prod(size) >= ENTRY_POINT_PIXELS else 0
+    payload = jpeg_shrink(data, header.width, header.height, *size, rule.quality, interval)
+    return Record(payload, fmt.MODE_JPEG, *size, note) if payload else None
 
 
 def _rewritten(data: bytes, interval: int) -> bytes:
@@ -163,7 +176,7 @@ def _decoded(data: bytes, rule: ImageRule, mode: str, note: str) -> Record:
     if size != pixels.size:
         if not note.startswith("resized"):
             notes.append(f"resized from {pixels.width}x{pixels.height}")
-        pixels = pixels.resize(size, Image.Resampling.LANCZOS)
+        pixels = pixels.resize(size, Image.Resampling.BILINEAR)
     if mode == "raw" or (mode == "smart" and math.prod(size) * 3 <= rule.smart_threshold):
         payload = pixels.convert("RGB").tobytes()
         return Record(payload, fmt.MODE_RAW, *size, "; ".join(notes) or "stored raw")

@@ -109,8 +109,9 @@ class BetonWriter:
 
     def sync(self) -> int:
         """Wait until all records are on the disk; returns the position up to which they are."""
+        position = self.position  # before: another thread may go on writing
         os.fdatasync(self.fd)
-        return self.position
+        return position
 
     def _check(self, n: int, sizes: np.ndarray, mode: np.ndarray, width: np.ndarray, height: np.ndarray) -> None:
         if self.count + n > len(self.metadata):

@@ -14,6 +14,8 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from dp4tl_fast.files import partial_path
 from dp4tl_fast.sources.base import Source
 from dp4tl_fast.sources.pipeline import converted
 
-SYNC_BYTES = 1 << 30  # payloads that a power failure may cost; kill -9 costs the chunks in flight
+SYNC_BYTES = 32 << 20  # written behind the writer's back every so often; kill -9 costs only the chunks in flight
 
 
 @dataclass(kw_only=True)
@@ -116,20 +118,18 @@ class Conversion:
         return end <= synced or payloads_are_intact(writer.fd, frame)
 
     def _convert(self, writer: BetonWriter, journal: Journal) -> None:
-        synced = writer.sync()
         rest = self.order[self._done :]
-        for chunk in converted(self.source, rest, self.rule, workers=self.workers, skip=self.skip):
-            audit = [(i, k if k < 0 else writer.count + k, what) for i, k, what in chunk.notes]
-            mode, width, height = (chunk.column(name) for name in ("mode", "width", "height"))
-            payloads = [record.payload for record in chunk.records]
-            rows = writer.append_many(payloads, mode, width, height, self.source.labels[chunk.index], chunk.index)
-            sizes = writer.sizes[writer.count - len(rows) : writer.count]
-            if writer.position - synced >= SYNC_BYTES:
-                synced = writer.sync()
-            journal.append(Frame(len(chunk.positions), synced, rows, sizes, chunk.checksums, audit))
-            self._checksums.append(chunk.checksums)
-            self._done += len(chunk.positions)
-            self.progress(len(chunk.positions), int(self.source.sizes[chunk.positions].sum()))
+        with closing(BackgroundSync(writer)) as syncer:
+            for chunk in converted(self.source, rest, self.rule, workers=self.workers, skip=self.skip):
+                audit = [(i, k if k < 0 else writer.count + k, what) for i, k, what in chunk.notes]
+                mode, width, height = (chunk.column(name) for name in ("mode", "width", "height"))
+                payloads = [record.payload for record in chunk.records]
+                rows = writer.append_many(payloads, mode, width, height, self.source.labels[chunk.index], chunk.index)
+                sizes = writer.sizes[writer.count - len(rows) : writer.count]
+                journal.append(Frame(len(chunk.positions), syncer.position(), rows, sizes, chunk.checksums, audit))
+                self._checksums.append(chunk.checksums)
+                self._done += len(chunk.positions)
+                self.progress(len(chunk.positions), int(self.source.sizes[chunk.positions].sum()))
 
     def _finish(self, writer: BetonWriter, journal: Journal) -> dict[str, Any]:
         """Sidecars first, then the file's own name: whoever sees it has all of them."""
@@ -163,6 +163,28 @@ class Conversion:
         partial_path(path).replace(path)
         kept = len(self.order) - notes.total() - skipped
         return {"byte_for_byte": kept, "changed": dict(sorted(notes.items())), "skipped": skipped}
+
+
+class BackgroundSync:
+    """Brings payloads to the disk while others are being made, so that the end need not wait for all of them."""
+
+    def __init__(self, writer: BetonWriter) -> None:
+        self._writer = writer
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="dp4tl-sync")
+        self._synced = 0
+        self._running: Future[int] | None = None
+
+    def position(self) -> int:
+        """Up to where payloads are on the disk. Starts another sync when enough has been written since the last."""
+        if self._running is not None and self._running.done():
+            self._synced, self._running = self._running.result(), None
+        if self._running is None and self._writer.position - self._synced >= SYNC_BYTES:
+            self._running = self._pool.submit(self._writer.sync)
+        return self._synced
+
+    def close(self) -> None:
+        """Wait for a sync in flight."""
+        self._pool.shutdown()
 
 
 def finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:

@@ -2,7 +2,9 @@
 #include <nanobind/nanobind.h>
 
 #include "bindings/register.h"
+#include "core/jpeg_shrink.h"
 #include "core/jpeg_transcode.h"
+#include "core/kernels.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -22,6 +24,20 @@ void register_jpeg(nb::module_& m) {
         "data"_a, "interval"_a = 4,
         "The same JPEG as baseline data with a restart marker every `interval` MCUs and optimised Huffman tables: pixels are\n"
         "identical, and the native loader decodes only the intervals that a crop touches. RuntimeError: not a JPEG, or damaged.");
+  m.def("jpeg_shrink",
+        [](nb::bytes data, int width, int height, int to_width, int to_height, int quality, int interval) {
+          std::string result;
+          {
+            nb::gil_scoped_release free;
+            thread_local JpegShrinker shrinker(kernels_for("auto"));
+            result = shrinker.run(static_cast<const uint8_t*>(data.data()), data.size(), {width, height}, {to_width, to_height},
+                                  quality, interval);
+          }
+          return nb::bytes(result.data(), result.size());
+        },
+        "data"_a, "width"_a, "height"_a, "to_width"_a, "to_height"_a, "quality"_a, "interval"_a = 0,
+        "An ordinary JPEG of width x height, resized with antialiasing and encoded as 4:2:0 (or grey), with a restart marker\n"
+        "every `interval` MCUs (0: none). Empty where the JPEG is unusual or damaged: decode it by other means.");
 }
 
 }  // namespace dp4tl
