@@ -18,6 +18,7 @@ FFCV's traps, and where they end:
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -52,8 +53,10 @@ class FfcvLoader(BaseLoader):
         super().__init__(beton, selection, spec)
         cores = len(os.sched_getaffinity(0))
         self.workers = min(spec.workers or cores, cores)  # numba refuses more than there are cores
-        self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="dp4tl-ffcv")
         self._ffcv = self._open()
+        self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="dp4tl-ffcv")
+        all_there = threading.Barrier(self.workers)  # a pool grows by chance; this one has its threads from the start
+        list(self._pool.map(lambda _: all_there.wait(), range(self.workers)))
 
     def _open(self) -> Any:
         """An ``ffcv.Loader`` over the surviving records that calls ``self._decode`` for each batch."""

@@ -1,0 +1,103 @@
+"""Feeding a GPU: images a second that arrive on it as normalised fp16, how busy it is kept, and the share of the copies.
+
+Needs a CUDA GPU. ``native`` and ``ffcv`` decode on the CPU and copy; ``dali`` copies JPEGs and decodes there (nvJPEG). The
+same suite runs on the CPU under test, to keep it alive where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.harness import Suite, interleave
+from benchmarks.parity import class_folders, converted
+from dp4tl_fast.beton import Beton
+from dp4tl_fast.loaders import BaseLoader, LoaderSpec, open_loader
+
+BACKENDS = ("native", "ffcv", "dali")
+IMAGES, BATCH, SIZE = 10_000, 256, 224
+
+
+class Repeated:
+    """Stands for a selection: every record several times, so that an epoch is long enough."""
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+
+    def indices(self, beton: Beton) -> np.ndarray:
+        return np.sort(np.resize(np.arange(beton.num_samples), self.images))
+
+
+def run(suite: Suite) -> None:
+    if not torch.cuda.is_available():
+        raise SystemExit("suite 'gpu' needs a CUDA GPU that torch can use; there is none here")
+    try:
+        torch.cuda.utilization()
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"suite 'gpu' asks the driver how busy the GPU is: {error}. Run `pip install nvidia-ml-py`") from None
+    with tempfile.TemporaryDirectory() as name:
+        photos = converted(class_folders(suite.require_data() / "imagenet-sample"), Path(name) / "photos.beton")
+        measure(suite, photos, "cuda", IMAGES, BATCH, SIZE)
+
+
+def measure(suite: Suite, photos: Beton, device: str, images: int, batch: int, size: int) -> None:
+    """Images a second into a consumer that does nothing; then the device's busy share and the copies' share of the time."""
+    spec = LoaderSpec(
+        batch_size=batch, size=size, transform="random_resized_crop", flip=True, shuffle=True, dtype="float16", device=device
+    )
+    loaders = {b: open_loader(photos, Repeated(images), spec, b) for b in BACKENDS}  # type: ignore[arg-type]
+    busy: dict[str, list[float]] = {b: [] for b in BACKENDS}
+    try:
+        speeds = interleave({b: _epoch(loader, device, busy[b]) for b, loader in loaders.items()})
+        rounds = len(speeds["native"])
+        suite.add("images-on-the-device", speeds, "images/s", ratio_to="dali")
+        if device != "cpu":
+            suite.add("device-busy", {b: values[-rounds:] for b, values in busy.items()}, "%")
+        rate = _copy_rate(device, spec)
+        shares = {b: [100 * speed / rate for speed in speeds[b]] for b in BACKENDS if b != "dali"}
+        suite.add("time-in-copies-of-pixels", shares, "% of the epoch")
+    finally:
+        for loader in loaders.values():
+            loader.close()
+
+
+def _epoch(loader: BaseLoader, device: str, busy: list[float]) -> Callable[[], float]:
+    """A subject: images a second of one epoch. Notes the mean of the driver's utilisation, sampled at every batch."""
+
+    def images_per_second() -> float:
+        loader.set_epoch(loader.epoch + 1)
+        seen, samples = 0, []
+        start = time.perf_counter()
+        for _, labels in loader:
+            seen += len(labels)
+            if device != "cpu":
+                samples.append(torch.cuda.utilization(device))
+        _wait(device)
+        busy.append(float(np.mean(samples)) if samples else 0.0)
+        return seen / (time.perf_counter() - start)
+
+    return images_per_second
+
+
+def _copy_rate(device: str, spec: LoaderSpec) -> float:
+    """Images a second that a copy alone of pinned batches reaches."""
+    batch = torch.zeros((spec.batch_size, 3, spec.size, spec.size), dtype=torch.float16)
+    batch = batch.pin_memory() if device != "cpu" else batch
+    target = torch.empty_like(batch, device=device)
+    target.copy_(batch)
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(20):
+        target.copy_(batch, non_blocking=True)
+    _wait(device)
+    return 20 * spec.batch_size / (time.perf_counter() - start)
+
+
+def _wait(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize(device)
