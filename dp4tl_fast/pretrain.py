@@ -34,7 +34,7 @@ class PretrainConfig:
         selection: Selection from `dp4tl-fast prune`; without it the whole source is read.
         arch: small-16, small-32-full, ... (for 32 to 64 pixels), or any torchvision classifier, e.g. resnet18.
         backend: What reads the .beton: native, ffcv, dali or torchvision (slow).
-        objective: What is learned: supervised.
+        objective: What is learned: supervised, moco (self-supervised, two views from one read) or adversarial.
         epochs: Passes over the surviving records.
         batch_size: Images a step.
         size: Side of the training images in pixels.
@@ -47,6 +47,12 @@ class PretrainConfig:
         schedule: triangular (the paper's), cosine or constant.
         warmup_epochs: Epochs until the peak learning rate.
         label_smoothing: Share of the target spread over all classes.
+        moco_queue: Earlier keys that a MoCo query is told from.
+        moco_momentum: How slowly MoCo's key encoder follows.
+        moco_temperature: Of MoCo's softmax.
+        adv_eps: Radius of the adversarial ball, in 1/255 of the pixel range.
+        adv_steps: Attack steps; 1 is the fast single-step variant.
+        adv_norm: linf or l2.
         precision: auto, fp32, bf16 or fp16.
         device: auto, cpu, cuda, cuda:1, ...
         workers: Loader threads; 0 is one a core.
@@ -77,6 +83,12 @@ class PretrainConfig:
     schedule: str = "triangular"
     warmup_epochs: float = 2.0
     label_smoothing: float = 0.0
+    moco_queue: int = 65536
+    moco_momentum: float = 0.999
+    moco_temperature: float = 0.2
+    adv_eps: float = 3.0
+    adv_steps: int = 3
+    adv_norm: str = "linf"
     precision: str = "auto"
     device: str = "auto"
     workers: int = 0
@@ -93,11 +105,19 @@ class PretrainConfig:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
         if not self.lr > 0:
             raise UsageError(f"--lr {self.lr}: must be above 0")
-        if self.objective != "supervised":
-            raise UsageError(f"--objective {self.objective}: known is supervised")
+        if self.objective not in OBJECTIVES:
+            raise UsageError(f"--objective {self.objective}: known are {', '.join(OBJECTIVES)}")
+        if self.objective == "moco" and self.val:
+            raise UsageError("--val: moco trains no classifier to validate. Use `dp4tl-fast finetune` on the result")
+        if self.adv_norm not in ("linf", "l2") or self.adv_steps < 1 or not self.adv_eps > 0:
+            raise UsageError("--adv-norm must be linf or l2, --adv-steps at least 1, --adv-eps above 0")
+        if self.moco_queue < 1 or not 0 <= self.moco_momentum <= 1 or not self.moco_temperature > 0:
+            raise UsageError("--moco-queue must be at least 1, --moco-momentum from 0 to 1, --moco-temperature above 0")
         if self.optimizer not in ("sgd", "adamw"):
             raise UsageError(f"--optimizer {self.optimizer}: known are sgd, adamw")
 
+
+OBJECTIVES = ("supervised", "moco", "adversarial")
 
 # Flags that may differ between a run and its continuation: they do not change what is computed.
 FREE_ON_RESUME = {"resume", "out", "workers", "tensorboard", "checkpoint_every", "val_every"}
@@ -127,18 +147,16 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     from dp4tl_fast.training import checkpoint, loop
     from dp4tl_fast.training.device import pick_device, pick_precision
     from dp4tl_fast.training.schedule import learning_rate
-    from dp4tl_fast.training.supervised import hits, supervised
 
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
     torch.manual_seed(config.seed)
     classes = selection.kept_classes if selection else list(range(source.num_classes))
-    renumber = torch.full((source.num_classes,), -1)
-    renumber[classes] = torch.arange(len(classes))
     num_classes = len(classes) if config.compact_labels else source.num_classes
     model = models.build(config.arch, num_classes).to(device)
-    optimizer = make_optimizer(model, config.optimizer, config.lr, config.weight_decay)
-    run = loop.Run(model, optimizer)
+    objective = make_objective(config, model, classes, source.num_classes).to(device)
+    optimizer = make_optimizer((model, objective), config.optimizer, config.lr, config.weight_decay)
+    run = loop.Run(model, objective, optimizer, torch.amp.GradScaler(device.type, enabled=precision == torch.float16))
     normalise = loop.Normalise(IMAGENET_MEAN, IMAGENET_STD, device)
     meta = {
         "arch": config.arch,
@@ -149,7 +167,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         "classes": classes if config.compact_labels else None,
         "source": source.fingerprint,
     }
-    with open_train(config, source, selection) as loader:
+    with open_train(config, source, selection, objective.views) as loader:
         if len(loader) == 0:
             raise UsageError(
                 f"--batch-size {config.batch_size}: larger than the {len(loader.records)} surviving records of {source.path}"
@@ -162,19 +180,13 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             run.load_state_dict(checkpoint.load_state(found[-1]), loader)
             cli.message(f"resuming {out} at epoch {run.epoch}, step {run.step} of {total}")
 
-        objective = supervised(config.label_smoothing)
-        if config.compact_labels:
-            plain, renumber = objective, renumber.to(device)
-            objective = lambda m, x, y: plain(m, x, renumber[y])  # noqa: E731
-
         def save() -> None:
             checkpoint.save(out / "checkpoint", run.step, model, meta, run.state_dict(loader), keep=2)
 
         def validate() -> dict[str, float]:
             assert config.val is not None
             with open_eval(config.val, selection, config) as val:
-                count = (lambda z, y: hits(z, renumber[y])) if config.compact_labels else hits
-                return {f"val_{k}": v for k, v in loop.evaluate(model, val, normalise, count).items()}
+                return {f"val_{k}": v for k, v in loop.evaluate(model, val, normalise, objective.score).items()}
 
         write_atomically(out / "config.yaml", yaml.safe_dump(settings, sort_keys=False))  # only now: all input is good
         with loop.graceful_stop() as stopped, Log(out, config, total, run) as log:
@@ -192,7 +204,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
                     save()
 
             done = loop.train(
-                run, loader, objective, normalise,
+                run, loader, normalise,
                 lambda step: learning_rate(
                     step, schedule=config.schedule, peak=config.lr, total_steps=total, warmup_steps=warmup
                 ),
@@ -235,13 +247,14 @@ def _check_folder(out: Path, settings: dict[str, Any], resume: bool) -> dict[str
     return json.loads(summary.read_text()) if summary.exists() else None
 
 
-def open_train(config: PretrainConfig, source: Beton, selection: Selection | None) -> BaseLoader:
+def open_train(config: PretrainConfig, source: Beton, selection: Selection | None, views: int) -> BaseLoader:
     """Shuffled, augmented uint8 batches of the surviving records."""
     from dp4tl_fast.loaders import LoaderSpec, open_loader
 
     spec = LoaderSpec(
         batch_size=config.batch_size, size=config.size, transform="random_resized_crop", scale=(config.min_scale, 1.0),
         flip=config.flip, shuffle=True, drop_last=True, seed=config.seed, workers=config.workers,
+        views=views,
     )  # fmt: skip
     return open_loader(source, selection, spec, config.backend)
 
@@ -261,12 +274,42 @@ def crop_ratio(size: int) -> float:
     return 224 / 256 if size > 64 else 1.0
 
 
-def make_optimizer(model: Any, name: str, lr: float, weight_decay: float) -> Any:
+def make_objective(config: PretrainConfig, model: Any, classes: list[int], num_classes: int) -> Any:
+    """The objective as a module: its parameters are trained, its buffers checkpointed."""
+    import torch
+
+    from dp4tl_fast.loaders import IMAGENET_MEAN, IMAGENET_STD
+
+    if config.objective == "moco":
+        from dp4tl_fast.training.moco import MoCo
+
+        return MoCo(
+            model, mean=IMAGENET_MEAN, std=IMAGENET_STD, queue=config.moco_queue, momentum=config.moco_momentum,
+            temperature=config.moco_temperature,
+        )  # fmt: skip
+    renumber = None
+    if config.compact_labels:
+        renumber = torch.full((num_classes,), -1)
+        renumber[classes] = torch.arange(len(classes))
+    if config.objective == "adversarial":
+        from dp4tl_fast.training.adversarial import Adversarial
+
+        return Adversarial(
+            eps=config.adv_eps / 255, steps=config.adv_steps, norm=config.adv_norm, mean=IMAGENET_MEAN, std=IMAGENET_STD,
+            label_smoothing=config.label_smoothing, renumber=renumber,
+        )  # fmt: skip
+    from dp4tl_fast.training.supervised import Supervised
+
+    return Supervised(config.label_smoothing, renumber)
+
+
+def make_optimizer(modules: Sequence[Any], name: str, lr: float, weight_decay: float) -> Any:
     """SGD with momentum 0.9 or AdamW; biases and normalisation are not decayed."""
     import torch
 
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    decayed = [p for p in parameters if p.ndim > 1]
+    plain = [p for p in parameters if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return torch.optim.SGD(groups, lr=lr, momentum=0.9) if name == "sgd" else torch.optim.AdamW(groups, lr=lr)
 

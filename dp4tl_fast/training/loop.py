@@ -15,7 +15,21 @@ from torch import nn
 
 from dp4tl_fast.errors import Dp4tlError
 
-Objective = Callable[[nn.Module, torch.Tensor, torch.Tensor], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+Images = torch.Tensor | tuple[torch.Tensor, ...]
+
+
+class Objective(Protocol):
+    """What is learned: ``(model, images, labels) -> (mean loss, {metric: sum over the batch})``. A ``torch.nn.Module``."""
+
+    views: int  # independently augmented views of each image that it wants
+    classifies: bool  # whether the network's own logits can be validated
+
+    def __call__(
+        self, model: nn.Module, images: Any, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]: ...
+    def after_step(self) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
 
 
 class Batches(Protocol):
@@ -71,7 +85,10 @@ class Normalise:
         mean, std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
         self._scale, self._shift = 1 / (255 * std), -mean / std
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: Any) -> Any:
+        """A batch, or a tuple of views of it."""
+        if isinstance(images, tuple):
+            return tuple(self(view) for view in images)
         x = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
         return x * self._scale + self._shift
 
@@ -81,7 +98,9 @@ class Run:
     """Everything that changes while training, and so everything that a checkpoint holds."""
 
     model: nn.Module
+    objective: Objective
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler  # disabled but for fp16
     step: int = 0
     epoch: int = 0
     tally: Tally = field(default_factory=Tally)
@@ -94,7 +113,10 @@ class Run:
             "tally": tally,
             "loader": loader.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "objective": self.objective.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
         }
 
     def load_state_dict(self, state: dict[str, Any], loader: Batches) -> None:
@@ -102,13 +124,16 @@ class Run:
         self.tally = Tally(**state["tally"])
         loader.load_state_dict(state["loader"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.objective.load_state_dict(state["objective"])
+        self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["torch_rng"])
+        if state["cuda_rng"]:
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
 
 
 def train(
     run: Run,
     loader: Batches,
-    objective: Objective,
     normalise: Normalise,
     rate: Callable[[int], float],
     *,
@@ -121,7 +146,7 @@ def train(
 
     Args:
         rate: Step -> learning rate.
-        precision: Autocast dtype (fp16 is scaled), or ``None`` for fp32.
+        precision: Autocast dtype, or ``None`` for fp32.
         on_step: Called after every optimiser step; returning True stops, in a state that can be resumed exactly.
         on_epoch: Called with the metrics of each finished epoch.
 
@@ -132,8 +157,7 @@ def train(
         NonFiniteLoss: At the end of the epoch in which the loss stopped being finite (checking each step would
             synchronise with the device).
     """
-    device = normalise.device
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+    device, objective, scaler = normalise.device, run.objective, run.scaler
     while run.epoch < epochs:
         run.model.train()
         tally, before, start = (
@@ -151,6 +175,7 @@ def train(
             scaler.scale(loss).backward()
             scaler.step(run.optimizer)
             scaler.update()
+            objective.after_step()
 
             run.step += 1
             tally.samples += len(labels)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -11,17 +9,37 @@ from torch.nn import functional as F
 Sums = dict[str, torch.Tensor]
 
 
-def supervised(
-    label_smoothing: float = 0.0,
-) -> Callable[[nn.Module, torch.Tensor, torch.Tensor], tuple[torch.Tensor, Sums]]:
-    """Objective ``(model, images, labels) -> (mean loss, {metric: sum over the batch})``."""
+class Supervised(nn.Module):
+    """Objective ``(model, images, labels) -> (mean loss, {metric: sum over the batch})``.
 
-    def objective(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, Sums]:
-        logits = model(images).float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        return loss, hits(logits.detach(), labels)
+    Args:
+        label_smoothing: Share of the target spread over all classes.
+        renumber: Class id -> output of the network, int64 ``[num_classes]``, for a head that has only the kept classes.
+    """
 
-    return objective
+    views = 1
+    classifies = True
+    renumber: torch.Tensor | None
+
+    def __init__(self, label_smoothing: float = 0.0, renumber: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+        self.register_buffer("renumber", renumber, persistent=False)  # follows from the selection: not saved
+
+    def forward(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, Sums]:
+        logits, labels = model(images).float(), self.targets(labels)
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing), hits(logits.detach(), labels)
+
+    def after_step(self) -> None:
+        """Called after each optimiser step: nothing to keep up here."""
+
+    def targets(self, labels: torch.Tensor) -> torch.Tensor:
+        """Class ids -> outputs of the network."""
+        return labels if self.renumber is None else self.renumber[labels]
+
+    def score(self, logits: torch.Tensor, labels: torch.Tensor) -> Sums:
+        """Validation counts."""
+        return hits(logits, self.targets(labels))
 
 
 def hits(logits: torch.Tensor, labels: torch.Tensor) -> Sums:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from dp4tl_fast import models
 from dp4tl_fast.training.loop import Batches, Normalise, Run, evaluate, train
 from dp4tl_fast.training.schedule import learning_rate
-from dp4tl_fast.training.supervised import hits, supervised
+from dp4tl_fast.training.supervised import Supervised, hits
 
 
 @torch.inference_mode()
@@ -91,8 +91,9 @@ def full_finetune(
         accuracies.append(evaluate(model, test_loader, normalise, hits)["top_1"])
         on_epoch()
 
+    scaler = torch.amp.GradScaler(normalise.device.type, enabled=precision == torch.float16)
     train(
-        Run(model, optimizer), train_loader, supervised(), normalise,
+        Run(model, Supervised(), optimizer, scaler), train_loader, normalise,
         lambda step: learning_rate(step, schedule="cosine", peak=lr, total_steps=total, warmup_steps=0),
         epochs=epochs, precision=precision, on_epoch=score,
     )  # fmt: skip
