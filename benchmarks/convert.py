@@ -43,11 +43,11 @@ class Samples:
 
 
 def run(suite: Suite) -> None:
-    found = sorted(suite.require_data().glob("**/imagenet-sample/n*"))
-    if not found:
+    first = next(iter(sorted(suite.require_data().glob("**/imagenet-sample/n*"))), None)
+    if first is None:
         raise SystemExit("suite 'convert' needs the unpacked imagenet-sample below --data")
-    with tempfile.TemporaryDirectory(prefix="dp4tl-convert-", dir=found[0].parent.parent.parent) as scratch:
-        tree = _links(found, Path(scratch) / "tree")
+    with tempfile.TemporaryDirectory(prefix="dp4tl-convert-", dir=suite.require_data()) as scratch:
+        tree = _links(sorted(first.parent.glob("n*")), Path(scratch) / "tree")
         _measure(suite, Samples(tree), tree, Path(scratch) / "out.beton")
 
 

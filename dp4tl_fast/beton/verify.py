@@ -32,16 +32,18 @@ def verify(
     _check_tables(beton)
     checksums = read_checksums(beton.path, beton.num_samples)
     pointers, sizes = beton.images["data_ptr"].astype(np.int64), beton.sizes
+    shapes = beton.images[["mode", "width", "height"]]
     fd = os.open(beton.path, os.O_RDONLY | os.O_CLOEXEC)
 
     def check(records: np.ndarray) -> int:
-        for i, pointer, size in zip(records.tolist(), pointers[records].tolist(), sizes[records].tolist(), strict=True):
+        expected = checksums[records].tolist() if checksums is not None else itertools.repeat(None)
+        columns = (records.tolist(), pointers[records].tolist(), sizes[records].tolist(), shapes[records].tolist())
+        for i, pointer, size, shape, checksum in zip(*columns, expected, strict=False):
             data = os.pread(fd, size, pointer)
             fault = "" if len(data) == size else f"has {size} bytes, but the file ends after {len(data)} of them"
-            if not fault and checksums is not None and zlib.crc32(data) != checksums[i]:
+            if not fault and checksum is not None and zlib.crc32(data) != checksum:
                 fault = "does not match its checksum"
-            fault = fault or _fault(data, beton.images[i], decode)
-            if fault:
+            if fault := fault or _fault(data, *shape, decode):
                 where = f"{beton.path}: record {i} (class {beton.class_names[beton.labels[i]]})"
                 raise RecordError(f"{where} {fault}. Convert the file again")
         return len(records)
@@ -81,17 +83,16 @@ def _check_tables(beton: Beton) -> None:
     fail(overlaps, "overlaps another")
 
 
-def _fault(data: bytes, row: np.void, decode: bool) -> str:
+def _fault(data: bytes, mode: int, width: int, height: int, decode: bool) -> str:
     """What is wrong with a record's bytes; empty when nothing is."""
-    if row["mode"] == fmt.MODE_RAW:
+    if mode == fmt.MODE_RAW:
         return ""
-    size = (int(row["width"]), int(row["height"]))
     try:
         header = jpeg.parse(data)
     except ValueError as error:
         return f"is no JPEG ({error})"
-    if (header.width, header.height) != size:
-        return f"is {header.width} x {header.height}, but the table says {size[0]} x {size[1]}"
+    if (header.width, header.height) != (width, height):
+        return f"is {header.width} x {header.height}, but the table says {width} x {height}"
     if not header.stop:
         return "is a JPEG without an end marker"
     if decode:
