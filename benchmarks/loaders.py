@@ -126,7 +126,7 @@ def best_peer_ratio(samples: dict[str, list[float]], ours: str) -> float:
 
 
 def run(suite: Suite) -> None:
-    images = Images(suite.require_data() / "imagenet-sample")
+    images = Images(suite.require_data())
     with tempfile.TemporaryDirectory(dir=None) as name:
         scratch = Path(name)
         jpeg, indexed, raw, files = (scratch / n for n in ("jpeg.beton", "indexed.beton", "raw.beton", "files"))
