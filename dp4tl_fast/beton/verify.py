@@ -43,7 +43,7 @@ def verify(
             fault = "" if len(data) == size else f"has {size} bytes, but the file ends after {len(data)} of them"
             if not fault and checksum is not None and zlib.crc32(data) != checksum:
                 fault = "does not match its checksum"
-            if fault := fault or _fault(data, *shape, decode):
+            if fault := fault or _fault(data, shape, decode):
                 where = f"{beton.path}: record {i} (class {beton.class_names[beton.labels[i]]})"
                 raise RecordError(f"{where} {fault}. Convert the file again")
         return len(records)
@@ -83,8 +83,9 @@ def _check_tables(beton: Beton) -> None:
     fail(overlaps, "overlaps another")
 
 
-def _fault(data: bytes, mode: int, width: int, height: int, decode: bool) -> str:
-    """What is wrong with a record's bytes; empty when nothing is."""
+def _fault(data: bytes, shape: tuple[int, int, int], decode: bool) -> str:
+    """What is wrong with a record's bytes, given its mode, width and height; empty when nothing is."""
+    mode, width, height = shape
     if mode == fmt.MODE_RAW:
         return ""
     try:
