@@ -8,15 +8,23 @@ namespace {
 
 constexpr size_t kSlots = 16;
 
-HuffmanEntry entry_of(int symbol, bool ac, int code_bits, int rest, int rest_bits) {
+// The entries of one code: all that can follow it in the bits looked up.
+void fill(int symbol, bool ac, int code_bits, int rest_bits, HuffmanEntry* to) {
   const int run = ac ? symbol >> 4 : 0, size = ac ? symbol & 15 : symbol;
-  if (size == 0) {
-    return {0, static_cast<uint8_t>(!ac || run == 15 ? run : kEndOfBlock), static_cast<uint8_t>(code_bits)};
+  HuffmanEntry entry{};
+  entry.run = static_cast<uint8_t>(ac && size == 0 && run != 15 ? kEndOfBlock : run);
+  if (size == 0 || size > rest_bits) {
+    entry.value = static_cast<int16_t>(size);
+    entry.bits = static_cast<uint8_t>(size == 0 ? code_bits : kPartial | code_bits);
+    std::fill(to, to + (1 << rest_bits), entry);
+    return;
   }
-  if (size > rest_bits) return {static_cast<int16_t>(size), static_cast<uint8_t>(run), static_cast<uint8_t>(kPartial | code_bits)};
-  const int raw = rest >> (rest_bits - size);
-  const int value = raw >> (size - 1) ? raw : raw - (1 << size) + 1;  // JPEG's EXTEND
-  return {static_cast<int16_t>(value), static_cast<uint8_t>(run), static_cast<uint8_t>(code_bits + size)};
+  entry.bits = static_cast<uint8_t>(code_bits + size);
+  const int same = 1 << (rest_bits - size);  // neighbours differ only behind the value's bits
+  for (int raw = 0; raw < 1 << size; ++raw, to += same) {
+    entry.value = static_cast<int16_t>(raw >> (size - 1) ? raw : raw - (1 << size) + 1);  // JPEG's EXTEND
+    std::fill(to, to + same, entry);
+  }
 }
 
 // False if the counts over-fill the code space, or a DC symbol is none.
@@ -33,8 +41,7 @@ bool build(const HuffmanSpec& spec, bool ac, HuffmanTable& table) {
       if (code >= 1 << length || (!ac && symbols[at] > 11)) return false;
       if (length > bits) continue;
       const int rest_bits = bits - length;
-      HuffmanEntry* to = &table.entries[code << rest_bits];
-      for (int rest = 0; rest < 1 << rest_bits; ++rest) to[rest] = entry_of(symbols[at], ac, length, rest, rest_bits);
+      fill(symbols[at], ac, length, rest_bits, &table.entries[code << rest_bits]);
     }
     table.limit[length] = static_cast<uint32_t>(code) << (16 - length);
   }

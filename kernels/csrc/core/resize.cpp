@@ -11,17 +11,17 @@ void Weights::compute(double begin, double length, int low, int high, int origin
   const double scale = length / size, support = std::max(scale, 1.0);
   const auto inverse = static_cast<float>(1.0 / support);
   const auto n = static_cast<size_t>(size);
-  taps = std::min(static_cast<int>(std::ceil(support)) * 2 + 1, high - low);
+  taps = std::min(static_cast<int>(std::ceil(2 * support - 1e-9)), high - low);  // no triangle covers more samples
   start.resize(n), first_.resize(n), last_.resize(n), offset_.resize(n);
   weight.resize(n * static_cast<size_t>(taps)), share_.resize(weight.size());
   sum_.assign(n, 0.0f);
   rest_.assign(n, INT16_MAX);
   for (int i = 0; i < size; ++i) {
     const double center = begin + (i + 0.5) * scale;
-    last_[i] = std::min(high, static_cast<int>(center + support + 0.5));
     // All taps stay inside; those outside the triangle weigh nothing. (A negative sum is cut to 0 by either rounding.)
     const int first = std::min(std::max(low, static_cast<int>(center - support + 0.5)), high - taps);
     first_[i] = first;
+    last_[i] = std::min({high, static_cast<int>(center + support + 0.5), first + taps});
     offset_[i] = static_cast<float>(first + 0.5 - center);
     start[static_cast<size_t>(reverse ? size - 1 - i : i)] = first - origin;
   }
