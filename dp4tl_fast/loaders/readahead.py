@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 import numpy as np
 
@@ -22,7 +22,7 @@ def no_readahead(mapping: np.memmap) -> None:
     mapping._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
 
 
-def fetched(beton: Beton, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+def fetched(beton: Beton, batches: Iterable[np.ndarray]) -> Generator[np.ndarray, None, None]:
     """The batches of record numbers, each after the system was told to read the records of those that follow."""
     fd = os.open(beton.path, os.O_RDONLY)
     try:
@@ -40,9 +40,9 @@ def fetched(beton: Beton, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]
 
 def runs(beton: Beton, records: np.ndarray) -> list[tuple[int, int]]:
     """Start and length in bytes of the stretches of the file that hold these records, adjoining ones joined."""
-    order = np.argsort(records)
-    start = beton.images["data_ptr"][records[order]].astype(np.int64)
-    stop = start + beton.sizes[records[order]]
+    start = beton.images["data_ptr"][records].astype(np.int64)
+    order = np.argsort(start)  # FFCV's writers do not store records in the order of their numbers
+    start, stop = start[order], (start + beton.sizes[records])[order]
     first = np.flatnonzero(np.r_[True, start[1:] != stop[:-1]])
     last = np.r_[first[1:] - 1, len(start) - 1]
     return list(zip(start[first].tolist(), (stop[last] - start[first]).tolist(), strict=True))
