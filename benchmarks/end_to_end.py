@@ -1,6 +1,6 @@
 """Tiny-ImageNet as source, CIFAR-10 as target, through the same commands a user runs: full, label mapping, random.
 
-A *short run*: a small network at 32 pixels, few epochs, what two CPU cores manage in about 20 minutes. It measures
+A *short run*: a small network at 32 pixels, few epochs, what two CPU cores manage in about 10 minutes. It measures
 the whole chain (convert, surrogate, prune, pretrain, finetune); it is no claim about converged ImageNet training.
 Needs ``--data DIR`` with ``tiny-imagenet/train`` and ``cifar10/{train,test}``, folders of class folders.
 """
@@ -21,8 +21,8 @@ from dp4tl_fast.prune import prune
 SEEDS = (0, 1)
 KEEP = ("0.4", "0.2")
 COMMON: dict[str, Any] = {"size": 32, "batch_size": 128, "warmup_epochs": 1.0, "weight_decay": 5e-4, "tensorboard": False}
-SURROGATE: dict[str, Any] = {**COMMON, "arch": "small-16", "epochs": 3, "lr": 0.2}
-NETWORK: dict[str, Any] = {**COMMON, "arch": "small-32", "epochs": 10, "lr": 0.2, "checkpoint_every": 10}
+SURROGATE: dict[str, Any] = {**COMMON, "arch": "small-8", "epochs": 3, "lr": 0.2}
+NETWORK: dict[str, Any] = {**COMMON, "arch": "small-16", "epochs": 10, "lr": 0.2, "checkpoint_every": 10}
 TRANSFER: dict[str, dict[str, Any]] = {
     "lp": {"mode": "lp", "epochs": 30, "lr": 1e-2, "size": 32},
     "ff": {"mode": "ff", "epochs": 5, "lr": 1e-3, "size": 32, "batch_size": 64},

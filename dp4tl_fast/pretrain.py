@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dp4tl_fast import cli
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.errors import CheckpointError, UsageError
-from dp4tl_fast.files import write_atomically
+from dp4tl_fast.files import npy_bytes, write_atomically
 from dp4tl_fast.selection import Selection
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class PretrainConfig:
         adv_eps: Radius of the adversarial ball, in 1/255 of the pixel range.
         adv_steps: Attack steps; 1 is the fast single-step variant.
         adv_norm: linf or l2.
+        forgetting: Also count how often each record is forgotten (forgetting.npy), for `dp4tl-fast prune --method forgetting`.
         precision: auto, fp32, bf16 or fp16.
         device: auto, cpu, cuda, cuda:1, ...
         workers: Loader threads; 0 is one a core.
@@ -89,6 +90,7 @@ class PretrainConfig:
     adv_eps: float = 3.0
     adv_steps: int = 3
     adv_norm: str = "linf"
+    forgetting: bool = False
     precision: str = "auto"
     device: str = "auto"
     workers: int = 0
@@ -107,6 +109,8 @@ class PretrainConfig:
             raise UsageError(f"--lr {self.lr}: must be above 0")
         if self.objective not in OBJECTIVES:
             raise UsageError(f"--objective {self.objective}: known are {', '.join(OBJECTIVES)}")
+        if self.forgetting and self.objective != "supervised":
+            raise UsageError(f"--forgetting: counts misclassifications while training supervised, not {self.objective}")
         if self.objective == "moco" and self.val:
             raise UsageError("--val: moco trains no classifier to validate. Use `dp4tl-fast finetune` on the result")
         if self.adv_norm not in ("linf", "l2") or self.adv_steps < 1 or not self.adv_eps > 0:
@@ -154,7 +158,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     classes = selection.kept_classes if selection else list(range(source.num_classes))
     num_classes = len(classes) if config.compact_labels else source.num_classes
     model = models.build(config.arch, num_classes).to(device)
-    objective = make_objective(config, model, classes, source.num_classes).to(device)
+    objective = make_objective(config, model, classes, source).to(device)
     optimizer = make_optimizer((model, objective), config.optimizer, config.lr, config.weight_decay)
     run = loop.Run(model, objective, optimizer, torch.amp.GradScaler(device.type, enabled=precision == torch.float16))
     normalise = loop.Normalise(IMAGENET_MEAN, IMAGENET_STD, device)
@@ -204,7 +208,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
                     save()
 
             done = loop.train(
-                run, loader, normalise,
+                run, objective.watch(loader) if config.forgetting else loader, normalise,
                 lambda step: learning_rate(
                     step, schedule=config.schedule, peak=config.lr, total_steps=total, warmup_steps=warmup
                 ),
@@ -213,6 +217,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         if not done:
             save()
             raise cli.Terminated(f"{out}: saved at step {run.step} of {total}; go on with --resume")
+    if config.forgetting:
+        write_atomically(out / "forgetting.npy", npy_bytes(objective.counts()))
     summary = summarise(out, config, source, selection, precision)
     write_atomically(out / "summary.json", json.dumps(summary, indent=1) + "\n")
     return summary
@@ -254,7 +260,7 @@ def open_train(config: PretrainConfig, source: Beton, selection: Selection | Non
     spec = LoaderSpec(
         batch_size=config.batch_size, size=config.size, transform="random_resized_crop", scale=(config.min_scale, 1.0),
         flip=config.flip, shuffle=True, drop_last=True, seed=config.seed, workers=config.workers,
-        views=views,
+        views=views, with_index=config.forgetting,
     )  # fmt: skip
     return open_loader(source, selection, spec, config.backend)
 
@@ -274,7 +280,7 @@ def crop_ratio(size: int) -> float:
     return 224 / 256 if size > 64 else 1.0
 
 
-def make_objective(config: PretrainConfig, model: Any, classes: list[int], num_classes: int) -> Any:
+def make_objective(config: PretrainConfig, model: Any, classes: list[int], source: Beton) -> Any:
     """The objective as a module: its parameters are trained, its buffers checkpointed."""
     import torch
 
@@ -289,7 +295,7 @@ def make_objective(config: PretrainConfig, model: Any, classes: list[int], num_c
         )  # fmt: skip
     renumber = None
     if config.compact_labels:
-        renumber = torch.full((num_classes,), -1)
+        renumber = torch.full((source.num_classes,), -1)
         renumber[classes] = torch.arange(len(classes))
     if config.objective == "adversarial":
         from dp4tl_fast.training.adversarial import Adversarial
@@ -300,7 +306,12 @@ def make_objective(config: PretrainConfig, model: Any, classes: list[int], num_c
         )  # fmt: skip
     from dp4tl_fast.training.supervised import Supervised
 
-    return Supervised(config.label_smoothing, renumber)
+    plain = Supervised(config.label_smoothing, renumber)
+    if config.forgetting:
+        from dp4tl_fast.training.forgetting import Forgetting
+
+        return Forgetting(plain, source.index)
+    return plain
 
 
 def make_optimizer(modules: Sequence[Any], name: str, lr: float, weight_decay: float) -> Any:
@@ -311,7 +322,9 @@ def make_optimizer(modules: Sequence[Any], name: str, lr: float, weight_decay: f
     decayed = [p for p in parameters if p.ndim > 1]
     plain = [p for p in parameters if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=lr, momentum=0.9) if name == "sgd" else torch.optim.AdamW(groups, lr=lr)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=0.9, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, fused=True)
 
 
 class Log:
