@@ -134,3 +134,34 @@ def test_both_spellings_are_one_command():
     named = subprocess.run([sys.executable, "-m", "dp4tl_fast", "prune", "--help"], capture_output=True, text=True)
     assert direct.returncode == named.returncode == 0
     assert direct.stdout == named.stdout and direct.stdout.startswith("usage: dp4tl-fast prune")
+
+
+def test_a_target_of_other_channels_is_refused(place, capsys):
+    """One-channel arrays, as FFCV stores them in an ndarray field, are no RGB images."""
+    import numpy as np
+    import torch
+    from ffcv.fields import IntField, NDArrayField
+    from ffcv.writer import DatasetWriter
+
+    from dp4tl_fast import models
+    from dp4tl_fast.training import checkpoint
+
+    grey = [(np.zeros((1, 8, 8), np.uint8), i) for i in range(2)]
+    fields = {"image": NDArrayField(np.dtype(np.uint8), (1, 8, 8)), "label": IntField()}
+    DatasetWriter(str(place / "grey.beton"), fields, num_workers=1).from_indexed_dataset(grey)
+    torch.save(models.build("small-4", 2).state_dict(), place / "w.pt")
+    assert checkpoint.load_model(place / "w.pt", "small-4")
+    capsys.readouterr()
+    argv = [
+        "prune",
+        "--source",
+        str(place / "s.beton"),
+        "--target",
+        str(place / "grey.beton"),
+        "--surrogate",
+        str(place / "w.pt"),
+    ]
+    assert dispatch([*argv, "--arch=small-4", "--keep=1", f"--out={place / 'o.json'}"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dp4tl-fast ")]
+    assert len(lines) == 1 and "grey.beton" in lines[0] and "RGB" in lines[0]
+    assert not (place / "o.json").exists()

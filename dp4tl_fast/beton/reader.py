@@ -120,7 +120,8 @@ class Beton:
     def images(self) -> np.ndarray:
         """The image column: mode, width, height, data_ptr. Structured ``[num_samples]``."""
         if "image" not in self.fields or self.fields["image"].type_id != fmt.TYPE_RGB:
-            self._fail(f"has no image field 'image' (it has {', '.join(self.fields) or 'none'})")
+            have = ", ".join(f"{f.name} of type {f.type_id}" for f in self.fields.values()) or "none"
+            self._fail(f"has no RGB image field 'image' (it has {have}). Convert its images with `dp4tl-fast convert`")
         return self.column("image")
 
     @cached_property
