@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 
 #include "bindings/register.h"
+#include "core/jpeg_recode.h"
 #include "core/jpeg_shrink.h"
 #include "core/jpeg_transcode.h"
 #include "core/kernels.h"
@@ -17,7 +18,9 @@ void register_jpeg(nb::module_& m) {
           std::string result;
           {
             nb::gil_scoped_release free;  // the caller's reference keeps the bytes alive
-            result = add_entry_points(static_cast<const uint8_t*>(data.data()), data.size(), interval);
+            thread_local JpegRecoder recoder;  // most JPEGs; libjpeg does the unusual ones, or says what is wrong
+            result = recoder.run(static_cast<const uint8_t*>(data.data()), data.size(), interval);
+            if (result.empty()) result = add_entry_points(static_cast<const uint8_t*>(data.data()), data.size(), interval);
           }
           return nb::bytes(result.data(), result.size());
         },
