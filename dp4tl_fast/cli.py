@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import jsonargparse
@@ -21,6 +22,7 @@ from dp4tl_fast.errors import Dp4tlError
 
 T = TypeVar("T")
 
+RECIPES = Path(__file__).parent / "recipes"
 EXIT_OK, EXIT_INTERNAL, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
@@ -34,6 +36,11 @@ class Parser(jsonargparse.ArgumentParser):
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         given = list(sys.argv[1:] if args is None else args)
         normal = [self._normalise(a, "".join(given[i + 1 : i + 2])) for i, a in enumerate(given)]
+        for i, argument in enumerate(normal):
+            if argument == "--config" and i + 1 < len(normal):
+                normal[i + 1] = _find_config(normal[i + 1])
+            elif argument.startswith("--config="):
+                normal[i] = "--config=" + _find_config(argument.removeprefix("--config="))
         return super().parse_args(normal, *rest, **kwargs)
 
     def _normalise(self, argument: str, following: str) -> str:
@@ -63,13 +70,24 @@ class Parser(jsonargparse.ArgumentParser):
         return super().error(_dashes(message), *rest)
 
 
+def _find_config(name: str) -> str:
+    """A YAML file, or the path of the shipped recipe of that name."""
+    recipe = RECIPES / f"{name}.yaml"
+    return str(recipe) if not Path(name).exists() and recipe.is_file() else name
+
+
 def _dashes(text: str) -> str:
     text = re.sub(r"--([a-z0-9_.]+) \{true,false\}", r"--\1 | --no-\1", text)
     return re.sub(r"--[a-z0-9_.-]+", lambda m: m[0].replace("_", "-"), text)
 
 
 def run(
-    function: Callable[..., Any], argv: Sequence[str] | None = None, *, positional: bool = False, variadic: str = ""
+    function: Callable[..., Any],
+    argv: Sequence[str] | None = None,
+    *,
+    positional: bool = False,
+    variadic: str = "",
+    name: str = "",
 ) -> int:
     """Parse ``argv``, call ``function``, print its result as JSON under ``--json``, return the exit code.
 
@@ -77,11 +95,13 @@ def run(
         function: Keyword-only parameters, or a single dataclass parameter; returns a JSON-able dict (or None).
         positional: Required parameters are positional.
         variadic: Name of a list parameter taken from one or more positionals.
+        name: The command's name where it is not its module's.
     """
     module = inspect.getmodule(function)
-    name = module.__spec__.name.rpartition(".")[2] if module and module.__spec__ else function.__name__
+    if not name:
+        name = module.__spec__.name.rpartition(".")[2] if module and module.__spec__ else function.__name__
     parser = Parser(prog=f"dp4tl-fast {name}", description=_summary(function))
-    parser.add_argument("--config", action="config", help="YAML file with any of the options; flags win over it.")
+    parser.add_argument("--config", action="config", help="YAML file with any of the options; flags after it win.")
     parser.add_argument("--json", action="store_true", help="Print the result as one JSON object on stdout.")
     config_class = _config_class(function)
     if variadic:

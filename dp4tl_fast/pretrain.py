@@ -38,7 +38,9 @@ class PretrainConfig:
         epochs: Passes over the surviving records.
         batch_size: Images a step.
         size: Side of the training images in pixels.
-        val_size: Side of the validation images; 0 is the training side.
+        end_size: Side of the training images in the last epochs (progressive resolution); 0 keeps --size throughout.
+        end_size_from: First epoch, from 0, with --end-size.
+        val_size: Side of the validation images; 0 is the last training side.
         min_scale: Smallest area share of the random resized crop; 1 trains on whole images.
         flip: Mirror half of the training images.
         optimizer: sgd (momentum 0.9) or adamw.
@@ -75,6 +77,8 @@ class PretrainConfig:
     epochs: int = 16
     batch_size: int = 256
     size: int = 160
+    end_size: int = 0
+    end_size_from: int = 0
     val_size: int = 0
     min_scale: float = 0.25
     flip: bool = True
@@ -130,7 +134,9 @@ FREE_ON_RESUME = {"resume", "out", "workers", "tensorboard", "checkpoint_every",
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """Train a network on the surviving classes of a source and measure what it cost.
 
-    Reads only the records of the selection. Interrupted runs (Ctrl-C, SIGTERM, a crash) go on with --resume.
+    Reads only the records of the selection. Interrupted runs (Ctrl-C, SIGTERM, a crash) go on with --resume. Shipped recipes,
+    for --config NAME: resnet18, resnet50, resnet101, resnet152, vit_b_16 and adversarial_resnet18 (the paper's),
+    moco_v2_resnet50, small_32px.
     """
     source = Beton(config.source)
     selection = Selection.load(config.selection) if config.selection else None
@@ -165,7 +171,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     meta = {
         "arch": config.arch,
         "num_classes": num_classes,
-        "size": config.val_size or config.size,
+        "size": eval_size(config),
         "mean": IMAGENET_MEAN,
         "std": IMAGENET_STD,
         "classes": classes if config.compact_labels else None,
@@ -192,6 +198,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             with open_eval(config.val, selection, config) as val:
                 return {f"val_{k}": v for k, v in loop.evaluate(model, val, normalise, objective.score).items()}
 
+        loader.set_size(size_at(run.epoch, config))
         write_atomically(out / "config.yaml", yaml.safe_dump(settings, sort_keys=False))  # only now: all input is good
         with loop.graceful_stop() as stopped, Log(out, config, total, run) as log:
 
@@ -206,6 +213,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
                 log.epoch(metrics)
                 if last or run.epoch % config.checkpoint_every == 0:
                     save()
+                loader.set_size(size_at(run.epoch, config))
 
             done = loop.train(
                 run, objective.watch(loader) if config.forgetting else loader, normalise,
@@ -253,6 +261,15 @@ def _check_folder(out: Path, settings: dict[str, Any], resume: bool) -> dict[str
     return json.loads(summary.read_text()) if summary.exists() else None
 
 
+def size_at(epoch: int, config: PretrainConfig) -> int:
+    """Side of the training images in an epoch."""
+    return config.end_size if config.end_size and epoch >= config.end_size_from else config.size
+
+
+def eval_size(config: PretrainConfig) -> int:
+    return config.val_size or config.end_size or config.size
+
+
 def open_train(config: PretrainConfig, source: Beton, selection: Selection | None, views: int) -> BaseLoader:
     """Shuffled, augmented uint8 batches of the surviving records."""
     from dp4tl_fast.loaders import LoaderSpec, open_loader
@@ -270,7 +287,7 @@ def open_eval(path: str | Path, selection: Selection | None, config: PretrainCon
     from dp4tl_fast.loaders import LoaderSpec, open_loader
 
     beton = Beton(path)
-    size = config.val_size or config.size
+    size = eval_size(config)
     spec = LoaderSpec(batch_size=config.batch_size, size=size, crop_ratio=crop_ratio(size), workers=config.workers)
     return open_loader(beton, selection.for_split(beton) if selection else None, spec, config.backend)
 

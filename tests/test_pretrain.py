@@ -278,3 +278,13 @@ def test_plain_state_dict_with_prefixes(tmp_path):
     assert all(
         torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
     )
+
+
+def test_progressive_resolution(data, tmp_path, monkeypatch):
+    from dp4tl_fast.training import loop
+
+    sides = []
+    monkeypatch.setattr(loop.Normalise, "__call__", lambda self, x: sides.append(x.shape[-1]) or x.float() / 255)
+    run(data, tmp_path / "r", end_size=24, end_size_from=2)  # 6 batches an epoch, 3 epochs
+    assert sides == [16] * 12 + [24] * 6
+    assert checkpoint.read_weights(tmp_path / "r")[1]["size"] == 24
