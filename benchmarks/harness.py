@@ -17,7 +17,7 @@ from statistics import median
 ROUNDS = 5  # the fewest rounds a committed number may rest on
 
 # Units in which a smaller value is the better one. Everything else (samples/s, GB/s, GFLOP/s, accuracy ...) grows.
-SMALLER_IS_BETTER = {"s", "ms", "us", "bytes", "MiB", "fraction of file"}
+SMALLER_IS_BETTER = {"s", "ms", "us", "bytes", "MiB", "fraction of file", "mean squared distance"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

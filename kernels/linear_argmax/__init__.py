@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # A tile of scores on the CPU: big enough for the matrix product to run at full rate, small enough for the cache that
 # the reduction reads it from. Extra memory is one tile, and one tile's rows of x when they must be converted.
-TILE_ROWS = 4096
+TILE_ROWS = 8192
 TILE_COLUMNS = 1024
 MAX_UNDECIDED = 1 / 32  # of the columns, beyond one a row: more than this, and deciding costs more than screening saves
 
