@@ -193,12 +193,16 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         def save() -> None:
             checkpoint.save(out / "checkpoint", run.step, model, meta, run.state_dict(loader), keep=2)
 
+        def grow(run: loop.Run) -> None:
+            if loader.spec.size != size_at(run.epoch, config):
+                loader.set_size(size_at(run.epoch, config))
+
         def validate() -> dict[str, float]:
             assert config.val is not None
             with open_eval(config.val, selection, config) as val:
                 return {f"val_{k}": v for k, v in loop.evaluate(model, val, normalise, objective.score).items()}
 
-        loader.set_size(size_at(run.epoch, config))
+        grow(run)
         write_atomically(out / "config.yaml", yaml.safe_dump(settings, sort_keys=False))  # only now: all input is good
         with loop.graceful_stop() as stopped, Log(out, config, total, run) as log:
 
@@ -213,7 +217,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
                 log.epoch(metrics)
                 if last or run.epoch % config.checkpoint_every == 0:
                     save()
-                loader.set_size(size_at(run.epoch, config))
+                grow(run)
 
             done = loop.train(
                 run, objective.watch(loader) if config.forgetting else loader, normalise,
