@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -87,9 +88,29 @@ File::File(std::string path) : path_(std::move(path)) {
   size_ = static_cast<uint64_t>(info.st_size);
   // Only what is asked for is read: records are far apart in a shuffled epoch, and readahead would fetch pruned ones.
   ::posix_fadvise(fd_, 0, 0, POSIX_FADV_RANDOM);
+  mapping_ = std::make_unique<Mapping>(fd_, size_);
 }
 
-File::~File() { ::close(fd_); }
+File::~File() {
+  mapping_.reset();
+  ::close(fd_);
+}
+
+const uint8_t* File::view(uint64_t offset, size_t size) const {
+  if (!mapping_->data() || offset > size_ || size > size_ - offset) return nullptr;
+  return mapping_->data() + offset;
+}
+
+void File::check() const {
+  if (mapping_->lost()) throw Error("is no longer in the file. Was it truncated while open?");
+}
+
+void File::prefetch(uint64_t offset, size_t size) const {
+  char first;
+  iovec one{&first, 1};
+  if (::preadv2(fd_, &one, 1, static_cast<off_t>(offset), RWF_NOWAIT) == 1) return;  // cached: spare the walk over its pages
+  ::posix_fadvise(fd_, static_cast<off_t>(offset), static_cast<off_t>(size), POSIX_FADV_WILLNEED);
+}
 
 void File::read(uint64_t offset, size_t size, void* to) const {
   auto* p = static_cast<uint8_t*>(to);

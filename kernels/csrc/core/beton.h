@@ -6,9 +6,11 @@
 #include <string>
 #include <vector>
 
+#include "core/mapping.h"
+
 namespace dp4tl {
 
-// An open file, read with pread alone: a file that shrinks under us gives a short read, where a mapping gives SIGBUS.
+// An open file. Reads are exact: no readahead into what is not wanted.
 class File {
  public:
   explicit File(std::string path);
@@ -19,6 +21,13 @@ class File {
   // Fill `to` with bytes [offset, offset + size), or throw Error. Thread-safe.
   void read(uint64_t offset, size_t size, void* to) const;
 
+  // The bytes [offset, offset + size) if they are mapped; else null, use read(). After using them call check().
+  const uint8_t* view(uint64_t offset, size_t size) const;
+  // Throw Error if the file has shrunk since it was opened: what a view showed may be zeros.
+  void check() const;
+  // The bytes will be wanted soon: begin to read them in the background, where they are not cached.
+  void prefetch(uint64_t offset, size_t size) const;
+
   const std::string& path() const { return path_; }
   uint64_t size() const { return size_; }
   int fd() const { return fd_; }
@@ -27,6 +36,7 @@ class File {
   std::string path_;
   uint64_t size_ = 0;
   int fd_ = -1;
+  std::unique_ptr<Mapping> mapping_;
 };
 
 struct Record {

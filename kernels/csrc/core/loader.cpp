@@ -22,6 +22,8 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
+constexpr int64_t kAhead = 64;   // records between asking the system for one and decoding it
+
 constexpr int kReadThreads = 2;  // one waits for storage while the other copies
 
 size_t image_bytes(const Output& out) { return static_cast<size_t>(out.size) * static_cast<size_t>(out.size) * 3 * bytes_of(out.dtype); }
@@ -172,7 +174,9 @@ void Loader::work() {
     claimed_ += count;
     ++busy_;
     const uint32_t epoch = epoch_;
+    const bool prefetch = !readahead_;
     lock.unlock();
+    if (prefetch) ask_for(slot.first + first + kAhead, count);
     process(reader, slot, first, count, epoch);
     lock.lock();
     --busy_;
@@ -181,6 +185,15 @@ void Loader::work() {
     slot.done += count;
     if (slot.done == slot.size || failed_) ready_.notify_all();
     if (busy_ == 0) idle_.notify_all();
+  }
+}
+
+// Have the system read records in the background that come up soon: an exact range each.
+void Loader::ask_for(int64_t position, int64_t count) const {
+  const int64_t end = std::min(position + count, static_cast<int64_t>(records_.size()));
+  for (; position < end; ++position) {
+    const Record& r = beton_->records[static_cast<size_t>(records_[static_cast<size_t>(position)])];
+    beton_->file.prefetch(r.offset, r.size);
   }
 }
 

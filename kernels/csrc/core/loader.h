@@ -82,6 +82,7 @@ class Loader {
   void join();
   void process(RecordReader& reader, const Slot& slot, int64_t first, int64_t count, uint32_t epoch);
   bool can_claim() const;
+  void ask_for(int64_t position, int64_t count) const;
 
   const std::shared_ptr<const Beton> beton_;
   const LoaderOptions options_;

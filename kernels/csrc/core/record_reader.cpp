@@ -20,6 +20,16 @@ void charge(double& stage, Clock::time_point& since) {
 }  // namespace
 
 void RecordReader::run(int64_t number, const Record& record, const uint8_t* payload, uint32_t epoch, uint8_t* to, size_t view_stride) {
+  try {
+    views(number, record, payload, epoch, to, view_stride);
+  } catch (const Error&) {
+    file_.check();  // a file that shrank is the better reason
+    throw;
+  }
+  file_.check();
+}
+
+void RecordReader::views(int64_t number, const Record& record, const uint8_t* payload, uint32_t epoch, uint8_t* to, size_t view_stride) {
   int left = record.width, top = record.height, right = 0, bottom = 0;  // what all views together need
   for (size_t v = 0; v < crops_.size(); ++v) {
     Crop& c = crops_[v];
@@ -41,7 +51,7 @@ Pixels RecordReader::pixels_of(const Record& record, const uint8_t* payload, con
   const size_t stride = size_t{3} * record.width;
   const size_t skipped = record.raw ? stride * static_cast<size_t>(wanted.y) : 0;
   const size_t size = record.raw ? stride * static_cast<size_t>(wanted.height) : record.size;
-  const uint8_t* bytes = payload ? payload + skipped : nullptr;
+  const uint8_t* bytes = payload ? payload + skipped : file_.view(record.offset + skipped, size);
   if (!bytes) {
     uint8_t* own = bytes_.at_least(size);
     file_.read(record.offset + skipped, size, own);

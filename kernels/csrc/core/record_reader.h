@@ -28,6 +28,7 @@ class RecordReader {
   Stages take_stages() { return std::exchange(stages_, Stages{}); }
 
  private:
+  void views(int64_t number, const Record& record, const uint8_t* payload, uint32_t epoch, uint8_t* to, size_t view_stride);
   Pixels pixels_of(const Record& record, const uint8_t* payload, const Rect& wanted);
 
   const File& file_;
