@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
+
+import numpy as np
 
 
 def write_atomically(path: str | Path, data: str | bytes) -> None:
@@ -31,3 +34,10 @@ def commit(partial: Path, path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """The array as a ``.npy`` file's contents."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
