@@ -55,6 +55,8 @@ def parse(data: bytes) -> JpegHeader:
     """
     if data[:2] != SOI:
         raise ValueError("it does not start with FFD8")
+    from dp4tl_fast.kernels._native import jpeg_end
+
     frame, adobe, sof = b"", -1, 0
     kept, keep_from, at = [], 0, 0
     for marker, at, stop in _segments(data):
@@ -75,11 +77,11 @@ def parse(data: bytes) -> JpegHeader:
     sampling = tuple((frame[i] >> 4, frame[i] & 15) for i in range(7, len(frame), 3))
     # In one scan of everything, the first FFD9 is the end; several scans have tables between them that may contain one.
     single = data[at + 4] == len(sampling) and sof != 0xC2
-    end = data.find(EOI, at) if single else data.rfind(EOI, at)
+    stop = jpeg_end(data, at) if single else data.rfind(EOI, at) + 2
     height, width = frame[1] << 8 | frame[2], frame[3] << 8 | frame[4]
     return JpegHeader(
         sof=sof, bits=frame[0], width=width, height=height, sampling=sampling, adobe_transform=adobe,
-        segments=tuple(kept), scan_start=at, stop=end + 2 if end >= 0 else 0,
+        segments=tuple(kept), scan_start=at, stop=stop if stop > at else 0,
     )  # fmt: skip
 
 

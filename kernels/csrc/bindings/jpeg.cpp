@@ -1,6 +1,8 @@
 // dp4tl_fast.kernels._native.jpeg_*: lossless rewriting, for the converter.
 #include <nanobind/nanobind.h>
 
+#include <cstring>
+
 #include "bindings/register.h"
 #include "core/jpeg_recode.h"
 #include "core/jpeg_shrink.h"
@@ -27,6 +29,18 @@ void register_jpeg(nb::module_& m) {
         "data"_a, "interval"_a = 4,
         "The same JPEG as baseline data with a restart marker every `interval` MCUs and optimised Huffman tables: pixels are\n"
         "identical, and the native loader decodes only the intervals that a crop touches. RuntimeError: not a JPEG, or damaged.");
+  m.def("jpeg_end",
+        [](nb::bytes data, size_t start) -> size_t {
+          const char* bytes = data.c_str();
+          for (size_t at = start; at + 1 < data.size(); ++at) {
+            const void* found = std::memchr(bytes + at, 0xFF, data.size() - 1 - at);
+            if (!found) break;
+            at = static_cast<size_t>(static_cast<const char*>(found) - bytes);
+            if (static_cast<unsigned char>(bytes[at + 1]) == 0xD9) return at + 2;
+          }
+          return 0;
+        },
+        "data"_a, "start"_a, "The position behind the first FFD9 from `start` on, or 0 without one. Faster than bytes.find.");
   m.def("jpeg_shrink",
         [](nb::bytes data, int width, int height, int to_width, int to_height, int quality, int interval) {
           std::string result;
