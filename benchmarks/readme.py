@@ -33,8 +33,8 @@ def _demo() -> str:
     lines = ["| " + " | ".join(row) + " |" for row in (header, rule, *cells)]
     about = summary["environment"]
     return "\n".join(lines) + (
-        f"\n\nLabel mapping kept {summary['glyph_classes_kept']} of the {summary['glyph_classes']} glyph classes. Medians and mean ± "
-        f"standard deviation over {summary['rows'][0]['runs']} seeds; “with pruning” counts training the surrogate, scoring and "
+        f"\n\nLabel mapping kept {summary['glyph_classes_kept']} of the {summary['glyph_classes']} glyph classes. Medians and mean "
+        f"± standard deviation over {summary['rows'][0]['runs']} seeds; “with pruning” counts training the surrogate, scoring and "
         f"selecting. {about['cores']} cores of {about['cpu']}, torch {about['torch']}; {summary['seconds']:.0f} s in all.\n"
     )
 
