@@ -32,7 +32,7 @@ def seed_centroids(features: torch.Tensor, k: int, generator: torch.Generator, s
     trials = max(TRIALS, 2 + int(math.log(k)))
     first = int(torch.randint(len(sample), (1,), generator=generator))
     chosen = [first]
-    weights = _distances(sample, norms, torch.tensor([first]))[:, 0]
+    weights = _distances(sample, norms, torch.tensor([first]))[0]
     while len(chosen) < k:
         total = weights.double().cpu().cumsum(0)  # on the CPU: a GPU's cumulative sum may differ from run to run
         draws = min(BLOCK, 2 * trials * (k - len(chosen)))
@@ -68,20 +68,20 @@ def _use_pool(
         if len(fits) == 0:
             break
         position = int(fits[-1]) + 1
-        options = torch.minimum(weights[:, None], distances[:, fits.to(sample.device)])
-        best = int(options.sum(dim=0, dtype=torch.float64).argmin())
-        weights = options[:, best]
+        options = torch.minimum(weights, distances[fits.to(sample.device)])
+        best = int(options.sum(dim=1, dtype=torch.float64).argmin())
+        weights = options[best]
         chosen.append(int(pool[fits[best]]))
     return weights
 
 
 def _distances(sample: torch.Tensor, norms: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Squared distances [sample, rows] to some rows of the sample, exactly 0 to themselves."""
+    """Squared distances [rows, sample] from some rows of the sample to all, exactly 0 to themselves."""
     rows = rows.to(sample.device)
     with exact_float32():
-        distances = torch.addmm(norms[:, None], sample, sample[rows].T, alpha=-2)
-    distances.add_(norms[rows]).clamp_(min=0)
-    distances[rows, torch.arange(len(rows), device=rows.device)] = 0
+        distances = torch.addmm(norms, sample[rows], sample.T, alpha=-2)
+    distances.add_(norms[rows, None]).clamp_(min=0)
+    distances[torch.arange(len(rows), device=rows.device), rows] = 0
     return distances
 
 
