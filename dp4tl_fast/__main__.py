@@ -12,6 +12,7 @@ COMMANDS = {
     "subset": "copy some classes, or a selection, to a .beton of their own",
     "inspect": "what is inside a .beton",
     "prune": "score source classes for a target and select the ones to keep",
+    "selection": "look at selections, compare and combine them",
     "pretrain": "train on the source, or on a selection of it, and measure",
     "finetune": "accuracy on the target: linear probe or full finetuning",
     "report": "one HTML page from run folders",

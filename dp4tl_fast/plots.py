@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from dp4tl_fast.selection import Selection
 
+VOTING = ("lm", "fm", "ffmm")  # methods whose scores are target images
 INK, KEPT, DROPPED, CUT = "#7a7a7a", "#2f7fd0", "#c2a27a", "#d0472f"  # readable on white and on near-black
 
 
@@ -32,27 +33,48 @@ def _style(axes: Any) -> None:
 def class_scores(selection: Selection) -> Figure:
     """Score of every class from first to last kept, with the cut, and the share of all votes above each class."""
     order = selection.ranking()
-    scores = np.array(selection.scores)[order]
     kept = np.isin(order, selection.kept_classes)
+    label = "share of the class kept" if selection.records is not None else "score"
+    label = "votes" if selection.method in VOTING and selection.records is None else label
+    title = f"{selection.method}: {kept.sum()} of {len(order)} classes kept (blue)"
+    return _bars(np.array(selection.scores)[order], kept, "source classes, by score", label, title)
+
+
+def cluster_votes(selection: Selection) -> Figure | None:
+    """Votes of every cluster, where clusters were voted for."""
+    votes = np.array(selection.parameters.get("cluster_votes", []), float)
+    if not len(votes):
+        return None
+    order = np.argsort(-votes, kind="stable")
+    kept = np.isin(order, selection.parameters.get("kept_clusters", []))
+    title = f"{selection.method}: {kept.sum()} of {len(order)} clusters kept (blue)"
+    return _bars(votes[order], kept, "source clusters, by votes", "votes", title)
+
+
+def _bars(scores: np.ndarray, kept: np.ndarray, x_label: str, y_label: str, title: str) -> Figure:
+    """Bars from the first to the last unit, the cut behind the last kept one, and the cumulative share."""
     figure = _figure(9, 3.2)
     axes = figure.subplots()
-    axes.bar(np.arange(len(order)), scores, color=np.where(kept, KEPT, DROPPED), width=1.0)
-    axes.axvline(kept.sum() - 0.5, color=CUT, lw=1.2, ls="--")
-    axes.set_xlabel("source classes, by score")
-    axes.set_ylabel("votes" if selection.method == "lm" else "score")
-    axes.set_yscale("symlog", linthresh=1)
-    axes.set_ylim(bottom=0)
+    axes.bar(np.arange(len(scores)), scores, color=np.where(kept, KEPT, DROPPED), width=1.0)
+    cut = int(np.flatnonzero(kept).max(initial=-1)) + 1
+    axes.axvline(cut - 0.5, color=CUT, lw=1.2, ls="--")
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    if y_label == "votes":
+        axes.set_yscale("symlog", linthresh=1)
+        axes.set_ylim(bottom=0)
     axes.margins(x=0.01)
-    if scores.sum() > 0 and scores.min() >= 0:
+    if y_label == "votes" and scores.sum() > 0:
+        carried = 100 * np.cumsum(scores) / scores.sum()
         share = axes.twinx()
-        share.plot(np.arange(len(order)), 100 * np.cumsum(scores) / scores.sum(), color=INK, lw=1.2)
+        share.plot(np.arange(len(scores)), carried, color=INK, lw=1.2)
+        share.plot([cut - 1], [carried[cut - 1]], "o", color=CUT, ms=4)
         share.set_ylabel("share of all votes, %")
         share.set_ylim(0, 101)
         _style(share)
+        title += f", with {100 * scores[kept].sum() / scores.sum():.0f} % of the votes"
     _style(axes)
-    axes.set_title(
-        f"{selection.method}: {kept.sum()} of {len(order)} classes kept (blue), cut at the dashed line", fontsize=10
-    )
+    axes.set_title(title, fontsize=10)
     figure.patch.set_alpha(0)
     return figure
 

@@ -7,30 +7,42 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dp4tl_fast import cli
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.errors import UsageError
-from dp4tl_fast.mapping.keep import num_kept
-from dp4tl_fast.selection import Selection, rank
+from dp4tl_fast.selection import Selection
 
-METHODS = ("lm", "random")
+if TYPE_CHECKING:
+    from dp4tl_fast.choose import Choice
+    from dp4tl_fast.scoring import SourceInputs
 
 
 def prune(
     *,
     source: str,
     out: str,
-    keep: str,
+    keep: str = "",
+    budget: float = 0.0,
     target: list[str] = [],  # noqa: B006 (read only; the parser needs the list type)
+    merge: str = "sum",
     surrogate: str | None = None,
+    train_surrogate: str = "",
+    surrogate_epochs: int = 4,
     arch: str | None = None,
     method: str = "lm",
+    groups: str = "classes",
+    clusters: int = 500,
+    classes: list[str] = [],  # noqa: B006
+    scores: str = "",
     reverse: bool = False,
     seed: int = 0,
+    cache: str = "",
+    materialize: str = "",
+    report: str = "",
     backend: str = "native",
     batch_size: int = 256,
     size: int = 0,
@@ -39,77 +51,203 @@ def prune(
 ) -> dict[str, Any]:
     """Choose the source classes worth pretraining on for a target.
 
-    Label mapping (lm) counts, for every source class, the target images that a surrogate trained on the source puts into
-    it, and keeps the classes with most votes. Equal votes (most classes get none) are ranked by the mean probability that
-    the surrogate gives the class, then by class id.
+    Methods with a target: lm counts, for every source class, the target images that a surrogate trained on the source
+    puts into it; fm counts the target images nearest to each source class, or cluster, in the surrogate's feature space;
+    ffmm is fm by the middle of each class; cmt and cmt-median rank by distance to the target's classes. Without one:
+    random, handpicked, influence (imported scores); and for single records random-samples, moderate, grand, el2n,
+    forgetting, prototypes, ssl-prototypes.
+
+    Equal scores (most classes get no vote) are ranked by the surrogate's mean probability for the class (lm) or the
+    smaller mean distance (fm), then by id.
 
     Args:
         source: Source .beton.
         out: Selection to write (.json).
-        keep: How much to keep: a fraction of the classes (0.4), or a number of classes (400).
-        target: Target *training* .beton; give it again for several targets, whose votes are added up.
+        keep: How much to keep: a fraction of the classes (0.4) or a number of them (400); samples:0.4 for the fewest
+            classes with that share of the samples; auto (or auto:0.9) for the fewest that carry this share of the votes,
+            with confidence. Counts clusters under --groups kmeans, and records for methods that score records.
+        budget: Instead of --keep: the most classes whose samples cost at most this share of a full epoch (0.4).
+        target: Target *training* .beton; give it again for several targets.
+        merge: How several targets become one selection: sum (scores are added), union (of the selections for each), or
+            turns (each in turn chooses its best class). The selections for each are written beside it.
         surrogate: Run folder or weights of a small network trained on the source.
+        train_surrogate: Run folder to train a surrogate in, in a short run; reused when it is complete.
+        surrogate_epochs: Length of that run.
         arch: The surrogate's architecture, where its file does not say.
-        method: lm or random.
-        reverse: Keep the lowest classes instead (an ablation).
-        seed: For the random method.
-        backend: What reads the target: native, ffcv, dali or torchvision.
+        method: lm, fm, ffmm, cmt, cmt-median, random, handpicked, influence, random-samples, moderate, grand, el2n,
+            forgetting, prototypes or ssl-prototypes.
+        groups: What fm votes for: classes, kmeans (no labels needed), or the .groups.npz of an earlier run.
+        clusters: K of K-means, for --groups kmeans and ssl-prototypes.
+        classes: Names or ids for --method handpicked.
+        scores: CSV or Parquet with a column score and one of class, record or index, for --method influence.
+        reverse: Keep the lowest instead (an ablation).
+        seed: For random, K-means and the bootstrap of --keep auto.
+        cache: Folder for features, so that another method or ratio takes seconds; the default is .dp4tl-cache beside
+            --out, none keeps nothing.
+        materialize: Also copy the surviving records to this .beton.
+        report: Also write this HTML page.
+        backend: What reads the images: native, ffcv, dali or torchvision.
         batch_size: Images a forward pass.
         size: Side of the images the surrogate sees; 0 is what it was trained with, else 224.
         device: auto, cpu, cuda, ...
         workers: Loader threads; 0 is one a core.
     """
     start = time.perf_counter()
-    if method not in METHODS:
-        raise UsageError(f"--method {method}: known are {', '.join(METHODS)}")
-    beton = Beton(source)
-    count = num_kept(keep, beton.num_classes)
-    targets = [Beton(path) for path in target]
-    parameters: dict[str, Any] = {"keep": keep, "reverse": reverse}
-    identity: dict[str, Any] = {}
-    tie_breaks = None
-    if method == "random":
-        from dp4tl_fast.mapping.baselines import random_classes
+    from dp4tl_fast.choose import choose
+    from dp4tl_fast.mapping import registry
 
-        scores: np.ndarray = random_classes(beton.num_classes, seed)
-        parameters["seed"] = seed
-    else:
-        if not targets or surrogate is None:
-            raise UsageError(
-                "--method lm needs --target T.beton and --surrogate W (a small network trained on the source)"
-            )
-        scores, tie_breaks, identity = _label_mapping(
-            beton,
-            targets,
-            surrogate,
-            arch,
-            backend=backend,
-            batch_size=batch_size,
-            size=size,
-            device=device,
-            workers=workers,
+    found = registry.find(method)
+    keep = _keep_rule(keep, budget, classes, method)
+    given = {"target": target, "surrogate": surrogate or train_surrogate, "classes": classes, "scores": scores}
+    missing = [f"--{flag.replace('_', '-')}" for flag in found.needs if not given[flag]]
+    if missing:
+        raise UsageError(f"--method {method} needs {' and '.join(missing)}. `dp4tl-fast prune --help` says what they are")
+    beton, targets = Beton(source), [Beton(t) for t in target]
+    for t in targets:
+        if t.num_samples == 0:
+            raise UsageError(f"{t.path}: the target has no images, but a method needs some to vote")
+    uses_targets = "target" in found.needs
+    training_s = 0.0
+    if train_surrogate and "surrogate" in found.needs:
+        surrogate, training_s = _train_surrogate(
+            beton, train_surrogate, surrogate_epochs, arch, size=size, backend=backend, device=device, workers=workers, seed=seed
         )
-    order = rank(scores, tie_breaks)
-    has_samples = beton.class_counts[order] > 0  # a class of an unused id must not take a place
-    order = order[has_samples][::-1] if reverse else order[has_samples]
-    selection = Selection.of_classes(
-        beton,
-        order[:count],
-        method=method,
-        scores=scores,
-        tie_breaks=tie_breaks,
-        parameters=parameters,
-        surrogate=identity,
-        targets=[{"name": t.path.name, **t.fingerprint} for t in targets],
-        seconds={**surrogate_seconds(surrogate), "scoring": time.perf_counter() - start},
-    )
-    selection.save(out)
-    names = beton.class_names
+    inputs = _inputs(
+        beton, found, surrogate, arch,
+        cache=None if cache == "none" else Path(cache) if cache else Path(out).parent / ".dp4tl-cache",
+        groups=groups, clusters=clusters, seed=seed, picked=classes, table=scores,
+        loading={"backend": backend, "batch_size": batch_size, "size": size, "device": device, "workers": workers},
+    )  # fmt: skip
+    all_scores = [found.score(inputs, inputs.target(t)) for t in targets] if uses_targets else [found.score(inputs)]
+    unit = all_scores[0].unit
+    sizes = {"classes": lambda: beton.class_counts, "samples": lambda: np.ones(beton.num_samples, np.int64),
+             "clusters": lambda: inputs.groups().sizes.cpu().numpy()}[unit]()  # fmt: skip
+    weights = [t.num_samples for t in targets] if uses_targets else [1]
+    choice = choose(all_scores, weights, sizes, keep, merge, reverse, seed)
+    seconds = surrogate_seconds(surrogate) | {"scoring": time.perf_counter() - start - training_s}
+    if inputs.saved:
+        seconds["cached"] = inputs.saved  # what an earlier run spent counts, too
+    parameters = {"keep": keep, "reverse": reverse, "seed": seed} | ({"merge": merge} if len(all_scores) > 1 else {})
+    identity = dict(inputs.surrogate.identity) if inputs.surrogate else {}
+    about: dict[str, Any] = {"method": method, "seconds": seconds, "surrogate": identity}
+
+    def write(path: Path, choice: Choice, of: list[Beton], parameters: dict[str, Any]) -> Selection:
+        identities = [{"name": t.path.name, **t.fingerprint} for t in of] if uses_targets else []
+        selection = _selection(path, beton, inputs, choice, parameters=parameters, targets=identities, **about)
+        selection.save(path)
+        return selection
+
+    selection = write(Path(out), choice, targets, parameters)
+    each = {}
+    if len(all_scores) > 1:
+        for t, one in zip(targets, all_scores, strict=True):
+            path = Path(out).with_suffix(f".{t.path.stem}.json")
+            write(path, choose([one], [1], sizes, keep, "sum", reverse, seed), [t], parameters)
+            each[str(t.path)] = str(path)
+    profile = _profile(inputs, time.perf_counter() - start - training_s)
+    _tell(selection, beton, choice, out, profile)
+    if materialize:
+        from dp4tl_fast.beton.subset import subset
+
+        copied = subset(beton, selection.indices(beton), materialize)
+        cli.message(f"copied {copied['samples']:,} records, {copied['bytes'] / 1e6:,.1f} MB -> {materialize}")
+    if report:
+        from dp4tl_fast.report import report_selections
+
+        report_selections([out, *each.values()], source, report)
+    return {"kind": "prune", **selection.to_dict(), "profile": profile, "per_target": each}
+
+
+def _keep_rule(keep: str, budget: float, classes: list[str], method: str) -> str:
+    if keep and budget:
+        raise UsageError("--keep and --budget: give one of them")
+    if budget:
+        return f"budget:{budget}"
+    if method == "handpicked" and not keep:
+        return str(len(set(classes)) or 1)
+    if not keep:
+        raise UsageError("how much? Give --keep (a fraction, a number, samples:F, auto) or --budget F")
+    return keep
+
+
+def _inputs(
+    beton: Beton, found: Any, surrogate: str | None, arch: str | None, *, cache: Path | None, groups: str, clusters: int,
+    seed: int, picked: list[str], table: str, loading: dict[str, Any],
+) -> SourceInputs:  # fmt: skip
+    """What the method may look at; the surrogate is loaded only for methods that need one."""
+    from dp4tl_fast.scoring import SourceInputs
+
+    network = None
+    if surrogate is not None and "surrogate" in found.needs:
+        from dp4tl_fast.embedding import Surrogate
+
+        network = Surrogate(surrogate, arch, **loading)
+        if found.logits and (network.num_classes != beton.num_classes or network.compact):
+            raise UsageError(
+                f"--surrogate {surrogate} knows {network.num_classes} classes, but {beton.path} has {beton.num_classes}. "
+                "Use one trained on this source, without --compact-labels"
+            )
+    return SourceInputs(beton, network, cache, groups, clusters, seed, picked, table)
+
+
+def _train_surrogate(
+    source: Beton, out: str, epochs: int, arch: str | None, *, size: int, **settings: Any
+) -> tuple[str, float]:
+    """Pretrain a small network in a run folder, or take the one that is there. Returns the folder and the seconds spent."""
+    from dp4tl_fast.pretrain import PretrainConfig, pretrain
+
+    start = time.perf_counter()
+    cli.message(f"training the surrogate in {out}")
+    side: dict[str, Any] = {"size": size} if size else {}
+    resume = (Path(out) / "config.yaml").exists()
+    pretrain(
+        PretrainConfig(
+            source=str(source.path), out=out, arch=arch or "resnet18", epochs=epochs, warmup_epochs=epochs / 4,
+            batch_size=min(256, source.num_samples), checkpoint_every=epochs, tensorboard=False, resume=resume,
+            forgetting=True, **side, **settings,
+        )
+    )  # fmt: skip
+    return out, time.perf_counter() - start
+
+
+def _selection(
+    path: Path, beton: Beton, inputs: SourceInputs, choice: Choice, *, parameters: dict[str, Any], **about: Any
+) -> Selection:
+    """Classes stay classes; clusters become the records in them, and are saved beside the selection."""
+    scores = choice.scores
+    if scores.unit == "classes":
+        return Selection.of_classes(
+            beton, choice.kept, scores=scores.values, tie_breaks=scores.tie_breaks, parameters=parameters, **about
+        )
+    if scores.unit == "samples":
+        return Selection.of_records(beton, choice.kept, parameters=parameters, **about)
+    from dp4tl_fast.scoring import save_groups
+
+    groups, file = inputs.groups(), path.with_name(path.name + ".groups.npz")
+    digest = save_groups(file, groups, scores.values)
+    records = np.flatnonzero(np.isin(groups.index.cpu().numpy(), choice.kept))
+    parameters = parameters | {
+        "groups": "kmeans", "clusters": len(groups.centroids), "groups_file": file.name, "groups_sha256": digest,
+        "kept_clusters": np.sort(choice.kept).tolist(), "cluster_votes": scores.values.tolist(),
+    }  # fmt: skip
+    return Selection.of_records(beton, records, parameters=parameters, **about)
+
+
+def _profile(inputs: SourceInputs, total: float) -> dict[str, float]:
+    """Where the time went, in seconds: ``forward`` is the surrogate, ``other`` everything but it and waiting for images."""
+    passes = inputs.surrogate.profile if inputs.surrogate else {"wait_for_images": 0.0, "forward": 0.0}
+    return {**passes, "other": total - sum(passes.values()), "total": total}
+
+
+def _tell(selection: Selection, beton: Beton, choice: Choice, out: str, profile: dict[str, float]) -> None:
+    unit, names = choice.scores.unit, beton.class_names
+    cut = "" if unit == "classes" else f" ({len(choice.kept):,} of {len(choice.order):,} {unit})"
+    first = ", ".join(names[c] for c in choice.order[: min(len(choice.kept), 10)]) if unit == "classes" else ""
     cli.message(
         f"kept {len(selection.kept_classes)} of {beton.num_classes} classes, {selection.kept_samples:,} of "
-        f"{beton.num_samples:,} samples -> {out}\nfirst: " + ", ".join(names[c] for c in order[: min(count, 10)])
+        f"{beton.num_samples:,} samples{cut} -> {out}" + (f"\nfirst: {first}" if first else "")
     )
-    return {"kind": "prune", **selection.to_dict()}
+    cli.message("seconds: " + ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in profile.items()))
 
 
 def surrogate_seconds(surrogate: str | None) -> dict[str, float]:
@@ -118,47 +256,6 @@ def surrogate_seconds(surrogate: str | None) -> dict[str, float]:
     return (
         {"surrogate": float(json.loads(summary.read_text())["pretrain_s"])} if surrogate and summary.is_file() else {}
     )
-
-
-def _label_mapping(
-    source: Beton, targets: list[Beton], surrogate: str, arch: str | None, *, size: int, device: str, **loading: Any
-) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Votes and mean probabilities over all targets, and who the surrogate was."""
-    from dp4tl_fast.loaders import IMAGENET_MEAN, IMAGENET_STD
-    from dp4tl_fast.mapping.label_mapping import label_mapping
-    from dp4tl_fast.training import checkpoint
-    from dp4tl_fast.training.device import pick_device
-    from dp4tl_fast.training.loop import Normalise
-
-    model, meta = checkpoint.load_model(surrogate, arch)
-    if meta["num_classes"] != source.num_classes:
-        raise UsageError(
-            f"--surrogate {surrogate} knows {meta['num_classes']} classes, but {source.path} has {source.num_classes}. "
-            "Use one trained on this source, without --compact-labels"
-        )
-    place = pick_device(device)
-    model.to(place)
-    size = size or meta.get("size", 224)
-    normalise = Normalise(tuple(meta.get("mean", IMAGENET_MEAN)), tuple(meta.get("std", IMAGENET_STD)), place)
-    votes, mass, n = np.zeros(source.num_classes, np.int64), np.zeros(source.num_classes), 0
-    for target in targets:
-        result = label_mapping(model, _images(target, size, normalise, **loading), source.num_classes)
-        votes, mass, n = votes + result.votes, mass + result.probability * target.num_samples, n + target.num_samples
-    if n == 0:
-        raise UsageError("the target has no images; label mapping needs some")
-    identity = {"arch": meta["arch"], "size": size, "weights_sha256": checkpoint.weights_hash(surrogate)}
-    return votes, mass / n, identity
-
-
-def _images(target: Beton, size: int, normalise: Any, *, backend: str, batch_size: int, workers: int) -> Any:
-    """All target images once, as the surrogate wants them (the evaluation transform, no augmentation)."""
-    from dp4tl_fast.loaders import LoaderSpec, open_loader
-    from dp4tl_fast.pretrain import crop_ratio
-
-    spec = LoaderSpec(batch_size=batch_size, size=size, crop_ratio=crop_ratio(size), workers=workers)
-    with open_loader(target, None, spec, backend) as loader:
-        for images, _ in cli.progress(loader, desc=f"score {target.path.name}", unit="batch", total=len(loader)):
-            yield normalise(images)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

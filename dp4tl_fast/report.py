@@ -26,21 +26,26 @@ def report(
     out: str = "report.html",
     title: str = "dp4tl_fast report",
     note: list[str] = [],  # noqa: B006
+    source: str = "",
 ) -> dict[str, Any]:
-    """Write a page that compares runs: a table, plots, and what each selection kept and dropped.
+    """Write a page that compares runs, or selections: a table, plots, and what each selection kept and dropped.
 
     Works from file://, without a network. Finetunings are matched to the pretraining run whose checkpoint they started from.
 
     Args:
-        dirs: Folders with runs in or below them (pretrain's and finetune's --out).
+        dirs: Folders with runs in or below them (pretrain's and finetune's --out); or selections (.json), to compare them.
         out: HTML file to write.
         title: The page's title.
         note: Lines to show below the title.
+        source: The selections' source .beton, for class names and thumbnails.
     """
-    runs = find_runs([Path(d) for d in dirs])
+    files = [d for d in dirs if d.endswith(".json")]
+    folders = [Path(d) for d in dirs if d not in files]
+    runs = find_runs(folders) if folders else []
     rows = compare(runs)
-    write_page(Path(out), runs, rows, title=title, notes=note)
-    cli.message(f"{len(rows)} rows from {len(runs)} runs -> {out}")
+    selections = _selections(runs) + [(f, Selection.load(f), Path(source)) for f in files]
+    write_page(Path(out), runs, rows, title=title, notes=note, selections=selections)
+    cli.message(f"{len(rows)} rows from {len(runs)} runs, {len(selections)} selections -> {out}")
     return {"kind": "report", "out": out, "rows": rows}
 
 
@@ -51,16 +56,18 @@ def write_page(
     *,
     title: str,
     notes: Sequence[str] = (),
+    selections: list[tuple[str, Selection, Path]] | None = None,
 ) -> None:
-    """Render the page for these runs."""
+    """Render the page for these runs and selections (name, selection, source file); by default the runs' selections."""
     import jinja2
 
     from dp4tl_fast import plots
 
     curves = {folder.name: read_metrics(folder / "metrics.jsonl") for folder, s in runs if s["kind"] == "pretrain"}
-    figures = [plots.learning_curves(curves)]
+    figures = [plots.learning_curves(curves)] if curves else []
     figures += [plots.tradeoff(rows, mode) for mode in ("lp", "ff") if any(r[f"{mode}_mean"] is not None for r in rows)]
     header, cells = table_rows(rows)
+    selections = _selections(runs) if selections is None else selections
     loader = jinja2.PackageLoader("dp4tl_fast", "templates")
     page = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html.j2")
     html = page.render(
@@ -69,23 +76,51 @@ def write_page(
         header=header,
         cells=cells,
         plots=[plots.svg(f) for f in figures],
-        selections=[_describe(*pair) for pair in _selections(runs)],
+        overlap=_overlap(selections),
+        selections=[_describe(*entry) for entry in selections],
         environment=json.dumps(environment(), indent=1),
     )
     write_atomically(out, html)
 
 
-def _selections(runs: list[tuple[Path, dict[str, Any]]]) -> list[tuple[Selection, Path]]:
-    """Each scored selection of these runs once, with its source file."""
-    found: dict[str, tuple[Selection, Path]] = {}
+def report_selections(paths: Sequence[str], source: str, out: str) -> None:
+    """A page of selections alone, and its plots as SVG and PNG beside it."""
+    from dp4tl_fast import plots
+
+    selections = [(path, Selection.load(path), Path(source)) for path in paths]
+    first = selections[0][1]
+    title = f"{first.method}: {len(first.kept_classes)} of {first.source['classes']} classes kept"
+    write_page(Path(out), [], [], title=title, selections=selections)
+    for path, selection, _ in selections:
+        stem = Path(out).with_name(f"{Path(out).stem}-{Path(path).stem}")
+        for name, figure in (("scores", plots.class_scores(selection)), ("clusters", plots.cluster_votes(selection))):
+            if figure is not None:
+                write_atomically(f"{stem}-{name}.svg", plots.svg(figure))
+                plots.save(figure, Path(f"{stem}-{name}.png"))
+    cli.message(f"report -> {out}")
+
+
+def _overlap(selections: list[tuple[str, Selection, Path]]) -> dict[str, Any] | None:
+    """Kept classes that each pair shares, of those that either keeps; for selections of one source."""
+    names = [name for name, _, _ in selections]
+    if len(names) < 2 or any(s.source != selections[0][1].source for _, s, _ in selections):
+        return None
+    kept = [set(s.kept_classes) for _, s, _ in selections]
+    rows = [[f"{100 * len(a & b) / len(a | b):.0f} %" for b in kept] for a in kept]
+    return {"names": [Path(n).stem for n in names], "rows": rows}
+
+
+def _selections(runs: list[tuple[Path, dict[str, Any]]]) -> list[tuple[str, Selection, Path]]:
+    """Each scored selection of these runs once: its path, itself, its source file."""
+    found: dict[str, tuple[str, Selection, Path]] = {}
     for _, summary in runs:
         path = summary.get("selection")
         if summary["kind"] == "pretrain" and path and summary["method"] != "random" and Path(path).exists():
-            found.setdefault(path, (Selection.load(path), Path(summary["source"])))
+            found.setdefault(path, (path, Selection.load(path), Path(summary["source"])))
     return list(found.values())
 
 
-def _describe(selection: Selection, source: Path) -> dict[str, Any]:
+def _describe(name: str, selection: Selection, source: Path) -> dict[str, Any]:
     """What the page shows of a selection; without thumbnails where the source file is gone."""
     from dp4tl_fast import plots
 
@@ -97,8 +132,13 @@ def _describe(selection: Selection, source: Path) -> dict[str, Any]:
         beton = None
     names = beton.class_names if beton else [str(c) for c in range(len(order))]
 
+    ranks = {c: rank for rank, c in enumerate(order.tolist())}
+
     def entry(c: int) -> dict[str, Any]:
-        return {"name": names[c], "score": f"{selection.scores[c]:g}", "kept": c in kept}
+        tie = f"{selection.tie_breaks[c]:.4g}" if selection.tie_breaks else ""
+        samples = int(beton.class_counts[c]) if beton else ""
+        score = f"{selection.scores[c]:g}"
+        return {"id": c, "rank": ranks[c] + 1, "name": names[c], "score": score, "tie": tie, "samples": samples, "kept": c in kept}
 
     groups = []
     if beton is not None:
@@ -114,8 +154,16 @@ def _describe(selection: Selection, source: Path) -> dict[str, Any]:
             ]
             groups += [(label, items)] if items else []
     parameters = {k: v for k, v in selection.to_dict().items() if k not in ("scores", "tie_breaks", "kept_classes")}
+    long = ("cluster_votes", "kept_clusters")
+    parameters["parameters"] = {k: v for k, v in selection.parameters.items() if k not in long}
+    clusters = plots.cluster_votes(selection)
     return {
+        "file": Path(name).name,
         "method": selection.method,
+        "targets": ", ".join(str(t.get("name", "")) for t in selection.targets),
+        "kept_samples": f"{selection.kept_samples:,}",
+        "samples": f"{selection.source['samples']:,}",
+        "clusters": plots.svg(clusters) if clusters else "",
         "kept": len(kept),
         "classes": len(order),
         "plot": plots.svg(plots.class_scores(selection)),

@@ -29,7 +29,7 @@ LOW = {"errors", "files", "config"}
 ARROWS = {
     "kernels": set(),
     "beton": {"kernels"},
-    "selection": {"beton"},
+    "selection": {"beton", "cli"},  # cli for its command
     "loaders": {"beton", "selection", "kernels"},
     "mapping": {"kernels"},
     "training": {"models"},

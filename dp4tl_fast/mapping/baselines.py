@@ -1,10 +1,148 @@
-"""What the paper compares with. ``random_classes`` is the one every claim must beat."""
+"""What the paper compares with. ``random_classes`` is the one every claim must beat.
+
+Class-level methods return one score a class, sample-level ones one score a source record; the highest are kept first.
+``x`` are source features ``[n, d]``, ``y`` their labels ``[n]``; ``t`` and ``ty`` the target's.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable, Sequence
+
 import numpy as np
+import torch
+from torch import nn
+
+from dp4tl_fast.errors import UsageError
+from dp4tl_fast.mapping.feature_mapping import Groups, class_means
+
+# -- classes ----------------------------------------------------------------------------------------------------------
 
 
 def random_classes(num_classes: int, seed: int) -> np.ndarray:
     """Scores in seeded random order, float64 ``[num_classes]``."""
     return np.random.default_rng(seed).permutation(num_classes).astype(np.float64)
+
+
+def handpicked(picked: Iterable[str], names: Sequence[str]) -> np.ndarray:
+    """1 for the classes listed by name, or by id where no class has that name; 0 for the others."""
+    scores = np.zeros(len(names))
+    ids = {name: i for i, name in enumerate(names)}
+    for item in picked:
+        c = ids.get(item, int(item) if item.isdecimal() else -1)
+        if not 0 <= c < len(names):
+            raise UsageError(f"--classes {item}: the source has no such class. `dp4tl-fast inspect` lists them")
+        scores[c] = 1
+    return scores
+
+
+def filtered_groups(x: torch.Tensor, y: torch.Tensor, num_classes: int, share: float = 0.2) -> Groups:
+    """Classes as groups, the centroid of each the mean of its middle ``share`` by ``moderate`` (ffmm)."""
+    middle_first = np.lexsort((-moderate(x, y, num_classes), y.cpu().numpy()))
+    sizes = torch.bincount(y, minlength=num_classes).tolist()
+    rows = torch.from_numpy(middle_first).to(y.device).split(sizes)
+    middle = torch.cat([r[: math.ceil(share * len(r))] for r in rows])
+    return Groups("classes", class_means(x[middle], y[middle], num_classes), y)
+
+
+def cmt(
+    x: torch.Tensor, y: torch.Tensor, num_classes: int, t: torch.Tensor, ty: torch.Tensor, median: bool = False
+) -> np.ndarray:
+    """Minus the mean distance of a source class's centroid to the target classes' centroids (means, or medians).
+
+    Absent source classes get the worst score; absent target classes do not count.
+    """
+    centre = class_medians if median else class_means
+    there, target_there = (torch.bincount(labels) > 0 for labels in (y, ty))
+    source, target = centre(x, y, len(there))[there], centre(t, ty, len(target_there))[target_there]
+    distance = torch.cdist(source.double(), target.double()).mean(1)
+    scores = torch.full((num_classes,), -float(distance.max()), dtype=torch.float64)
+    scores[: len(there)][there.cpu()] = -distance.cpu()
+    return scores.numpy()
+
+
+# -- samples ----------------------------------------------------------------------------------------------------------
+
+
+def random_samples(n: int, seed: int) -> np.ndarray:
+    """Scores in seeded random order, float64 ``[n]``."""
+    return np.random.default_rng(seed).permutation(n).astype(np.float64)
+
+
+def moderate(x: torch.Tensor, y: torch.Tensor, num_classes: int) -> np.ndarray:
+    """Moderate coreset: the middle of each class, by distance to the class's element-wise median feature.
+
+    Score 1 for the middle of a class's ranking and towards 0 at both ends, so that a cut keeps the same middle band of
+    every class.
+    """
+    distance = own_distance(x, y, class_medians(x, y, num_classes))
+    order = np.lexsort((np.arange(len(distance)), distance, y.cpu().numpy()))
+    sizes = np.bincount(y.cpu().numpy(), minlength=num_classes)
+    own = y.cpu().numpy()[order]
+    rank = np.arange(len(order)) - (np.cumsum(sizes) - sizes)[own]
+    scores = np.empty(len(order))
+    scores[order] = 1 - np.abs(2 * rank + 1 - sizes[own]) / sizes[own]
+    return scores
+
+
+def prototypes(x: torch.Tensor, y: torch.Tensor, num_classes: int) -> np.ndarray:
+    """Distance to the own class's mean: the atypical are kept first, as for large data sets (arXiv 2206.14486)."""
+    return own_distance(x, y, class_means(x, y, num_classes))
+
+
+def ssl_prototypes(x: torch.Tensor, clusters: Groups) -> np.ndarray:
+    """Distance to the own K-means centroid: the atypical are kept first (arXiv 2206.14486)."""
+    return own_distance(x, clusters.index, clusters.centroids)
+
+
+def el2n(logits: torch.Tensor, y: torch.Tensor) -> np.ndarray:
+    """EL2N (arXiv 2107.07075): |softmax(f(x)) - onehot(y)|. The hard are kept first."""
+    error = logits.float().softmax(1)
+    error[torch.arange(len(y), device=y.device), y] -= 1
+    return error.double().norm(dim=1).cpu().numpy()
+
+
+def grand(model: nn.Module, images: torch.Tensor, y: torch.Tensor, chunk: int = 32) -> np.ndarray:
+    """GraNd (arXiv 2107.07075): norm of the gradient of one image's cross entropy by all weights. The hard are kept first.
+
+    The model is in eval mode: batch normalisation uses its running statistics, so that an image's gradient does not
+    depend on its neighbours. Holds ``chunk`` gradients at a time.
+    """
+    from torch.func import functional_call, grad, vmap
+
+    weights = {k: v.detach() for k, v in model.named_parameters()}
+    buffers = dict(model.named_buffers())
+
+    def loss(w: dict[str, torch.Tensor], image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        logits = functional_call(model, (w, buffers), (image[None],))
+        return nn.functional.cross_entropy(logits, label[None])
+
+    def squared_norm(image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return torch.stack([g.square().sum() for g in grad(loss)(weights, image, label).values()]).sum()
+
+    norms: Callable[..., torch.Tensor] = vmap(squared_norm)
+    parts = [norms(xs, ys) for xs, ys in zip(images.split(chunk), y.split(chunk), strict=True)]
+    return torch.cat(parts).sqrt().double().cpu().numpy() if parts else np.zeros(0)
+
+
+# -- shared -----------------------------------------------------------------------------------------------------------
+
+
+def class_medians(x: torch.Tensor, y: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Element-wise median of each class (of an even number, the mean of the two in the middle). float32 ``[classes, d]``."""
+    medians = torch.zeros(num_classes, x.shape[1], device=x.device)
+    order, sizes = y.argsort(stable=True), torch.bincount(y, minlength=num_classes).tolist()
+    for c, rows in enumerate(order.split(sizes)):
+        if len(rows):
+            ascending = x[rows].float().sort(dim=0).values
+            medians[c] = (ascending[(len(rows) - 1) // 2] + ascending[len(rows) // 2]) / 2
+    return medians
+
+
+def own_distance(x: torch.Tensor, group: torch.Tensor, centres: torch.Tensor) -> np.ndarray:
+    """|x_i - centre of i's group|, float64 ``[n]``, without cancellation."""
+    parts = [
+        (xs.double() - centres[g].double()).norm(dim=1)
+        for xs, g in zip(x.split(1 << 14), group.split(1 << 14), strict=True)
+    ]
+    return torch.cat(parts).cpu().numpy() if parts else np.zeros(0)

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.errors import SelectionError
-from dp4tl_fast.files import write_atomically
+from dp4tl_fast.files import npy_bytes, write_atomically
 
 SCHEMA = 1
 
@@ -29,7 +30,7 @@ class Selection:
     Attributes:
         method, parameters: How the scores came about; parameters hold everything needed to repeat it.
         source: Fingerprint of the source: ``samples``, ``classes``, ``labels_sha256``.
-        scores: One a class; higher is kept first.
+        scores: One a class; higher is kept first. Where single records are kept: the share of the class that survives.
         tie_breaks: Second key for equal scores, one a class; equal again, the lower class id wins.
         kept_classes: Ascending class ids.
         kept_samples: Records of those classes (or the number of ``records``).
@@ -78,6 +79,23 @@ class Selection:
             **more,
         )
 
+    @staticmethod
+    def of_records(beton: Beton, records: np.ndarray, *, method: str, **more: Any) -> Selection:
+        """Select single records of ``beton``. A class counts as kept while one of its records survives."""
+        records = np.unique(np.asarray(records, np.int64))
+        if records.size == 0:
+            raise SelectionError(f"the selection keeps no sample of {beton.path}. Keep more")
+        survivors = np.bincount(beton.labels[records], minlength=beton.num_classes)
+        return Selection(
+            method=method,
+            source=dict(beton.fingerprint),
+            scores=(survivors / np.maximum(beton.class_counts, 1)).tolist(),
+            kept_classes=np.flatnonzero(survivors).tolist(),
+            kept_samples=len(records),
+            records=records,
+            **more,
+        )
+
     def ranking(self) -> np.ndarray:
         """All class ids, the first to keep first. int64 ``[num_classes]``."""
         return rank(np.array(self.scores), np.array(self.tie_breaks) if self.tie_breaks else None)
@@ -89,18 +107,28 @@ class Selection:
         return self._keep(self.ranking()[:k], beton)
 
     def union(self, other: Selection, beton: Beton) -> Selection:
-        """Classes that either keeps; scores and method stay this one's."""
-        return self._keep(np.union1d(self.kept_classes, other._same_source(self).kept_classes), beton)
+        """What either keeps. Of two class selections, scores and method stay this one's."""
+        return self._combine(other, beton, np.union1d)
 
     def intersect(self, other: Selection, beton: Beton) -> Selection:
-        """Classes that both keep; scores and method stay this one's."""
-        return self._keep(np.intersect1d(self.kept_classes, other._same_source(self).kept_classes), beton)
+        """What both keep. Of two class selections, scores and method stay this one's."""
+        return self._combine(other, beton, np.intersect1d)
+
+    def _combine(self, other: Selection, beton: Beton, operation: Callable[..., np.ndarray]) -> Selection:
+        other._same_source(self)
+        if self.records is None and other.records is None:
+            return self._keep(operation(self.kept_classes, other.kept_classes), beton)
+        records = operation(self.indices(beton), other.indices(beton))
+        if records.size == 0:
+            raise SelectionError("the resulting selection would keep no sample")
+        methods = {operation.__name__.removesuffix("1d"): [self.method, other.method]}
+        return Selection.of_records(beton, records, method=self.method, parameters=methods)
 
     def _keep(self, kept: np.ndarray, beton: Beton) -> Selection:
         self.check(beton)
         if self.records is not None:
             raise SelectionError(
-                f"a {self.method} selection keeps single records; it cannot be cut or combined by classes"
+                f"a {self.method} selection keeps single records; it cannot be cut by classes"
             )
         kept = np.unique(kept.astype(np.int64))
         samples = int(beton.class_counts[kept].sum()) if kept.size else 0
@@ -145,10 +173,9 @@ class Selection:
         path = Path(path)
         body = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "records"}
         if self.records is not None:
-            buffer = io.BytesIO()
-            np.save(buffer, self.records.astype("<i8"), allow_pickle=False)
-            body["records_sha256"] = hashlib.sha256(buffer.getvalue()).hexdigest()
-            write_atomically(_indices_path(path), buffer.getvalue())
+            data = npy_bytes(self.records.astype("<i8"))
+            body["records_sha256"] = hashlib.sha256(data).hexdigest()
+            write_atomically(_indices_path(path), data)
         write_atomically(path, json.dumps(body, indent=1, allow_nan=False) + "\n")
 
     @staticmethod

@@ -1,0 +1,81 @@
+"""From scores to what is kept, for one target or several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dp4tl_fast.errors import UsageError
+from dp4tl_fast.mapping.keep import cut
+from dp4tl_fast.mapping.registry import Scores
+from dp4tl_fast.selection import rank
+
+MERGES = ("sum", "union", "turns")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """``scores`` of all targets together; unit ids ``order`` (the best first, only units with records) and ``kept``."""
+
+    scores: Scores
+    order: np.ndarray
+    kept: np.ndarray
+
+
+def choose(
+    scores: Sequence[Scores], weights: Sequence[int], sizes: np.ndarray, keep: str, merge: str, reverse: bool, seed: int
+) -> Choice:
+    """Decide what to keep.
+
+    Args:
+        scores: One for each target.
+        weights: Images of each target: what its tie-breaks (means over images) weigh in the sum.
+        sizes: Records of every unit; a unit without records is never kept, so that it takes no place.
+        keep: Rule of ``mapping.keep.cut``.
+        merge: ``sum`` adds the targets' scores and cuts once; ``union`` cuts for each target and keeps what any keeps;
+            ``turns`` lets the targets choose their best unit in turn and cuts once, so that a small target has as much
+            say as a large one.
+        reverse: Keep the worst instead (an ablation).
+    """
+    if merge not in MERGES:
+        raise UsageError(f"--merge {merge}: known are {', '.join(MERGES)}")
+    unit = scores[0].unit
+    total = _sum(scores, weights)
+    orders = [_order(s, sizes, reverse) for s in scores]
+    order = _order(total, sizes, reverse)
+    if merge == "turns":
+        order = in_turn(orders)
+    if merge == "union":
+        parts = [o[: cut(keep, o, sizes, s.votes, unit, seed)] for o, s in zip(orders, scores, strict=True)]
+        kept = np.unique(np.concatenate(parts))
+    else:
+        kept = order[: cut(keep, order, sizes, total.votes, unit, seed)]
+    return Choice(total, order, kept)
+
+
+def in_turn(orders: Sequence[np.ndarray]) -> np.ndarray:
+    """The first of each order, the second of each, ...; every unit once, where it comes first."""
+    flat = np.stack(orders, axis=1).reshape(-1)  # all orders hold the same units
+    _, first = np.unique(flat, return_index=True)
+    return flat[np.sort(first)]
+
+
+def _order(scores: Scores, sizes: np.ndarray, reverse: bool) -> np.ndarray:
+    order = rank(scores.values, scores.tie_breaks)
+    order = order[sizes[order] > 0]
+    return order[::-1] if reverse else order
+
+
+def _sum(scores: Sequence[Scores], weights: Sequence[int]) -> Scores:
+    if len(scores) == 1:
+        return scores[0]
+    ties = [s.tie_breaks * w for s, w in zip(scores, weights, strict=True) if s.tie_breaks is not None]
+    votes = [s.votes for s in scores if s.votes is not None]
+    return Scores(
+        np.sum([s.values for s in scores], axis=0),
+        scores[0].unit,
+        np.sum(ties, axis=0) / sum(weights) if ties else None,
+        np.sum(votes, axis=0) if votes else None,
+    )

@@ -1,0 +1,139 @@
+"""What the methods of ``mapping.registry`` look at, read from files and computed when it is first asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dp4tl_fast.beton import Beton
+from dp4tl_fast.embedding import Surrogate, cached
+from dp4tl_fast.errors import UsageError
+from dp4tl_fast.files import write_atomically
+from dp4tl_fast.mapping.feature_mapping import Groups, class_groups, kmeans_groups, nearest_groups
+
+
+@dataclass(frozen=True)
+class TargetFeatures:
+    features: torch.Tensor  # [m, d]
+    labels: torch.Tensor  # int64 [m]
+
+
+@dataclass
+class SourceInputs:
+    """``mapping.registry.Inputs`` over a source .beton.
+
+    Attributes:
+        group_rule: ``classes``, ``kmeans``, or a ``.npz`` file of clusters that an earlier run saved.
+        num_clusters: K of K-means.
+        table: CSV or Parquet file of imported scores.
+        saved: Seconds that earlier runs spent on what came out of the cache.
+    """
+
+    beton: Beton
+    surrogate: Surrogate | None
+    cache: Path | None
+    group_rule: str
+    num_clusters: int
+    seed: int
+    picked: list[str]
+    table: str
+
+    def __post_init__(self) -> None:
+        self.num_classes = self.beton.num_classes
+        self.class_names = self.beton.class_names
+        self.saved = 0.0
+        self.place = self.surrogate.place if self.surrogate else torch.device("cpu")
+        self.labels = torch.from_numpy(self.beton.labels.astype(np.int64)).to(self.place)
+        self.head: Any = self.surrogate.head if self.surrogate else None
+
+    @cached_property
+    def features(self) -> torch.Tensor:
+        return self._features(self.beton)
+
+    def target(self, beton: Beton) -> TargetFeatures:
+        labels = torch.from_numpy(beton.labels.astype(np.int64)).to(self.place)
+        return TargetFeatures(self._features(beton), labels)
+
+    def _features(self, beton: Beton) -> torch.Tensor:
+        assert self.surrogate is not None  # prune has checked that the method's needs are there
+        features, seconds = self.surrogate.features(beton, self.cache)
+        self.saved += seconds
+        return features.to(self.place)
+
+    def groups(self) -> Groups:
+        return class_groups(self.features, self.labels, self.num_classes) if self.group_rule == "classes" else self.clusters()
+
+    def clusters(self) -> Groups:
+        return self._clusters
+
+    @cached_property
+    def _clusters(self) -> Groups:
+        if self.group_rule not in ("classes", "kmeans"):
+            return nearest_groups(self.features, load_centroids(self.group_rule).to(self.place))
+        k, width = self.num_clusters, self.features.shape[1]
+        if k > len(self.features):
+            raise UsageError(f"--clusters {k}: more than the {len(self.features)} records of {self.beton.path}")
+
+        def compute(out: np.ndarray) -> None:
+            out[:] = kmeans_groups(self.features, k, self.seed).centroids.cpu().numpy()
+
+        assert self.surrogate is not None
+        path = self.cache and self.cache / f"kmeans-{k}-{self.seed}-{self.surrogate.key(self.beton, 'features')}.npy"
+        stored = cached(path, (k, width), np.dtype("<f4"), compute)
+        self.saved += stored.saved
+        return nearest_groups(self.features, torch.from_numpy(stored.array).to(self.place))
+
+    def gradient_norms(self) -> np.ndarray:
+        assert self.surrogate is not None
+        norms, seconds = self.surrogate.gradient_norms(self.beton, self.cache)
+        self.saved += seconds
+        return norms
+
+    def forgetting(self) -> np.ndarray:
+        assert self.surrogate is not None
+        path = Path(self.surrogate.path) / "forgetting.npy"
+        try:
+            counts = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"{path}: no forgetting counts ({error}). Train the surrogate with `dp4tl-fast pretrain --forgetting`, or by "
+                "--train-surrogate"
+            ) from None
+        if counts.shape != (self.beton.num_samples,):
+            raise UsageError(f"{path}: has counts for {len(counts)} records, but {self.beton.path} has {self.beton.num_samples}")
+        return counts.astype(np.float64)
+
+    def imported(self) -> tuple[str, np.ndarray]:
+        from dp4tl_fast.score_table import read_scores
+
+        return read_scores(self.table, self.beton)
+
+
+def save_groups(path: Path, groups: Groups, votes: np.ndarray) -> str:
+    """Write centroids ``[k, d]``, every record's cluster ``[n]`` and the votes ``[k]``. Returns the file's SHA-256."""
+    buffer = io.BytesIO()
+    index = groups.index.cpu().numpy().astype("<i4")
+    np.savez(buffer, centroids=groups.centroids.cpu().numpy().astype("<f4"), index=index, votes=votes.astype("<i8"))
+    write_atomically(path, buffer.getvalue())
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+def load_centroids(path: str) -> torch.Tensor:
+    """The centroids of a file of ``save_groups``, float32 ``[k, d]``."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            centroids = file["centroids"]
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise UsageError(f"--groups {path}: known are classes, kmeans, or the .groups.npz of an earlier run ({error})") from None
+    except Exception as error:  # zipfile's own errors
+        raise UsageError(f"--groups {path}: not the .groups.npz of an earlier run ({error})") from None
+    if centroids.ndim != 2 or centroids.dtype != np.float32 or 0 in centroids.shape or not np.isfinite(centroids).all():
+        raise UsageError(f"--groups {path}: its centroids must be a finite float32 [k, d] array")
+    return torch.from_numpy(centroids)

@@ -1,0 +1,105 @@
+"""``dp4tl-fast selection ACTION FILE...``: look at selections, compare and combine them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from dp4tl_fast import cli
+from dp4tl_fast.beton import Beton
+from dp4tl_fast.errors import SelectionError, UsageError
+from dp4tl_fast.selection.portable import Selection
+from dp4tl_fast.selection.upstream import export_indices, import_indices
+
+ACTIONS = {"show": 1, "diff": 2, "union": 2, "intersect": 2, "export": 1, "import": 1}  # action -> files at least
+
+
+def selection(*, action_and_files: list[str], source: str = "", out: str = "", top: int = 20) -> dict[str, Any]:
+    """Look at selections, compare and combine them.
+
+    show A.json: method, parameters, what is kept, the first classes.
+    diff A.json B.json: classes that only one of them keeps.
+    union A.json B.json ...: what any of them keeps, written to --out.
+    intersect A.json B.json ...: what all of them keep, written to --out.
+    export A.json: upstream's .indices tensor, written to --out.
+    import A.indices: a selection from upstream's .indices tensor, written to --out.
+
+    Args:
+        action_and_files: One of the actions above, and its files.
+        source: The source .beton: for class names, and needed by union, intersect, export and import.
+        out: File to write.
+        top: Classes to list.
+    """
+    action, *files = action_and_files
+    if action not in ACTIONS:
+        raise UsageError(f"selection {action}: known actions are {', '.join(ACTIONS)}")
+    if len(files) < ACTIONS[action] or (len(files) > ACTIONS[action] and action not in ("union", "intersect")):
+        raise UsageError(f"selection {action}: takes {ACTIONS[action]} file(s), but {len(files)} were given")
+    if action in ("show", "diff"):
+        beton = Beton(source) if source else None
+        return _show(files[0], beton, top) if action == "show" else _diff(files, beton, top)
+    if not source or not out:
+        raise UsageError(f"selection {action}: needs --source S.beton and --out FILE")
+    beton = Beton(source)
+    if action == "export":
+        count = export_indices(Selection.load(files[0]), beton, out)
+        cli.message(f"{count:,} record numbers of {source} -> {out}")
+        return {"kind": "selection", "out": out, "records": count}
+    if action == "import":
+        result = import_indices(files[0], beton)
+    else:
+        result = Selection.load(files[0])
+        for file in files[1:]:
+            result = getattr(result, action)(Selection.load(file), beton)
+    result.save(out)
+    cli.message(f"{_summary(result)} -> {out}")
+    return {"kind": "selection", "out": out, **result.to_dict()}
+
+
+def _show(path: str, beton: Beton | None, top: int) -> dict[str, Any]:
+    chosen = Selection.load(path)
+    names, kept = _names(chosen, beton), set(chosen.kept_classes)
+    cli.message(f"{path}: {_summary(chosen)}")
+    for label, value in (
+        ("parameters", chosen.parameters), ("surrogate", chosen.surrogate), ("targets", chosen.targets),
+        ("seconds", chosen.seconds), ("source", chosen.source),
+    ):  # fmt: skip
+        if value:
+            cli.message(f"  {label}: {json.dumps(value) if len(json.dumps(value)) < 300 else '(long; see the file)'}")
+    for c in chosen.ranking()[:top].tolist():
+        cli.message(f"  {chosen.scores[c]:>12g}  {'kept   ' if c in kept else 'dropped'}  {names[c]}")
+    return {"kind": "selection", **chosen.to_dict()}
+
+
+def _diff(files: list[str], beton: Beton | None, top: int) -> dict[str, Any]:
+    a, b = (Selection.load(f) for f in files)
+    if a.source != b.source:
+        raise SelectionError(f"{files[0]} and {files[1]} are of different sources: {a.source} and {b.source}")
+    names = _names(a, beton)
+    mine, theirs = set(a.kept_classes), set(b.kept_classes)
+    both = len(mine & theirs)
+    cli.message(f"{both} classes in both; of {len(mine | theirs)} in either, {100 * both / len(mine | theirs):.0f} %")
+    for file, only in ((files[0], mine - theirs), (files[1], theirs - mine)):
+        more = f" and {len(only) - top} more" if len(only) > top else ""
+        cli.message(f"only in {file} ({len(only)}): " + ", ".join(names[c] for c in sorted(only)[:top]) + more)
+    return {"kind": "diff", "both": both, "only": [sorted(mine - theirs), sorted(theirs - mine)]}
+
+
+def _names(chosen: Selection, beton: Beton | None) -> list[str]:
+    if beton is None:
+        return [str(c) for c in range(chosen.source["classes"])]
+    chosen.check(beton)
+    return beton.class_names
+
+
+def _summary(chosen: Selection) -> str:
+    records = "" if chosen.records is None else " (single records)"
+    return (
+        f"{chosen.method}, {len(chosen.kept_classes)} of {chosen.source['classes']} classes, "
+        f"{chosen.kept_samples:,} of {chosen.source['samples']:,} samples{records}"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.run(selection, argv, variadic="action_and_files", name="selection")

@@ -1,0 +1,98 @@
+"""Keep rules, and several targets."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dp4tl_fast.choose import choose, in_turn
+from dp4tl_fast.errors import UsageError
+from dp4tl_fast.mapping.keep import auto_cut, cut
+from dp4tl_fast.mapping.registry import Scores
+
+ORDER, SIZES = np.array([2, 0, 1, 3]), np.array([10, 30, 20, 40])  # in order: 20, 10, 30, 40 of 100 records
+
+
+@pytest.mark.parametrize(
+    ("keep", "count"),
+    [
+        ("0.5", 2), ("3", 3), ("samples:0.2", 1), ("samples:0.21", 2), ("samples:0.3", 2), ("samples:1", 4),
+        ("budget:0.2", 1), ("budget:0.29", 1), ("budget:0.3", 2), ("budget:0.99", 3), ("budget:1.0", 4),
+    ],
+)  # fmt: skip
+def test_rules(keep, count):
+    assert cut(keep, ORDER, SIZES, None) == count
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ("budget:0.1", "keeps nothing"), ("samples:0", "above 0"), ("samples:", "above 0"), ("budget:nan", "above 0"),
+        ("auto", "no votes"), ("auto:2", "no votes"), ("often", "give a fraction"), ("5", "1 to the source's 4"),
+    ],
+)  # fmt: skip
+def test_rules_refused(keep, message):
+    with pytest.raises(UsageError, match=message):
+        cut(keep, ORDER, SIZES, None)
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=30), st.floats(0.05, 1), st.integers(0, 99))
+def test_auto_carries_the_share(votes, share, seed):
+    votes = np.array(votes)
+    order = np.argsort(-votes, kind="stable")
+    if votes.sum() == 0:
+        with pytest.raises(UsageError, match="no target image voted"):
+            auto_cut(order, votes, share)
+        return
+    count = auto_cut(order, votes, share, seed)
+    plain = int((np.cumsum(votes[order]) < share * votes.sum() - 1e-9).sum()) + 1
+    assert plain <= count <= len(votes)  # never fewer than the observed ranking needs
+    assert count == auto_cut(order, votes, share, seed)
+    assert cut(f"auto:{share}", order, np.ones_like(votes), votes, seed=seed) == count
+
+
+def test_auto_keeps_more_when_the_ranking_is_uncertain():
+    few = np.array([64, 32, 16, 8, 4, 2, 1])
+    order = np.arange(7)  # the first four carry 120 of 127; with the fifth in the fourth's place they carry 116
+    assert auto_cut(order, few * 1000, 0.944) == 4
+    assert auto_cut(order, few, 0.944) == 5  # 8 and 4 of 127 change places in more than one draw of twenty
+
+
+def scores(values, votes=True):
+    values = np.array(values)
+    return Scores(values.astype(float), tie_breaks=np.zeros(len(values)), votes=values if votes else None)
+
+
+A, B = scores([9, 8, 7, 0, 0, 0]), scores([0, 0, 0, 1, 2, 3])
+ONES = np.ones(6, int)
+
+
+def kept(merge, keep="2", reverse=False, sizes=ONES):
+    return choose([A, B], [24, 6], sizes, keep, merge, reverse, 0).kept.tolist()
+
+
+def test_merges():
+    assert kept("sum") == [0, 1]  # the large target has all the say
+    assert kept("union") == [0, 1, 4, 5]
+    assert kept("turns") == [0, 5]
+    assert kept("turns", "5") == [0, 5, 1, 4, 2]
+    assert kept("sum", reverse=True) == [3, 4]
+    assert kept("sum", sizes=np.array([0, 1, 1, 1, 1, 1])) == [1, 2]  # a class without records takes no place
+    with pytest.raises(UsageError, match="sum, union, turns"):
+        kept("magic")
+
+
+def test_sum_weighs_tie_breaks_by_images():
+    a, b = (Scores(np.zeros(2), tie_breaks=np.array(t)) for t in ([1.0, 0.0], [0.0, 1.0]))
+    assert choose([a, b], [3, 1], np.ones(2, int), "1", "sum", False, 0).kept.tolist() == [0]
+    assert choose([a, b], [1, 3], np.ones(2, int), "1", "sum", False, 0).kept.tolist() == [1]
+
+
+@given(st.integers(1, 8), st.integers(1, 4), st.integers(0, 2**31))
+def test_in_turn_holds_every_unit_once(n, targets, seed):
+    random = np.random.default_rng(seed)
+    orders = [random.permutation(n) for _ in range(targets)]
+    merged = in_turn(orders).tolist()
+    assert sorted(merged) == list(range(n)) and merged[0] == orders[0][0]
+    for k in range(1, n + 1):  # the first k of everyone are in by then
+        assert set(np.concatenate([o[:k] for o in orders])) <= set(merged[: k * targets])
