@@ -28,6 +28,8 @@ from kernel_cases import (
 
 from dp4tl_fast.errors import UsageError
 from dp4tl_fast.kernels import linear_label_counts, nearest_centroid
+from dp4tl_fast.kernels.dispatch import native
+from dp4tl_fast.kernels.linear_argmax import _native as native_argmax
 from dp4tl_fast.kernels.linear_label_counts.reference import linear_label_counts as linear_reference
 from dp4tl_fast.kernels.nearest_centroid.reference import nearest_centroid as reference
 
@@ -195,3 +197,35 @@ def test_memory_is_bounded(dtype):
     # The whole matrix of scores would be 1,600 MiB in float32. Allowed: a few tiles of 8 MiB and a thread's stacks.
     run = subprocess.run([sys.executable, "-c", MEMORY.format(dtype=dtype)], capture_output=True, text=True, check=True)
     assert int(run.stdout) < 64
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("isa", native().isas())
+@pytest.mark.parametrize("screen", [False, True])
+@SOME
+@given(
+    rows=ROWS, k=SIZES, depth=DEPTHS, dtype=st.sampled_from(DTYPES), seed=SEEDS, shift=st.sampled_from([0.0, 4.0, 100.0])
+)
+def test_screening_in_bfloat16_loses_no_winner(isa, screen, rows, k, depth, dtype, seed, shift):
+    # A shift makes products large against their differences: screening alone could not tell most columns apart.
+    x = (torch.randn(rows, depth, generator=generator(seed)) + shift).to(dtype)
+    w = (torch.randn(k, depth, generator=generator(seed + 1)) + shift).to(dtype)
+    offset = torch.randn(k, generator=generator(seed + 2))
+    index, value = native_argmax(x, w, offset, isa, screen)
+    scores = x.double() @ w.double().T + offset
+    error = dot_error(x, w, offset)
+    assert_winners(index, scores, error)
+    assert bool(((value - scores.gather(1, index[:, None])[:, 0]).abs() <= error).all())
+
+
+def test_undecided_tiles_turn_screening_off(monkeypatch):
+    # Columns that differ by less than bfloat16 resolves: every one of them is a candidate for every row.
+    w = 1 + torch.randn(300, 40, generator=generator(0)) / 1e4
+    x = torch.randn(100, 40, generator=generator(1))
+    dtypes = []
+    product = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b, out: dtypes.append(a.dtype) or product(a, b, out=out))
+    monkeypatch.setattr("dp4tl_fast.kernels.linear_argmax.TILE_ROWS", 30)
+    index, _ = native_argmax(x, w, torch.zeros(300), screen=True)
+    assert dtypes == [torch.bfloat16] + 3 * [torch.float32]
+    assert_winners(index, x.double() @ w.double().T, dot_error(x, w, torch.zeros(300)))
