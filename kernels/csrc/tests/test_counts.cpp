@@ -1,0 +1,75 @@
+// Row reductions: every instruction set against a plain loop, at every length around a vector and every alignment.
+// Run with -DDP4TL_SANITIZE=ON this also shows that no variant reads beyond a row.
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "core/counts.h"
+#include "tests/check.h"
+
+using namespace dp4tl;
+
+namespace {
+
+uint16_t bf16(float x) {  // small integers only: exact
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return static_cast<uint16_t>(bits >> 16);
+}
+
+Best plain(const std::vector<float>& row) {
+  Best best = {-INFINITY, 0};
+  for (size_t k = 0; k < row.size(); ++k) {
+    if (std::isnan(row[k])) return {NAN, kNan};
+    if (row[k] > best.value) best = {row[k], static_cast<int64_t>(k)};
+  }
+  return best;
+}
+
+// Rows live in memory of exactly their size, so that the address sanitizer sees a read beyond the end.
+template <class T, class Convert>
+void check_rows(Scalar scalar, Isa isa, std::mt19937& random, Convert convert) {
+  for (int n = 1; n < 200; ++n) {
+    for (int shift = 0; shift < 3; ++shift) {
+      std::vector<float> row(n);
+      for (float& x : row) x = static_cast<float>(static_cast<int>(random() % 9) - 4);
+      if (random() % 4 == 0) row[random() % n] = random() % 2 ? NAN : -NAN;
+      if (random() % 4 == 0) row[random() % n] = random() % 2 ? INFINITY : -INFINITY;
+      std::unique_ptr<T[]> memory(new T[n + shift]);
+      for (int k = 0; k < n; ++k) memory[shift + k] = convert(row[k]);
+      const Best got = row_argmax(scalar, isa)(memory.get() + shift, nullptr, n), expected = plain(row);
+      CHECK(got.index == expected.index, "isa %d n %d shift %d: %ld, expected %ld", static_cast<int>(isa), n, shift,
+            static_cast<long>(got.index), static_cast<long>(expected.index));
+      CHECK(got.index == kNan || got.value == expected.value, "isa %d n %d", static_cast<int>(isa), n);
+    }
+  }
+}
+
+void check_threads() {
+  const int64_t rows = 5000, classes = 37;
+  std::vector<float> logits(rows * classes);
+  std::vector<int64_t> group(rows), one(3 * classes), many(3 * classes);
+  std::mt19937 random(2);
+  for (float& x : logits) x = static_cast<float>(random() % 5);
+  for (int64_t& g : group) g = random() % 3;
+  const Matrix matrix = {logits.data(), Scalar::f32, rows, classes, classes};
+  CHECK(label_counts(matrix, group.data(), one.data(), {1, Isa::baseline}) == -1);
+  CHECK(label_counts(matrix, group.data(), many.data(), {5, best_isa()}) == -1);
+  CHECK(one == many);
+  logits[4321 * classes + 5] = logits[1234 * classes + 9] = NAN;
+  CHECK(label_counts(matrix, group.data(), many.data(), {5, best_isa()}) == 1234);
+}
+
+}  // namespace
+
+int main() {
+  std::mt19937 random(1);
+  for (int isa = 0; isa <= static_cast<int>(best_isa()); ++isa) {
+    check_rows<float>(Scalar::f32, static_cast<Isa>(isa), random, [](float x) { return x; });
+    check_rows<uint16_t>(Scalar::bf16, static_cast<Isa>(isa), random, bf16);
+  }
+  check_threads();
+  return 0;
+}
