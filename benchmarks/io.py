@@ -33,14 +33,13 @@ kept = np.random.default_rng(seed).permutation(beton.num_classes)[: round(keep *
 records = np.flatnonzero(np.isin(beton.labels, kept))
 def read():
     return int(next(l.split()[1] for l in open("/proc/self/io") if l.startswith("read_bytes")))
-if backend == "ours":
-    from dp4tl_fast.loaders import LoaderSpec
-    from dp4tl_fast.loaders.native import NativeLoader
+if backend in ("ours", "backend-ffcv", "backend-dali"):
+    from dp4tl_fast.loaders import LoaderSpec, open_loader
     class Kept:
         def indices(self, beton):
             return records
     spec = LoaderSpec(batch_size=256, size=32, transform="random_resized_crop", shuffle=True, workers=2, max_ram=ram)
-    loader = NativeLoader(beton, Kept(), spec)
+    loader = open_loader(beton, Kept(), spec, "native" if backend == "ours" else backend.removeprefix("backend-"))
 else:
     from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
@@ -89,7 +88,9 @@ def run(suite: Suite) -> None:
         worst = 0.0
         for layout, path in (("class", by_class), ("shuffled", shuffled)):
             for keep in KEEP:
-                subjects = ["ours", "ours-max-ram", "ffcv"] + ["ffcv-quasi-random"] * (layout == "class" and keep == 0.2)
+                # backend-*: our FFCV and DALI backends; ffcv: its own loader
+                subjects = ["ours", "ours-max-ram", "backend-ffcv", "backend-dali", "ffcv"]
+                subjects += ["ffcv-quasi-random"] * (layout == "class" and keep == 0.2)
                 results = {s: [measure(path, keep, s, seed) for seed in range(ROUNDS)] for s in subjects}
                 case = f"{layout}-{round(100 * keep)}%"
                 suite.add(f"{case}-seconds", {s: [r["seconds"] for r in rs] for s, rs in results.items()}, "s", ratio_to="ffcv")
