@@ -27,6 +27,7 @@ from dp4tl_fast.errors import BackendError, UsageError
 from dp4tl_fast.kernels import label_counts
 from dp4tl_fast.kernels.dispatch import native
 from dp4tl_fast.kernels.label_counts import _native as native_label_counts
+from dp4tl_fast.kernels.label_counts import tuning
 from dp4tl_fast.kernels.label_counts.reference import label_counts as reference
 
 
@@ -112,6 +113,14 @@ def test_ties_go_to_the_lowest_class(implementation):
     assert label_counts(logits, 300, implementation=implementation)[77] == 5
     logits[:] = -torch.inf
     assert label_counts(logits, 300, implementation=implementation)[0] == 5
+
+
+@pytest.mark.parametrize("classes", [16, 17, 31, 33, 70])
+def test_triton_walks_many_classes_in_blocks(classes, monkeypatch):
+    monkeypatch.setattr(tuning, "MAX_CLASSES", 16)
+    logits = special(integers(classes, 200, classes), classes).to(device_of("triton"))
+    got = label_counts(logits, classes, nan="skip", implementation="triton")
+    assert torch.equal(got, reference(logits, None, 1)[0][0])
 
 
 @pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "reference"])

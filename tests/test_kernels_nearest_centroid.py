@@ -229,3 +229,16 @@ def test_undecided_tiles_turn_screening_off(monkeypatch):
     index, _ = native_argmax(x, w, torch.zeros(300), screen=True)
     assert dtypes == [torch.bfloat16] + 3 * [torch.float32]
     assert_winners(index, x.double() @ w.double().T, dot_error(x, w, torch.zeros(300)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("seed", range(10))
+def test_screening_allows_for_the_rounding_of_its_factors(dtype, seed):
+    # Columns almost orthogonal to the row: the products are tiny, the rounding errors of their terms are not.
+    x = torch.randn(1, 130, generator=generator(seed)).to(dtype)
+    w = torch.randn(60, 130, generator=generator(seed + 100))
+    direction = x.float() / x.float().norm()
+    wanted = torch.linspace(-0.05, 0.05, 60)[torch.randperm(60, generator=generator(seed))]
+    w = (w - (w @ direction.T) * direction + wanted[:, None] * direction).to(dtype)
+    index, _ = native_argmax(x, w, torch.zeros(60), screen=True)
+    assert_winners(index, x.double() @ w.double().T, dot_error(x, w, torch.zeros(60)))
