@@ -22,7 +22,7 @@ from dp4tl_fast.convert import convert
 from dp4tl_fast.sources.folder import FolderSource
 
 WORKERS = 2
-COPIES = 6  # of the 500 sample images, as links: enough that start-up does not count
+COPIES = 4  # of the 500 sample images, as links: enough that start-up does not count
 MAX_SIDE, QUALITY = 400, 90
 KEEP_GOAL, REENCODE_GOAL = 10.0, 2.0
 
