@@ -47,7 +47,7 @@ class Surrogate:
         crop_ratio = 224 / 256 if self.size > 64 else 1.0  # the evaluation transform: no augmentation
         self._spec = LoaderSpec(batch_size=batch_size, size=self.size, crop_ratio=crop_ratio, workers=workers)
         self._backend = backend
-        self.identity = {"arch": meta["arch"], "size": self.size, "weights_sha256": checkpoint.weights_hash(path)}
+        self.identity = {"arch": meta["arch"], "size": self.size, "weights_sha256": checkpoint.weights_hash(path, self.model)}
         self._pixels = {"mean": mean, "std": std, "crop_ratio": crop_ratio, "backend": backend, "device": self.place.type}
         self.profile = {"wait_for_images": 0.0, "forward": 0.0}  # seconds
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,7 +53,7 @@ def build(arch: str, num_classes: int) -> nn.Module:
 
     Args:
         arch: ``small-W`` (a ``SmallResNet`` of width W at half the input's resolution), ``small-W-full`` (at full
-            resolution), or any classification model of torchvision.
+            resolution), any classification model of torchvision, or ``timm:NAME`` for timm's.
         num_classes: Width of the head.
     """
     small = re.fullmatch(r"small-(\d+)(-full)?", arch)
@@ -60,16 +61,57 @@ def build(arch: str, num_classes: int) -> nn.Module:
         make: Callable[..., nn.Module] = partial(SmallResNet, int(small[1]), stem_stride=1 if small[2] else 2)
         if not 1 <= int(small[1]) <= 1024:
             raise UsageError(f"architecture {arch!r}: the width must be from 1 to 1024")
+    elif arch.startswith("timm:"):
+        make = partial(_timm, arch.removeprefix("timm:"))
     else:
         from torchvision import models
 
         names = models.list_models(module=models)
         if arch not in names:
             raise UsageError(
-                f"unknown architecture {arch!r}. Known: small-16, small-32-full, ... and torchvision's {', '.join(names)}"
+                f"unknown architecture {arch!r}. Known: small-16, small-32-full, ..., timm:NAME, and torchvision's {', '.join(names)}"
             )
         make = partial(models.get_model, arch, weights=None)
     return make(num_classes=num_classes).to(memory_format=torch.channels_last)
+
+
+def _timm(name: str, num_classes: int) -> nn.Module:
+    try:
+        import timm
+    except ImportError:
+        raise UsageError(f"architecture timm:{name}: timm is not installed. pip install 'dp4tl_fast[timm]'") from None
+    if not timm.is_model(name):
+        close = ", ".join(timm.list_models(f"*{name[:6]}*")[:10])
+        raise UsageError(f"unknown architecture timm:{name}" + (f". Similar: {close}" if close else ""))
+    return timm.create_model(name, pretrained=False, num_classes=num_classes)
+
+
+def published(arch: str, name: str) -> tuple[nn.Module, dict[str, Any]]:
+    """A torchvision model with published weights, downloaded once into torch's cache.
+
+    Args:
+        arch: Classification model of torchvision.
+        name: Of the weights, e.g. ``IMAGENET1K_V1`` or ``DEFAULT``.
+
+    Returns:
+        The model, and ``arch``, ``num_classes``, ``size``, ``mean``, ``std`` and the ``weights``' full name.
+    """
+    from torchvision import models
+
+    if arch not in models.list_models(module=models):
+        raise UsageError(f"torchvision:{name}: torchvision has no classification model {arch!r}. Name one with --arch")
+    known = models.get_model_weights(arch)
+    if name not in known.__members__:
+        raise UsageError(f"torchvision:{name}: the weights of {arch} are {', '.join(known.__members__)}")
+    weights = known[name]
+    try:
+        model = models.get_model(arch, weights=weights)
+    except OSError as error:  # URLError is one
+        raise UsageError(f"torchvision:{name}: the weights of {arch} cannot be downloaded ({error})") from None
+    transform = weights.transforms()
+    meta = {"arch": arch, "num_classes": len(weights.meta["categories"]), "size": transform.crop_size[0],
+            "mean": tuple(transform.mean), "std": tuple(transform.std), "weights": str(weights)}  # fmt: skip
+    return model.to(memory_format=torch.channels_last), meta
 
 
 def head(model: nn.Module) -> tuple[str, nn.Linear]:

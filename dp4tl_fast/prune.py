@@ -70,7 +70,8 @@ def prune(
         target: Target *training* .beton; give it again for several targets.
         merge: How several targets become one selection: sum (scores are added), union (of the selections for each), or
             turns (each in turn chooses its best class). The selections for each are written beside it.
-        surrogate: Run folder or weights of a small network trained on the source.
+        surrogate: Run folder or weights of a small network trained on the source; or torchvision:DEFAULT (or another name
+            of published weights) with --arch.
         train_surrogate: Run folder to train a surrogate in, in a short run; reused when it is complete.
         surrogate_epochs: Length of that run.
         arch: The surrogate's architecture, where its file does not say.

@@ -17,7 +17,7 @@ from dp4tl_fast import embedding
 from dp4tl_fast.__main__ import main as dispatch
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.convert import convert
-from dp4tl_fast.errors import SelectionError, UsageError
+from dp4tl_fast.errors import Dp4tlError, SelectionError, UsageError
 from dp4tl_fast.mapping.registry import METHODS
 from dp4tl_fast.pretrain import PretrainConfig, pretrain
 from dp4tl_fast.prune import prune
@@ -247,6 +247,35 @@ def test_train_surrogate_counts_its_cost_and_is_reused(data, tmp_path, monkeypat
     stamp = checkpoint.find_weights(tmp_path / "net").stat().st_mtime_ns
     run(data, tmp_path / "b.json", method="lm", **options)
     assert checkpoint.find_weights(tmp_path / "net").stat().st_mtime_ns == stamp
+
+
+def test_published_and_timm_surrogates(data, tmp_path, monkeypatch):
+    """Weights as torchvision publishes them, from its download cache (filled here with a random network)."""
+    from torchvision.models import MobileNet_V3_Small_Weights, mobilenet_v3_small
+
+    from dp4tl_fast import models
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    weights = MobileNet_V3_Small_Weights.IMAGENET1K_V1
+    folder = tmp_path / "hub/checkpoints"
+    folder.mkdir(parents=True)
+    torch.save(mobilenet_v3_small().state_dict(), folder / weights.url.rpartition("/")[2])
+    published = {"surrogate": "torchvision:DEFAULT", "method": "fm"}  # its 1000 classes are not the source's: fm may
+    result = run(data, tmp_path / "a.json", arch="mobilenet_v3_small", **published)
+    assert result["surrogate"]["size"] == 224 and sum(result["scores"]) == 9
+    with pytest.raises(UsageError, match="knows 1000 classes"):
+        run(data, tmp_path / "b.json", arch="mobilenet_v3_small", surrogate="torchvision:DEFAULT")
+    with pytest.raises(UsageError, match="are IMAGENET1K_V1, DEFAULT|are IMAGENET1K_V1"):
+        run(data, tmp_path / "b.json", arch="mobilenet_v3_small", surrogate="torchvision:BEST")
+    with pytest.raises(Dp4tlError, match="--arch"):
+        run(data, tmp_path / "b.json", surrogate="torchvision:DEFAULT")
+
+    network = models.build("timm:test_resnet", 4)
+    torch.save({f"module.{k}": v for k, v in network.state_dict().items()}, tmp_path / "w.pt")
+    timm = run(data, tmp_path / "t.json", surrogate=str(tmp_path / "w.pt"), arch="timm:test_resnet", size=32)
+    assert sum(timm["scores"]) == 9
+    with pytest.raises(UsageError, match="unknown architecture timm:nothing"):
+        run(data, tmp_path / "b.json", surrogate=str(tmp_path / "w.pt"), arch="timm:nothing")
 
 
 def test_forgetting_was_counted_for_every_record(data):

@@ -23,6 +23,7 @@ from dp4tl_fast.errors import CheckpointError
 from dp4tl_fast.files import commit, partial_path
 
 WEIGHTS, STATE, META = "weights.safetensors", "state.pt", "dp4tl"
+PUBLISHED = "torchvision:"  # torchvision:DEFAULT, torchvision:IMAGENET1K_V1: torchvision's own weights
 PREFIXES = ("module.", "_orig_mod.")  # what DDP and torch.compile put before names
 
 
@@ -105,12 +106,17 @@ def load_model(path: str | Path, arch: str | None = None) -> tuple[nn.Module, di
     """Rebuild a network with its weights.
 
     Args:
-        path: As for ``find_weights``.
-        arch: Needed for files that dp4tl_fast did not write; else it must agree with the file.
+        path: As for ``find_weights``, or ``torchvision:NAME`` for weights that torchvision publishes.
+        arch: Needed for weights that dp4tl_fast did not write; else it must agree with the file.
 
     Returns:
         The model in eval mode, and metadata with at least ``arch`` and ``num_classes``.
     """
+    if str(path).startswith(PUBLISHED):
+        if not arch:
+            raise CheckpointError(f"{path}: of which architecture? Name it with --arch")
+        model, meta = models.published(arch, str(path).removeprefix(PUBLISHED))
+        return model.eval(), meta
     tensors, meta = read_weights(path)
     if arch and meta.get("arch", arch) != arch:
         raise CheckpointError(f"{path}: holds a {meta['arch']}, not a {arch}")
@@ -137,8 +143,13 @@ def load_into(model: nn.Module, tensors: dict[str, torch.Tensor], what: str) -> 
     model.load_state_dict(tensors)
 
 
-def weights_hash(path: str | Path) -> str:
-    """SHA-256 of the weights file: a surrogate's identity."""
+def weights_hash(path: str | Path, model: nn.Module) -> str:
+    """SHA-256 of the weights file: a surrogate's identity. Of ``model``'s tensors, where torchvision keeps the file."""
+    if str(path).startswith(PUBLISHED):
+        tensors = hashlib.sha256()
+        for name, tensor in sorted(model.state_dict().items()):
+            tensors.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        return tensors.hexdigest()
     with open(find_weights(path), "rb") as file:
         digest = hashlib.sha256()
         while chunk := file.read(1 << 20):
