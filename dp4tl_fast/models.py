@@ -69,7 +69,8 @@ def build(arch: str, num_classes: int) -> nn.Module:
         names = models.list_models(module=models)
         if arch not in names:
             raise UsageError(
-                f"unknown architecture {arch!r}. Known: small-16, small-32-full, ..., timm:NAME, and torchvision's {', '.join(names)}"
+                f"unknown architecture {arch!r}. Known: small-16, small-32-full, ..., timm:NAME, "
+                f"and torchvision's {', '.join(names)}"
             )
         make = partial(models.get_model, arch, weights=None)
     return make(num_classes=num_classes).to(memory_format=torch.channels_last)
