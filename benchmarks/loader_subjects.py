@@ -120,21 +120,30 @@ def spdl(options: dict[str, Any]) -> Callable[[], Iterable]:
     import random
 
     import spdl.io
+    import torch
     from spdl.pipeline import PipelineBuilder
 
     paths, side = image_paths(options), options["size"]
+    mean, std = (torch.tensor(v, dtype=torch.float16).view(3, 1, 1) for v in (MEAN, STD))
 
     def decode(path: str) -> Any:
-        # SPDL decodes and scales with FFmpeg; a random crop of the scaled image stands for the random resized crop.
-        packets = spdl.io.demux_image(path)
-        scaled = spdl.io.get_filter_desc(packets, scale_width=side, scale_height=side, pix_fmt="rgb24")
-        return spdl.io.decode_packets(packets, filter_desc=scaled)
+        share = random.uniform(0.08, 1) ** 0.5  # of each side; FFmpeg crops, scales and mirrors
+        crop = f"crop=iw*{share}:ih*{share}:iw*{(1 - share) * random.random()}:ih*{(1 - share) * random.random()}"
+        mirror = ",hflip" if random.random() < 0.5 else ""
+        filters = f"{crop},scale={side}:{side}{mirror},format=pix_fmts=rgb24"
+        return spdl.io.decode_packets(spdl.io.demux_image(path), filter_desc=filters)
+
+    decode(paths[0])  # without FFmpeg's libraries it fails here, not silently in its threads
+
+    def batch(frames: list[Any]) -> Any:
+        images = spdl.io.to_torch(spdl.io.convert_frames(frames)).permute(0, 3, 1, 2)
+        return (images.half() / 255 - mean) / std
 
     def epoch() -> Iterable:
         order = random.sample(paths, len(paths))
         builder = PipelineBuilder().add_source(order).pipe(decode, concurrency=options["threads"]).aggregate(BATCH)
-        builder = builder.pipe(spdl.io.convert_frames).pipe(spdl.io.to_torch).add_sink(3)
-        with builder.build(num_threads=options["threads"]).auto_stop() as pipeline:
+        pipeline = builder.pipe(batch).add_sink(3).build(num_threads=options["threads"])
+        with pipeline.auto_stop():
             yield from pipeline
 
     return epoch

@@ -106,9 +106,10 @@ void File::check() const {
 }
 
 void File::prefetch(uint64_t offset, size_t size) const {
-  char first;
-  iovec one{&first, 1};
-  if (::preadv2(fd_, &one, 1, static_cast<off_t>(offset), RWF_NOWAIT) == 1) return;  // cached: spare the walk over its pages
+  char byte;
+  iovec one{&byte, 1};
+  const auto cached = [&](uint64_t at) { return ::preadv2(fd_, &one, 1, static_cast<off_t>(at), RWF_NOWAIT) == 1; };
+  if (size == 0 || (cached(offset) && cached(offset + size - 1))) return;  // spare the walk over its pages
   ::posix_fadvise(fd_, static_cast<off_t>(offset), static_cast<off_t>(size), POSIX_FADV_WILLNEED);
 }
 

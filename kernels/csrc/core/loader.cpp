@@ -77,7 +77,7 @@ void Loader::start(std::vector<int64_t> records, std::vector<int64_t> bounds, st
     records_ = std::move(records);
     bounds_ = std::move(bounds);
     if (windows.size() > 1) readahead_ = std::make_unique<ReadAhead>(*beton_, records_, std::move(windows), kReadThreads);
-    opened_ = taken_ = claimed_ = 0;
+    opened_ = taken_ = claimed_ = asked_ = 0;
     epoch_ = epoch;
     profile_ = Profile{};
     failed_ = false;
@@ -174,9 +174,11 @@ void Loader::work() {
     claimed_ += count;
     ++busy_;
     const uint32_t epoch = epoch_;
-    const bool prefetch = !readahead_;
+    const int64_t ask = asked_;
+    if (!readahead_) asked_ = std::min(slot.first + first + count + kAhead, static_cast<int64_t>(records_.size()));
+    const int64_t asked = asked_;
     lock.unlock();
-    if (prefetch) ask_for(slot.first + first + kAhead, count);
+    ask_for(ask, asked);
     process(reader, slot, first, count, epoch);
     lock.lock();
     --busy_;
@@ -189,8 +191,7 @@ void Loader::work() {
 }
 
 // Have the system read records in the background that come up soon: an exact range each.
-void Loader::ask_for(int64_t position, int64_t count) const {
-  const int64_t end = std::min(position + count, static_cast<int64_t>(records_.size()));
+void Loader::ask_for(int64_t position, int64_t end) const {
   for (; position < end; ++position) {
     const Record& r = beton_->records[static_cast<size_t>(records_[static_cast<size_t>(position)])];
     beton_->file.prefetch(r.offset, r.size);

@@ -82,7 +82,7 @@ class Loader {
   void join();
   void process(RecordReader& reader, const Slot& slot, int64_t first, int64_t count, uint32_t epoch);
   bool can_claim() const;
-  void ask_for(int64_t position, int64_t count) const;
+  void ask_for(int64_t position, int64_t end) const;
 
   const std::shared_ptr<const Beton> beton_;
   const LoaderOptions options_;
@@ -96,6 +96,7 @@ class Loader {
   int64_t opened_ = 0;       // batches begun
   int64_t taken_ = 0;        // batches handed to the consumer
   int64_t claimed_ = 0;      // records of the newest open batch that were given to threads
+  int64_t asked_ = 0;        // records that the system was asked to read in the background
   int busy_ = 0;             // threads inside process()
   uint32_t epoch_ = 0;
   bool running_ = false, quit_ = false, failed_ = false;
