@@ -241,6 +241,8 @@ def _settings(config: PretrainConfig, selection: Selection | None) -> dict[str, 
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE_ON_RESUME}
     if selection is not None:
         settings["selection_classes_sha256"] = hashlib.sha256(json.dumps(selection.kept_classes).encode()).hexdigest()
+        if selection.records is not None:
+            settings["selection_records_sha256"] = hashlib.sha256(selection.records.tobytes()).hexdigest()
     return settings
 
 

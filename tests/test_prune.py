@@ -317,6 +317,26 @@ def test_bad_score_tables(data, tmp_path, case):
         run(data, tmp_path / "s.json", method="influence", scores=str(tmp_path / "t.csv"))
 
 
+def test_pretraining_on_single_records(data, tmp_path):
+    """Only the surviving records are read, and the run is tied to them, not to their classes alone."""
+
+    def train(selection, **more):
+        return pretrain(
+            PretrainConfig(
+                source=str(data / "source.beton"), val=str(data / "source.beton"), selection=str(selection), arch="small-4",
+                size=16, batch_size=4, epochs=1, out=str(tmp_path / "r"), tensorboard=False, workers=1, **more,
+            )
+        )  # fmt: skip
+
+    run(data, tmp_path / "a.json", method="moderate", keep="0.5")
+    run(data, tmp_path / "b.json", method="moderate", keep="0.5", reverse=True)
+    assert Selection.load(tmp_path / "a.json").kept_classes == Selection.load(tmp_path / "b.json").kept_classes
+    assert train(tmp_path / "a.json")["samples"] == 24
+    assert json.loads((tmp_path / "r/metrics.jsonl").read_text())["samples"] == 24
+    with pytest.raises(UsageError, match="selection_records_sha256"):
+        train(tmp_path / "b.json", resume=True)
+
+
 # -- the selection command --------------------------------------------------------------------------------------------
 
 
