@@ -45,7 +45,7 @@ from dp4tl_fast.beton.verify import verify
 assert verify(Beton("FILE"), workers=2)["records"] == RECORDS
 """,
 }
-CHILD = """
+CHILD = r"""
 import json, re, sys, time
 start = time.perf_counter()
 exec(sys.argv[1])
