@@ -23,7 +23,10 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        # A wheel's module goes elsewhere than the checkout's: a folder of its own, or the next build of the checkout's own
+        # folder would put the module into the wheel's.
+        checkout = ROOT in target.parents and ROOT / "build" not in target.parents
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}{'' if checkout else '-wheel'}"
         build.mkdir(parents=True, exist_ok=True)
         configure = [
             "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",

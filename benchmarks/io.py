@@ -16,6 +16,8 @@ from benchmarks.loaders import Images, write_with_ffcv
 from benchmarks.startup import child
 from dp4tl_fast.beton import Beton, BetonWriter
 from dp4tl_fast.beton.format import MODE_JPEG
+from dp4tl_fast.loaders import LoaderSpec
+from dp4tl_fast.loaders.native import NativeLoader
 
 FILE_BYTES, CLASSES, KEEP, ROUNDS = 2 << 30, 1000, (1.0, 0.6, 0.4, 0.2), 5
 RAM = 512 << 20
@@ -80,11 +82,48 @@ def measure(path: Path, keep: float, subject: str, seed: int) -> dict[str, float
     return child(CHILD, str(path), str(keep), backend, str(ram), str(seed))
 
 
+QUASI_RANDOM = """
+import json, os, sys
+import numpy as np
+from ffcv.fields.decoders import IntDecoder
+from ffcv.loader import Loader, OrderOption
+from dp4tl_fast.beton import Beton
+loader = Loader(sys.argv[1], batch_size=256, num_workers=2, order=OrderOption.QUASI_RANDOM, drop_last=False, seed=0,
+                pipelines={"label": [IntDecoder()], "image": None, "index": None})
+labels = Beton(sys.argv[1]).labels[loader.next_traversal_order()]
+print(json.dumps(labels.tolist()))
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+def mixing(labels: np.ndarray, classes: int, batch: int = 256) -> tuple[list[float], list[float]]:
+    """Of every whole batch: distinct classes, and chi-square against equally frequent classes by degree of freedom."""
+    batches = labels[: len(labels) // batch * batch].reshape(-1, batch)
+    counts = [np.bincount(b, minlength=classes) for b in batches]
+    expected = batch / classes
+    return [float((c > 0).sum()) for c in counts], [float(((c - expected) ** 2).sum() / expected / (classes - 1)) for c in counts]
+
+
+def label_mixing(suite: Suite, by_class: Path) -> None:
+    """How well batches of a class layout mix the classes; a true shuffle has a chi-square of 1."""
+    beton = Beton(by_class)
+    loaders = {name: NativeLoader(beton, None, LoaderSpec(size=32, shuffle=True, workers=1, max_ram=ram))
+               for name, ram in (("ours", 0), ("ours-max-ram", RAM))}  # fmt: skip
+    orders = {name: beton.labels[loader.epoch_order()] for name, loader in loaders.items()}
+    orders["ffcv-quasi-random"] = np.array(child(QUASI_RANDOM, str(by_class)))
+    orders["file-order"] = beton.labels
+    measured = {name: mixing(labels, beton.num_classes) for name, labels in orders.items()}
+    suite.add("mixing-distinct-classes", {name: distinct for name, (distinct, _) in measured.items()}, "classes a batch")
+    suite.add("mixing-chi-square", {name: chi for name, (_, chi) in measured.items()}, "of a true shuffle")
+
+
 def run(suite: Suite) -> None:
     with tempfile.TemporaryDirectory() as name:
         jpeg, by_class, shuffled = (Path(name) / f"{n}.beton" for n in ("jpeg", "class", "shuffled"))
         write_with_ffcv(Images(suite.require_data()), jpeg, "jpg")
         write_layouts(jpeg, by_class, shuffled)
+        label_mixing(suite, by_class)
         worst = 0.0
         for layout, path in (("class", by_class), ("shuffled", shuffled)):
             for keep in KEEP:

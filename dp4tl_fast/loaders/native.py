@@ -5,7 +5,7 @@ a view shows is ``loaders/augment.py``'s pure function of (seed, epoch, record, 
 number of threads and after a resume.
 
 Each record is read when its turn comes, by one exact read and without readahead. With ``max_ram`` smaller than the data,
-blocks of 4 MiB from the whole file are read ahead into two buffers instead, and batches are drawn from a buffer.
+blocks of 1 MiB from the whole file are read ahead into two buffers instead, and batches are drawn from a buffer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dp4tl_fast.selection import Selection
 
 DEPTH = 3  # batches that are decoded ahead
-BLOCK_BYTES = 4 << 20  # one read of slow storage
+BLOCK_BYTES = 1 << 20  # one read of slow storage; small, so that a buffer holds many places of the file
 
 
 class NativeLoader(BaseLoader):
