@@ -16,13 +16,16 @@ class Tile(NamedTuple):
     stages: int
 
     def shared_bytes(self, itemsize: int) -> int:
-        """Shared memory of the pipeline: a tile of x and one of w a stage."""
-        return (self.rows + self.columns) * self.depth * itemsize * self.stages
+        """Shared memory of the pipeline, a tile of x and one of w a stage, and of the reductions at the end."""
+        return (self.rows + self.columns) * self.depth * itemsize * self.stages + SCRATCH_BYTES
 
+
+SCRATCH_BYTES = 16 << 10  # the compiler's use for reductions and changes of layout stays below
 
 # Best first on the machine they were measured on; the first that fits the GPU's shared memory is taken.
-HALF = (Tile(128, 256, 64, 8, 4), Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3), Tile(64, 64, 32, 4, 2))
-SINGLE = (Tile(128, 128, 32, 8, 3), Tile(64, 64, 32, 4, 2))  # 3xTF32 keeps two parts of each operand in registers
+SMALL = Tile(64, 64, 32, 4, 2)
+HALF = (Tile(128, 256, 64, 8, 4), Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3), Tile(128, 128, 32, 8, 3), SMALL)
+SINGLE = (Tile(128, 128, 32, 8, 3), SMALL)  # 3xTF32 keeps two parts of each operand in registers
 NARROW_COLUMNS = 64  # up to this many columns, wide tiles would be mostly padding
 
 CANDIDATES = (

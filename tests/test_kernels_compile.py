@@ -1,0 +1,71 @@
+"""The Triton kernels compile for a Hopper GPU, on any machine: the interpreter of the other tests runs no compiler."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+# Run without TRITON_INTERPRET, so in a process of its own. Prints, for each kernel, shared memory and what the PTX uses.
+COMPILE = """
+import json, sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from dp4tl_fast.kernels.kmeans import triton_impl as kmeans
+from dp4tl_fast.kernels.label_counts import triton_impl as labels, tuning as label_tuning
+from dp4tl_fast.kernels.linear_argmax import triton_impl as linear, tuning
+
+def compiled(kernel, arguments, constants, warps, stages):
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in constants else arguments[name] for name in names}
+    aligned = [name for name in names if name not in constants and name not in ("rows", "columns", "classes", "cells")]
+    source = ASTSource(
+        kernel, signature, {(names.index(name),): value for name, value in constants.items()},
+        {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps, "num_stages": stages})
+    return {"shared": built.metadata.shared, "wgmma": "wgmma.mma_async" in built.asm["ptx"]}
+
+results = {}
+for dtype, size, precision in (("bf16", 2, "ieee"), ("fp16", 2, "ieee"), ("fp32", 4, "tf32x3")):
+    pointer = f"*{dtype}"
+    tile = tuning.pick(size, 1000, 232448)  # the shared memory of an H100 or H200
+    arguments = dict.fromkeys(("group", "counts", "index"), "*i64") | dict.fromkeys(("offset", "value"), "*fp32")
+    arguments |= {"x": pointer, "w": pointer} | dict.fromkeys(
+        ("rows", "columns", "depth", "x_row_stride", "w_row_stride"), "i32")
+    constants = {"x_depth_stride": 1, "HAS_GROUP": True, "PRECISION": precision, "WIDEN": False,
+                 "BLOCK_ROWS": tile.rows, "BLOCK_COLUMNS": tile.columns, "BLOCK_DEPTH": tile.depth}
+    built = compiled(linear._kernel, arguments, constants, tile.warps, tile.stages)
+    results[f"linear_argmax-{dtype}"] = built | {"planned": tile.shared_bytes(size)}
+    height, width = label_tuning.block_shape(label_tuning.DEFAULT, 1000)
+    arguments = {"logits": pointer, "group": "*i64", "counts": "*i64", "nan_rank": "*i64"} | dict.fromkeys(
+        ("rows", "classes", "row_stride", "cells", "copies"), "i32")
+    constants = {"class_stride": 1, "HAS_GROUP": True, "BLOCK_ROWS": height, "BLOCK_CLASSES": width}
+    results[f"label_counts-{dtype}"] = compiled(labels._kernel, arguments, constants, label_tuning.DEFAULT.warps, 3)
+    arguments = {"x": pointer, "order": "*i64", "start": "*i64", "sums": "*fp64", "depth": "i32", "row_stride": "i32"}
+    constants = {"depth_stride": 1, "BLOCK_ROWS": kmeans.BLOCK_ROWS, "BLOCK_DEPTH": kmeans.BLOCK_DEPTH}
+    results[f"cluster_sums-{dtype}"] = compiled(kmeans._kernel, arguments, constants, 4, 3)
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    clean = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    clean["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    run = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, env=clean, check=False)
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+def test_kernels_compile_for_hopper(kernels, dtype):
+    argmax = kernels[f"linear_argmax-{dtype}"]
+    assert argmax["wgmma"]  # the tensor cores, also for float32 in three TF32 products
+    assert argmax["shared"] <= argmax["planned"]  # what `pick` compares with the GPU's shared memory
+    assert kernels[f"label_counts-{dtype}"]["shared"] < 2**14
+    assert kernels[f"cluster_sums-{dtype}"]["shared"] < 2**14
