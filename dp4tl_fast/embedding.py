@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from dp4tl_fast import cli, models
 from dp4tl_fast.beton import Beton
@@ -21,11 +22,13 @@ from dp4tl_fast.beton.sidecars import read_checksums
 from dp4tl_fast.errors import UsageError
 from dp4tl_fast.files import commit, partial_path, write_atomically
 from dp4tl_fast.loaders import IMAGENET_MEAN, IMAGENET_STD, LoaderSpec, open_loader
+from dp4tl_fast.loaders.order import rank_batches
 from dp4tl_fast.training import checkpoint
 from dp4tl_fast.training.device import pick_device
 from dp4tl_fast.training.loop import Normalise
+from dp4tl_fast.training.ranks import rank_and_ranks
 
-Fill = Callable[[np.ndarray, int, torch.Tensor, torch.Tensor], None]
+Fill = Callable[[np.ndarray, np.ndarray, torch.Tensor, torch.Tensor], None]  # (out, records, images, labels)
 
 
 class Surrogate:
@@ -45,14 +48,17 @@ class Surrogate:
         mean, std = tuple(meta.get("mean", IMAGENET_MEAN)), tuple(meta.get("std", IMAGENET_STD))
         self._normalise = Normalise(mean, std, self.place)
         crop_ratio = 224 / 256 if self.size > 64 else 1.0  # the evaluation transform: no augmentation
-        self._spec = LoaderSpec(batch_size=batch_size, size=self.size, crop_ratio=crop_ratio, workers=workers)
+        rank, ranks = rank_and_ranks()
+        self._spec = LoaderSpec(
+            batch_size=batch_size, size=self.size, crop_ratio=crop_ratio, workers=workers, rank=rank, world_size=ranks
+        )
         self._backend = backend
         self.identity = {"arch": meta["arch"], "size": self.size, "weights_sha256": checkpoint.weights_hash(path, self.model)}
         self._pixels = {"mean": mean, "std": std, "crop_ratio": crop_ratio, "backend": backend, "device": self.place.type}
         self.profile = {"wait_for_images": 0.0, "forward": 0.0}  # seconds
 
     def batches(self, beton: Beton, what: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """All images of a file once, in file order, normalised, and their labels; on the device."""
+        """This process's images of a file once, in file order, normalised, and their labels; on the device."""
         with open_loader(beton, None, self._spec, self._backend) as loader:
             iterator = iter(cli.progress(loader, desc=f"{what} {beton.path.name}", unit="batch", total=len(loader)))
             while True:
@@ -83,18 +89,18 @@ class Surrogate:
         """
         with models.FeatureTap(self.model) as tap:
 
-            def fill(out: np.ndarray, at: int, images: torch.Tensor, labels: torch.Tensor) -> None:
+            def fill(out: np.ndarray, records: np.ndarray, images: torch.Tensor, labels: torch.Tensor) -> None:
                 logits, features = tap(images)
                 features = features.float()
                 if not bool(features.isfinite().all()):
-                    record = at + int((~features.isfinite().all(1)).int().argmax())
+                    record = records[int((~features.isfinite().all(1)).int().argmax())]
                     raise UsageError(
                         f"--surrogate {self.path}: its features of record {record} of {beton.path} are not finite. "
                         "Train it again with a lower learning rate"
                     )
-                if at == 0 and not torch.allclose(self.head(features), logits.float(), rtol=1e-3, atol=1e-3):
+                if records[0] == 0 and not torch.allclose(self.head(features), logits.float(), rtol=1e-3, atol=1e-3):
                     raise UsageError(f"--surrogate {self.path}: its logits are not a linear layer of its features")
-                out[at : at + len(labels)] = features.cpu().numpy()
+                out[records[0] : records[-1] + 1] = features.cpu().numpy()  # in file order: one range
 
             width = self.head.in_features
             with torch.inference_mode():
@@ -104,8 +110,8 @@ class Surrogate:
         """GraNd of every record, float64 ``[n]``, and the seconds that the cache saved."""
         from dp4tl_fast.mapping.baselines import grand
 
-        def fill(out: np.ndarray, at: int, images: torch.Tensor, labels: torch.Tensor) -> None:
-            out[at : at + len(labels)] = grand(self.model, images, labels)
+        def fill(out: np.ndarray, records: np.ndarray, images: torch.Tensor, labels: torch.Tensor) -> None:
+            out[records] = grand(self.model, images, labels)
 
         norms, seconds = self._pass(beton, "grand", (beton.num_samples,), np.dtype("<f8"), fill, cache)
         return norms.numpy(), seconds
@@ -117,15 +123,17 @@ class Surrogate:
             raise UsageError(f"{beton.path} has no images; {what} need some")
 
         def compute(out: np.ndarray) -> None:
-            at = 0
-            for images, labels in self.batches(beton, what):
+            spec, everything = self._spec, np.arange(beton.num_samples)
+            mine = rank_batches(
+                everything, batch_size=spec.batch_size, rank=spec.rank, world_size=spec.world_size, drop_last=False
+            )
+            for records, (images, labels) in zip(mine, self.batches(beton, what), strict=True):
                 start = time.perf_counter()
-                fill(out, at, images, labels)
+                fill(out, records, images, labels)
                 self.profile["forward"] += time.perf_counter() - start
-                at += len(labels)
 
         path = None if cache is None else cache / f"{what}-{self.key(beton, what)}.npy"
-        stored = cached(path, shape, dtype, compute)
+        stored = shared(path, shape, dtype, compute)
         return torch.from_numpy(stored.array), stored.saved
 
 
@@ -133,6 +141,26 @@ class Surrogate:
 class Stored:
     array: np.ndarray  # mapped copy-on-write: the file never changes
     saved: float  # seconds that an earlier run spent on it; 0 if it was computed now
+
+
+def shared(path: Path | None, shape: tuple[int, ...], dtype: np.dtype, compute: Callable[[np.ndarray], None]) -> Stored:
+    """``cached`` for all processes of torchrun together, each of which returns the whole array.
+
+    ``compute`` fills this process's part of an array of zeros; the parts are added. The first process keeps the file.
+    """
+    rank, ranks = rank_and_ranks()
+    if ranks == 1:
+        return cached(path, shape, dtype, compute)
+    found = _open(path, shape, dtype) if path is not None and rank == 0 else None
+    hit = torch.tensor([0.0 if found is None else 1.0, 0.0 if found is None else found.saved], dtype=torch.float64)
+    dist.broadcast(hit, 0)
+    array = np.zeros(shape, dtype) if found is None else np.array(found.array)
+    if not hit[0]:
+        compute(array)
+    dist.all_reduce(torch.from_numpy(array))
+    if not hit[0] and rank == 0 and path is not None:
+        cached(path, shape, dtype, lambda out: np.copyto(out, array))
+    return Stored(array, float(hit[1]))
 
 
 def cached(path: Path | None, shape: tuple[int, ...], dtype: np.dtype, compute: Callable[[np.ndarray], None]) -> Stored:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -60,6 +61,8 @@ def prune(
     Equal scores (most classes get no vote) are ranked by the surrogate's mean probability for the class (lm) or the
     smaller mean distance (fm), then by id.
 
+    Under torchrun the passes over images and K-means are shared by the processes.
+
     Args:
         source: Source .beton.
         out: Selection to write (.json).
@@ -96,6 +99,7 @@ def prune(
     start = time.perf_counter()
     from dp4tl_fast.choose import choose
     from dp4tl_fast.mapping import registry
+    from dp4tl_fast.training.ranks import rank_and_ranks
 
     found = registry.find(method)
     keep = _keep_rule(keep, budget, classes, method)
@@ -109,7 +113,10 @@ def prune(
             raise UsageError(f"{t.path}: the target has no images, but a method needs some to vote")
     uses_targets = "target" in found.needs
     training_s = 0.0
+    first = rank_and_ranks()[0] == 0  # of torchrun's processes: the one that writes
     if train_surrogate and "surrogate" in found.needs:
+        if rank_and_ranks()[1] > 1:
+            raise UsageError("--train-surrogate: train it in one process first, then give it by --surrogate under torchrun")
         surrogate, training_s = _train_surrogate(
             beton, train_surrogate, surrogate_epochs, arch, size=size, backend=backend, device=device, workers=workers, seed=seed
         )
@@ -125,6 +132,8 @@ def prune(
              "clusters": lambda: inputs.groups().sizes.cpu().numpy()}[unit]()  # fmt: skip
     weights = [t.num_samples for t in targets] if uses_targets else [1]
     choice = choose(all_scores, weights, sizes, keep, merge, reverse, seed)
+    if not first:
+        return {}
     seconds = surrogate_seconds(surrogate) | {"scoring": time.perf_counter() - start - training_s}
     if inputs.saved:
         seconds["cached"] = inputs.saved  # what an earlier run spent counts, too
@@ -260,7 +269,10 @@ def surrogate_seconds(surrogate: str | None) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(prune, argv)
+    from dp4tl_fast.training.ranks import process_group
+
+    with process_group() as rank, contextlib.redirect_stdout(None if rank else sys.stdout):  # one of them speaks
+        return cli.run(prune, argv)
 
 
 if __name__ == "__main__":

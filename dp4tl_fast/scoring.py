@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.embedding import Surrogate, cached
+from dp4tl_fast.embedding import Surrogate, shared
 from dp4tl_fast.errors import UsageError
 from dp4tl_fast.files import write_atomically
 from dp4tl_fast.mapping.feature_mapping import Groups, class_groups, kmeans_groups, nearest_groups
+from dp4tl_fast.training.ranks import rank_and_ranks
 
 
 @dataclass(frozen=True)
@@ -82,11 +83,15 @@ class SourceInputs:
             raise UsageError(f"--clusters {k}: more than the {len(self.features)} records of {self.beton.path}")
 
         def compute(out: np.ndarray) -> None:
-            out[:] = kmeans_groups(self.features, k, self.seed).centroids.cpu().numpy()
+            rank, ranks = rank_and_ranks()
+            part = self.features.tensor_split(ranks)[rank]
+            centroids = kmeans_groups(part, k, self.seed, distributed=ranks > 1).centroids
+            if rank == 0:  # the parts are added, and all processes have the same centroids
+                out[:] = centroids.cpu().numpy()
 
         assert self.surrogate is not None
         path = self.cache and self.cache / f"kmeans-{k}-{self.seed}-{self.surrogate.key(self.beton, 'features')}.npy"
-        stored = cached(path, (k, width), np.dtype("<f4"), compute)
+        stored = shared(path, (k, width), np.dtype("<f4"), compute)
         self.saved += stored.saved
         return nearest_groups(self.features, torch.from_numpy(stored.array).to(self.place))
 

@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -209,6 +211,33 @@ def test_cache_survives_a_kill_and_concurrent_runs(tmp_path):
     for process in many:
         process.join()
     assert [p.exitcode for p in many] == [0] * 3 and (tmp_path / "log").read_text() == "x"  # the others waited
+
+
+def test_two_processes_choose_what_one_does(data, tmp_path):
+    """Under torchrun, with batches that do not divide the records, cold and from the cache."""
+
+    def under_torchrun(out, *more):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "dp4tl_fast.prune"]
+        flags = [f"--source={data / 'source.beton'}", f"--target={data / 'red.beton'}", f"--surrogate={data / 'surrogate'}",
+                 f"--out={out}", "--workers=1", "--batch-size=5", "--json", *more]  # fmt: skip
+        done = subprocess.run(command + flags, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        lines = done.stdout.splitlines()
+        assert len(lines) == 1  # one process speaks
+        return json.loads(lines[0])
+
+    alone = run(data, tmp_path / "a.json", method="fm", groups="kmeans", clusters=5, keep="2", cache="none")
+    flags = ("--method=fm", "--groups=kmeans", "--clusters=5", "--keep=2")
+    cold = under_torchrun(tmp_path / "two/b.json", *flags)
+    warm = under_torchrun(tmp_path / "two/c.json", *flags)
+    assert warm["seconds"]["cached"] > 0 and "cached" not in cold["seconds"]
+    source = Beton(data / "source.beton")
+    records = [Selection.load(tmp_path / p).indices(source).tolist() for p in ("a.json", "two/b.json", "two/c.json")]
+    assert records[0] == records[1] == records[2]
+    assert alone["parameters"]["cluster_votes"] == cold["parameters"]["cluster_votes"]
+    # The same network in batches of another size: float32 sums in another order.
+    a, b = (np.load(tmp_path / p)["centroids"] for p in ("a.json.groups.npz", "two/b.json.groups.npz"))
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 # -- several targets --------------------------------------------------------------------------------------------------

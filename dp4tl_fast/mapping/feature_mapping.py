@@ -60,11 +60,11 @@ def class_groups(x: torch.Tensor, y: torch.Tensor, num_classes: int) -> Groups:
     return Groups("classes", class_means(x, y, num_classes), y)
 
 
-def kmeans_groups(x: torch.Tensor, k: int, seed: int) -> Groups:
-    """K-means clusters as groups, for self-supervised pretraining."""
-    if not 1 <= k <= len(x):
+def kmeans_groups(x: torch.Tensor, k: int, seed: int, distributed: bool = False) -> Groups:
+    """K-means clusters as groups, for self-supervised pretraining. ``distributed``: ``x`` is this process's part."""
+    if k < 1 or (k > len(x) and not distributed):
         raise UsageError(f"--clusters {k}: must be from 1 to the source's {len(x)} records")
-    clusters = kmeans(x, k, seed)
+    clusters = kmeans(x, k, seed, distributed=distributed)
     return Groups("kmeans", clusters.centroids, clusters.index)
 
 
