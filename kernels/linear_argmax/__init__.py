@@ -125,27 +125,26 @@ def screening_error(w: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """No bfloat16 inside a float32 matrix product, which ``torch.set_float32_matmul_precision("medium")`` allows.
+    """No bfloat16 or TF32 inside a float32 matrix product, which ``torch.set_float32_matmul_precision`` can allow.
 
-    Changes torch's setting only where it is in the way, and puts it back.
+    Changes torch's settings only where they are in the way, and puts them back.
     """
     import torch
 
-    matmul = getattr(torch.backends.mkldnn, "matmul", None)  # torch 2.9
-    if matmul is not None:
-        before = matmul.fp32_precision
-        if before in ("none", "ieee"):
-            yield
-            return
-        matmul.fp32_precision = "ieee"
+    if not hasattr(torch.backends.mkldnn, "matmul"):  # before torch 2.9
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
         try:
             yield
         finally:
-            matmul.fp32_precision = before
+            torch.set_float32_matmul_precision(before)
         return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    settings = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
+    reduced = [(each, each.fp32_precision) for each in settings if each.fp32_precision not in ("none", "ieee")]
+    for each, _ in reduced:
+        each.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        for each, precision in reduced:
+            each.fp32_precision = precision
