@@ -74,6 +74,18 @@ def test_a_jpeg_of_another_size_than_the_table_says_is_refused(path: Path) -> No
         list(loader)
 
 
+def test_a_jpeg_that_claims_to_be_enormous_is_refused_before_memory_is_filled(path: Path) -> None:
+    beton = Beton(path)
+    frame = bytes(beton.payload(BROKEN)).index(b"\xff\xc0")
+    with open(path, "r+b") as file:
+        file.seek(24 + 1041 * 3 + beton.metadata.dtype.itemsize * BROKEN + 1)
+        file.write(b"\xff\xff\xff\xff")  # the table's width and height
+        file.seek(int(beton.images["data_ptr"][BROKEN]) + frame + 5)
+        file.write(b"\xff\xff\xff\xff")  # and the JPEG's
+    with open_loader(path) as loader, pytest.raises(RecordError, match="claims 65535 x 65535 pixels in"):
+        list(loader)
+
+
 def test_a_pointer_outside_the_file_is_refused(path: Path) -> None:
     beton = Beton(path)
     with open(path, "r+b") as file:

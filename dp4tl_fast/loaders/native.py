@@ -4,7 +4,7 @@ Records come in ``BaseLoader``'s order (with ``max_ram`` smaller than the data, 
 a view shows is ``loaders/augment.py``'s pure function of (seed, epoch, record, view): the same batches come out for any
 number of threads and after a resume.
 
-Each record is read when its turn comes, by one exact read and without readahead. With ``max_ram`` smaller than the data,
+Records are used where the page cache has them; the system is asked for each 64 records ahead, by its exact range. With ``max_ram`` smaller than the data,
 blocks of 1 MiB from the whole file are read ahead into two buffers instead, and batches are drawn from a buffer.
 """
 
@@ -177,9 +177,9 @@ class NativeLoader(BaseLoader):
         return (tuple(moved) if self.spec.views > 1 else moved[0], *(self._to_device(c) for c in columns))
 
     def profile(self) -> dict[str, float]:
-        """Where the running or last epoch's time went, in seconds: ``read``, ``decode`` (entropy decoding and inverse DCT),
-        ``resize`` (with flip, colours and normalisation) and ``idle`` (for want of a free batch) summed over threads;
-        ``starve`` is the consumer's wait for a batch."""
+        """Where the running or last epoch's time went, in seconds: ``read`` (what is not used in place), ``decode`` (entropy
+        decoding and inverse DCT), ``resize`` (with flip, colours and normalisation) and ``idle`` (for want of a free batch)
+        summed over threads; ``starve`` is the consumer's wait for a batch. Waiting for a mapped page counts where it is used."""
         return self._core.profile()
 
     def close(self) -> None:

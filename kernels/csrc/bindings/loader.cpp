@@ -143,7 +143,7 @@ void register_loader(nb::module_& m) {
              d["starve"] = p.starve, d["idle"] = p.idle;
              return d;
            },
-           "Seconds of the running or last epoch: read, decode, resize, idle (threads waited for the consumer), summed over threads;\n"
+           "Seconds of the running or last epoch: read (explicit reads; cached pages are used in place), decode, resize, idle (threads waited for the consumer), summed over threads;\n"
            "starve: the consumer waited for a batch.")
       .def_prop_ro("isa", [](PyLoader& self) { return std::string(open(self).isa()); });
   m.def("supported_isas", &supported_isas, "Instruction sets of the hot loops that this processor runs, best first.");

@@ -46,6 +46,12 @@ void RecordReader::views(int64_t number, const Record& record, const uint8_t* pa
 }
 
 Pixels RecordReader::pixels_of(const Record& record, const uint8_t* payload, const Rect& wanted) {
+  // No JPEG packs that many pixels into a byte: decoding it would only fill memory.
+  const uint64_t area = uint64_t{record.width} * record.height;
+  if (!record.raw && area > uint64_t{64} << 20 && area / 2048 > record.size) {
+    throw Error("claims " + std::to_string(record.width) + " x " + std::to_string(record.height) + " pixels in " +
+                std::to_string(record.size) + " bytes");
+  }
   Clock::time_point since = Clock::now();
   // Of raw pixels only the rows that are wanted, in one read.
   const size_t stride = size_t{3} * record.width;
