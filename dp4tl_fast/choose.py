@@ -39,8 +39,7 @@ def choose(
             say as a large one.
         reverse: Keep the worst instead (an ablation).
     """
-    if merge not in MERGES:
-        raise UsageError(f"--merge {merge}: known are {', '.join(MERGES)}")
+    check_merge(merge)
     unit = scores[0].unit
     total = _sum(scores, weights)
     orders = [_order(s, sizes, reverse) for s in scores]
@@ -53,6 +52,11 @@ def choose(
     else:
         kept = order[: cut(keep, order, sizes, total.votes, unit, seed)]
     return Choice(total, order, kept)
+
+
+def check_merge(merge: str) -> None:
+    if merge not in MERGES:
+        raise UsageError(f"--merge {merge}: known are {', '.join(MERGES)}")
 
 
 def in_turn(orders: Sequence[np.ndarray]) -> np.ndarray:

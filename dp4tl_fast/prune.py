@@ -97,16 +97,19 @@ def prune(
         workers: Loader threads; 0 is one a core.
     """
     start = time.perf_counter()
-    from dp4tl_fast.choose import choose
+    from dp4tl_fast.choose import check_merge, choose
     from dp4tl_fast.mapping import registry
     from dp4tl_fast.training.ranks import rank_and_ranks
 
     found = registry.find(method)
-    keep = _keep_rule(keep, budget, classes, method)
+    keep = _keep_rule(keep, budget, method)
+    check_merge(merge)
     given = {"target": target, "surrogate": surrogate or train_surrogate, "classes": classes, "scores": scores}
     missing = [f"--{flag.replace('_', '-')}" for flag in found.needs if not given[flag]]
     if missing:
         raise UsageError(f"--method {method} needs {' and '.join(missing)}. `dp4tl-fast prune --help` says what they are")
+    if len(set(target)) < len(target):
+        raise UsageError(f"--target {max(target, key=target.count)}: given twice")
     beton, targets = Beton(source), [Beton(t) for t in target]
     for t in targets:
         if t.num_samples == 0:
@@ -127,9 +130,8 @@ def prune(
         loading={"backend": backend, "batch_size": batch_size, "size": size, "device": device, "workers": workers},
     )  # fmt: skip
     all_scores = [found.score(inputs, inputs.target(t)) for t in targets] if uses_targets else [found.score(inputs)]
-    unit = all_scores[0].unit
-    sizes = {"classes": lambda: beton.class_counts, "samples": lambda: np.ones(beton.num_samples, np.int64),
-             "clusters": lambda: inputs.groups().sizes.cpu().numpy()}[unit]()  # fmt: skip
+    sizes = inputs.sizes(all_scores[0].unit)
+    keep = keep or str(np.count_nonzero(all_scores[0].values[sizes > 0]))
     weights = [t.num_samples for t in targets] if uses_targets else [1]
     choice = choose(all_scores, weights, sizes, keep, merge, reverse, seed)
     if not first:
@@ -141,19 +143,16 @@ def prune(
     identity = dict(inputs.surrogate.identity) if inputs.surrogate else {}
     about: dict[str, Any] = {"method": method, "seconds": seconds, "surrogate": identity}
 
-    def write(path: Path, choice: Choice, of: list[Beton], parameters: dict[str, Any]) -> Selection:
+    def write(path: Path, choice: Choice, of: list[Beton]) -> Selection:
         identities = [{"name": t.path.name, **t.fingerprint} for t in of] if uses_targets else []
         selection = _selection(path, beton, inputs, choice, parameters=parameters, targets=identities, **about)
         selection.save(path)
         return selection
 
-    selection = write(Path(out), choice, targets, parameters)
-    each = {}
-    if len(all_scores) > 1:
-        for t, one in zip(targets, all_scores, strict=True):
-            path = Path(out).with_suffix(f".{t.path.stem}.json")
-            write(path, choose([one], [1], sizes, keep, "sum", reverse, seed), [t], parameters)
-            each[str(t.path)] = str(path)
+    selection = write(Path(out), choice, targets)
+    each = _paths_for_each(out, target) if len(all_scores) > 1 else {}
+    for path, t, one in zip(each.values(), targets, all_scores, strict=False):
+        write(Path(path), choose([one], [1], sizes, keep, "sum", reverse, seed), [t])
     profile = _profile(inputs, time.perf_counter() - start - training_s)
     _tell(selection, beton, choice, out, profile)
     if materialize:
@@ -168,16 +167,25 @@ def prune(
     return {"kind": "prune", **selection.to_dict(), "profile": profile, "per_target": each}
 
 
-def _keep_rule(keep: str, budget: float, classes: list[str], method: str) -> str:
+def _keep_rule(keep: str, budget: float, method: str) -> str:
+    from dp4tl_fast.mapping.keep import check
+
     if keep and budget:
         raise UsageError("--keep and --budget: give one of them")
     if budget:
-        return f"budget:{budget}"
-    if method == "handpicked" and not keep:
-        return str(len(set(classes)) or 1)
-    if not keep:
+        keep = f"budget:{budget}"
+    if not keep and method != "handpicked":  # which keeps what is picked
         raise UsageError("how much? Give --keep (a fraction, a number, samples:F, auto) or --budget F")
+    if keep:
+        check(keep)
     return keep
+
+
+def _paths_for_each(out: str, targets: list[str]) -> dict[str, str]:
+    """Where the selection for each of several targets goes: beside ``out``, by the target's name."""
+    stems = [Path(t).stem for t in targets]
+    names = stems if len(set(stems)) == len(stems) else [f"{i}-{stem}" for i, stem in enumerate(stems)]
+    return {t: str(Path(out).with_suffix(f".{name}.json")) for t, name in zip(targets, names, strict=True)}
 
 
 def _inputs(

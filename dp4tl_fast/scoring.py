@@ -95,6 +95,12 @@ class SourceInputs:
         self.saved += stored.saved
         return nearest_groups(self.features, torch.from_numpy(stored.array).to(self.place))
 
+    def sizes(self, unit: str) -> np.ndarray:
+        """Records of every class, cluster or sample, int64 ``[units]``."""
+        if unit == "clusters":
+            return self.groups().sizes.cpu().numpy()
+        return self.beton.class_counts if unit == "classes" else np.ones(self.beton.num_samples, np.int64)
+
     def gradient_norms(self) -> np.ndarray:
         assert self.surrogate is not None
         norms, seconds = self.surrogate.gradient_norms(self.beton, self.cache)

@@ -252,6 +252,13 @@ def test_several_targets_in_one_pass(data, tmp_path, monkeypatch):
     assert each[str(data / "red.beton")].kept_classes[0] == 0 and len(each) == 2
     alone = run(data, tmp_path / "alone.json", "blue", method="fm")
     assert alone["scores"] == each[str(data / "blue.beton")].scores
+    (tmp_path / "other").mkdir()
+    for name in ("red.beton", "red.classes.json"):
+        (tmp_path / "other" / name).write_bytes((data / name.replace("red", "blue")).read_bytes())
+    twins = run(data, tmp_path / "t.json", method="fm", target=[str(data / "red.beton"), str(tmp_path / "other/red.beton")])
+    assert [Selection.load(p).scores for p in twins["per_target"].values()] == [s.scores for s in each.values()]
+    with pytest.raises(UsageError, match="given twice"):
+        run(data, tmp_path / "t.json", "red", "red")
     union = run(data, tmp_path / "u.json", "red", "blue", method="fm", merge="union", keep="1")
     assert union["kept_classes"] == [0, 2]
 
@@ -371,7 +378,7 @@ def test_pretraining_on_single_records(data, tmp_path):
 
 def test_selection_command(data, tmp_path, capsys):
     source = str(data / "source.beton")
-    run(data, tmp_path / "a.json", method="handpicked", classes=["class0", "class1"], keep="")
+    run(data, tmp_path / "a.json", method="handpicked", classes=["class0", "0", "class1"], keep="")
     run(data, tmp_path / "b.json", method="handpicked", classes=["class1", "class3"], keep="")
 
     def command(*words):
@@ -444,6 +451,8 @@ REFUSED = {
     "keep-and-budget": (["--surrogate={d}/surrogate", "--keep=1", "--budget=0.1"], "give one of them"),
     "neither": (["--surrogate={d}/surrogate"], "Give --keep"),
     "no-surrogate": (["--keep=1"], "needs --surrogate"),
+    "keep-zero": (["--surrogate={d}/nothing", "--keep=0"], "--keep 0"),
+    "budget-above-1": (["--surrogate={d}/nothing", "--budget=1.5"], "budget:1.5"),
     "merge": (["--surrogate={d}/surrogate", "--keep=1", "--merge=magic"], "sum, union, turns"),
     "handpicked": (["--method=handpicked", "--classes=unicorn"], "--classes unicorn"),
     "auto": (["--method=random", "--keep=auto"], "no votes"),

@@ -39,6 +39,15 @@ def num_kept(keep: str, num_units: int, unit: str = "classes") -> int:
     return max(1, math.ceil(value * num_units - 1e-9))
 
 
+def check(keep: str) -> None:
+    """Raise UsageError for what can be no rule of ``cut``, before anything expensive is done."""
+    rule, colon, value = keep.partition(":")
+    if rule in ("samples", "budget") or (rule == "auto" and colon):
+        _fraction(keep, value)
+    elif rule != "auto":
+        num_kept(keep, 2**63)
+
+
 def cut(
     keep: str, order: np.ndarray, sizes: np.ndarray, votes: np.ndarray | None, unit: str = "classes", seed: int = 0
 ) -> int:
