@@ -4,8 +4,9 @@ Records come in ``BaseLoader``'s order (with ``max_ram`` smaller than the data, 
 a view shows is ``loaders/augment.py``'s pure function of (seed, epoch, record, view): the same batches come out for any
 number of threads and after a resume.
 
-Records are used where the page cache has them; the system is asked for each 64 records ahead, by its exact range. With ``max_ram`` smaller than the data,
-blocks of 1 MiB from the whole file are read ahead into two buffers instead, and batches are drawn from a buffer.
+Records are used where the page cache has them; the system is asked for each 64 records ahead, by its exact range. With
+``max_ram`` smaller than the data, blocks of 1 MiB from the whole file are read ahead into two buffers instead, and batches
+are drawn from a buffer.
 """
 
 from __future__ import annotations
