@@ -7,8 +7,9 @@
 namespace dp4tl {
 
 // Loops over all outputs for each tap, so that the compiler vectorises them.
-void Weights::compute(double begin, double length, int low, int high, int origin, int size, bool reverse) {
-  const double scale = length / size, support = std::max(scale, 1.0);
+void Weights::compute(double begin, double length, int low, int high, int origin, int size, bool reverse, int step) {
+  const double scale = length / size, smooth = std::max(scale, 1.0 / step);  // half-width after upsampling, in samples
+  const double support = step == 1 ? smooth : std::sqrt(1 + smooth * smooth);
   const auto inverse = static_cast<float>(1.0 / support);
   const auto n = static_cast<size_t>(size);
   taps = std::min(static_cast<int>(std::ceil(2 * support - 1e-9)), high - low);  // no triangle covers more samples
@@ -80,8 +81,8 @@ void Resizer::run(const Pixels& pixels, const Crop& crop, const Output& out, voi
     const Plane& p = pixels.planes[s];
     x[s] = span(crop.x, crop.width, p.step_x, p.width);
     const Span y = span(crop.y, crop.height, p.step_y, p.height);
-    across_[s].compute(x[s].begin, x[s].length, x[s].low, x[s].high, x[s].low, out.size, crop.flip);
-    down_[s].compute(y.begin, y.length, y.low, y.high, p.top, out.size, false);
+    across_[s].compute(x[s].begin, x[s].length, x[s].low, x[s].high, x[s].low, out.size, crop.flip, p.step_x);
+    down_[s].compute(y.begin, y.length, y.low, y.high, p.top, out.size, false, p.step_y);
   }
   const int widest = (std::max(x[0].high - x[0].low, sets == 2 ? x[1].high - x[1].low : 0) * channels + 15) / 16 * 16;
   int16_t* rows = rows_.at_least(static_cast<size_t>(widest) * kBand);
