@@ -79,8 +79,8 @@ def finetune(
     if target.exists():
         raise UsageError(f"{target} exists. Remove it, or give another --out")
 
+    from dp4tl_fast.batches import crop_ratio
     from dp4tl_fast.loaders import IMAGENET_MEAN, IMAGENET_STD, LoaderSpec, open_loader
-    from dp4tl_fast.pretrain import crop_ratio
     from dp4tl_fast.training import checkpoint as checkpoints
     from dp4tl_fast.training import loop, transfer
     from dp4tl_fast.training.device import pick_device, pick_precision

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from dp4tl_fast import cli
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import CheckpointError, UsageError
+from dp4tl_fast.errors import UsageError
 from dp4tl_fast.files import npy_bytes, write_atomically
+from dp4tl_fast.run_folder import Log, check_folder, settings_of, summarise
 from dp4tl_fast.selection import Selection
 
 if TYPE_CHECKING:
+    import torch
+
     from dp4tl_fast.loaders import BaseLoader
-    from dp4tl_fast.training.loop import Run
+    from dp4tl_fast.training.loop import Normalise, Run
 
 
 @dataclass(kw_only=True)
@@ -127,9 +127,6 @@ class PretrainConfig:
 
 OBJECTIVES = ("supervised", "moco", "adversarial")
 
-# Flags that may differ between a run and its continuation: they do not change what is computed.
-FREE_ON_RESUME = {"resume", "out", "workers", "tensorboard", "checkpoint_every", "val_every"}
-
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """Train a network on the surviving classes of a source and measure what it cost.
@@ -142,21 +139,47 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     selection = Selection.load(config.selection) if config.selection else None
     if selection is not None:
         selection.check(source)
-    out = Path(config.out)
-    settings = _settings(config, selection)
-    finished = _check_folder(out, settings, config.resume)
+    out, settings = Path(config.out), settings_of(config, selection)
+    finished = check_folder(out, settings, config.resume)
     if finished is not None:
         cli.message(f"{out}: this run is complete; nothing to do")
         return finished
 
+    from dp4tl_fast.batches import open_train
+
+    learner = build(config, source, selection)
+    with open_train(config, source, selection, learner.run.objective.views) as loader:
+        if len(loader) == 0:
+            raise UsageError(
+                f"--batch-size {config.batch_size}: larger than the {len(loader.records)} surviving records of {source.path}"
+            )
+        _train(config, settings, selection, learner, loader)
+    if config.forgetting:
+        write_atomically(out / "forgetting.npy", npy_bytes(learner.run.objective.counts()))  # type: ignore[attr-defined]
+    summary = summarise(out, config, source, selection, learner.precision)
+    write_atomically(out / "summary.json", json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+@dataclass
+class Learner:
+    """What is trained, and how batches reach it."""
+
+    run: Run
+    normalise: Normalise
+    precision: torch.dtype | None
+    meta: dict[str, Any]  # what a checkpoint says of its network
+
+
+def build(config: PretrainConfig, source: Beton, selection: Selection | None) -> Learner:
+    """Network, objective and optimiser on their device, freshly initialised from the seed."""
     import torch
-    import yaml
 
     from dp4tl_fast import models
+    from dp4tl_fast.batches import eval_size
     from dp4tl_fast.loaders import IMAGENET_MEAN, IMAGENET_STD
-    from dp4tl_fast.training import checkpoint, loop
+    from dp4tl_fast.training import loop
     from dp4tl_fast.training.device import pick_device, pick_precision
-    from dp4tl_fast.training.schedule import learning_rate
 
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
@@ -166,8 +189,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     model = models.build(config.arch, num_classes).to(device)
     objective = make_objective(config, model, classes, source).to(device)
     optimizer = make_optimizer((model, objective), config.optimizer, config.lr, config.weight_decay)
-    run = loop.Run(model, objective, optimizer, torch.amp.GradScaler(device.type, enabled=precision == torch.float16))
-    normalise = loop.Normalise(IMAGENET_MEAN, IMAGENET_STD, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     meta = {
         "arch": config.arch,
         "num_classes": num_classes,
@@ -177,130 +199,82 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         "classes": classes if config.compact_labels else None,
         "source": source.fingerprint,
     }
-    with open_train(config, source, selection, objective.views) as loader:
-        if len(loader) == 0:
-            raise UsageError(
-                f"--batch-size {config.batch_size}: larger than the {len(loader.records)} surviving records of {source.path}"
-            )
-        total, warmup = len(loader) * config.epochs, round(len(loader) * config.warmup_epochs)
-        found = checkpoint.checkpoints(out / "checkpoint")
-        if config.resume and found:
-            tensors, _ = checkpoint.read_weights(found[-1])
-            checkpoint.load_into(model, tensors, f"{found[-1]} ({config.arch})")
-            run.load_state_dict(checkpoint.load_state(found[-1]), loader)
-            cli.message(f"resuming {out} at epoch {run.epoch}, step {run.step} of {total}")
-
-        def save() -> None:
-            checkpoint.save(out / "checkpoint", run.step, model, meta, run.state_dict(loader), keep=2)
-
-        def grow(run: loop.Run) -> None:
-            if loader.spec.size != size_at(run.epoch, config):
-                loader.set_size(size_at(run.epoch, config))
-
-        def validate() -> dict[str, float]:
-            assert config.val is not None
-            with open_eval(config.val, selection, config) as val:
-                return {f"val_{k}": v for k, v in loop.evaluate(model, val, normalise, objective.score).items()}
-
-        grow(run)
-        write_atomically(out / "config.yaml", yaml.safe_dump(settings, sort_keys=False))  # only now: all input is good
-        with loop.graceful_stop() as stopped, Log(out, config, total, run) as log:
-
-            def on_step(run: Run) -> bool:
-                log.step(run)
-                return stopped()
-
-            def on_epoch(run: Run, metrics: dict[str, float]) -> None:
-                last = run.epoch == config.epochs
-                if config.val and (last or run.epoch % config.val_every == 0):
-                    metrics.update(validate())
-                log.epoch(metrics)
-                if last or run.epoch % config.checkpoint_every == 0:
-                    save()
-                grow(run)
-
-            done = loop.train(
-                run, objective.watch(loader) if config.forgetting else loader, normalise,
-                lambda step: learning_rate(
-                    step, schedule=config.schedule, peak=config.lr, total_steps=total, warmup_steps=warmup
-                ),
-                epochs=config.epochs, precision=precision, on_step=on_step, on_epoch=on_epoch,
-            )  # fmt: skip
-        if not done:
-            save()
-            raise cli.Terminated(f"{out}: saved at step {run.step} of {total}; go on with --resume")
-    if config.forgetting:
-        write_atomically(out / "forgetting.npy", npy_bytes(objective.counts()))
-    summary = summarise(out, config, source, selection, precision)
-    write_atomically(out / "summary.json", json.dumps(summary, indent=1) + "\n")
-    return summary
+    run = loop.Run(model, objective, optimizer, scaler)
+    return Learner(run, loop.Normalise(IMAGENET_MEAN, IMAGENET_STD, device), precision, meta)
 
 
-def _settings(config: PretrainConfig, selection: Selection | None) -> dict[str, Any]:
-    """All that decides what the run computes: config.yaml, and what a continuation must share."""
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE_ON_RESUME}
-    if selection is not None:
-        settings["selection_classes_sha256"] = hashlib.sha256(json.dumps(selection.kept_classes).encode()).hexdigest()
-        if selection.records is not None:
-            settings["selection_records_sha256"] = hashlib.sha256(selection.records.tobytes()).hexdigest()
-    return settings
-
-
-def _check_folder(out: Path, settings: dict[str, Any], resume: bool) -> dict[str, Any] | None:
-    """Refuse a folder that holds another run. Returns the summary of a run that is already complete."""
+def _train(
+    config: PretrainConfig, settings: dict[str, Any], selection: Selection | None, learner: Learner, loader: BaseLoader
+) -> None:
+    """Train to the end, or save and raise ``cli.Terminated``."""
     import yaml
 
-    path = out / "config.yaml"
-    if not path.exists():
-        return None
-    if not resume:
-        raise UsageError(f"{out} already holds a run. Go on with --resume, or give another --out")
-    try:
-        old = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise CheckpointError(f"{path}: not readable as YAML ({error})") from None
-    changed = sorted(k for k in settings.keys() | old.keys() if settings.get(k) != old.get(k))
-    if changed:
-        differences = "; ".join(f"{k} was {old.get(k)!r}, now {settings.get(k)!r}" for k in changed)
-        raise UsageError(f"{out}: --resume with other settings: {differences}")
-    summary = out / "summary.json"
-    return json.loads(summary.read_text()) if summary.exists() else None
+    from dp4tl_fast.batches import open_eval, size_at
+    from dp4tl_fast.training import checkpoint, loop
+    from dp4tl_fast.training.schedule import learning_rate
+
+    out, run, objective = Path(config.out), learner.run, learner.run.objective
+    total, warmup = len(loader) * config.epochs, round(len(loader) * config.warmup_epochs)
+    if config.resume:
+        _resume(out, config, run, loader, total)
+
+    def save() -> None:
+        checkpoint.save(out / "checkpoint", run.step, run.model, learner.meta, run.state_dict(loader), keep=2)
+
+    def grow() -> None:
+        if loader.spec.size != size_at(run.epoch, config):
+            loader.set_size(size_at(run.epoch, config))
+
+    def validate() -> dict[str, float]:
+        assert config.val is not None
+        with open_eval(config.val, selection, config) as val:
+            found = loop.evaluate(run.model, val, learner.normalise, objective.score)  # type: ignore[attr-defined]
+        return {f"val_{name}": value for name, value in found.items()}
+
+    def on_epoch(run: Run, metrics: dict[str, float]) -> None:
+        last = run.epoch == config.epochs
+        if config.val and (last or run.epoch % config.val_every == 0):
+            metrics.update(validate())
+        log.epoch(metrics)
+        if last or run.epoch % config.checkpoint_every == 0:
+            save()
+        grow()
+
+    def on_step(run: Run) -> bool:
+        log.step(run)
+        return stopped()
+
+    def rate(step: int) -> float:
+        return learning_rate(step, schedule=config.schedule, peak=config.lr, total_steps=total, warmup_steps=warmup)
+
+    grow()
+    write_atomically(out / "config.yaml", yaml.safe_dump(settings, sort_keys=False))  # only now: all input is good
+    with loop.graceful_stop() as stopped, Log(out, config, total, run) as log:
+        done = loop.train(
+            run,
+            objective.watch(loader) if config.forgetting else loader,  # type: ignore[attr-defined]
+            learner.normalise,
+            rate,
+            epochs=config.epochs,
+            precision=learner.precision,
+            on_step=on_step,
+            on_epoch=on_epoch,
+        )
+    if not done:
+        save()
+        raise cli.Terminated(f"{out}: saved at step {run.step} of {total}; go on with --resume")
 
 
-def size_at(epoch: int, config: PretrainConfig) -> int:
-    """Side of the training images in an epoch."""
-    return config.end_size if config.end_size and epoch >= config.end_size_from else config.size
+def _resume(out: Path, config: PretrainConfig, run: Run, loader: BaseLoader, total: int) -> None:
+    """Load the newest checkpoint, if there is one."""
+    from dp4tl_fast.training import checkpoint
 
-
-def eval_size(config: PretrainConfig) -> int:
-    return config.val_size or config.end_size or config.size
-
-
-def open_train(config: PretrainConfig, source: Beton, selection: Selection | None, views: int) -> BaseLoader:
-    """Shuffled, augmented uint8 batches of the surviving records."""
-    from dp4tl_fast.loaders import LoaderSpec, open_loader
-
-    spec = LoaderSpec(
-        batch_size=config.batch_size, size=config.size, transform="random_resized_crop", scale=(config.min_scale, 1.0),
-        flip=config.flip, shuffle=True, drop_last=True, seed=config.seed, workers=config.workers,
-        views=views, with_index=config.forgetting,
-    )  # fmt: skip
-    return open_loader(source, selection, spec, config.backend)
-
-
-def open_eval(path: str | Path, selection: Selection | None, config: PretrainConfig) -> BaseLoader:
-    """Every record of the surviving classes once, in file order, centre-cropped."""
-    from dp4tl_fast.loaders import LoaderSpec, open_loader
-
-    beton = Beton(path)
-    size = eval_size(config)
-    spec = LoaderSpec(batch_size=config.batch_size, size=size, crop_ratio=crop_ratio(size), workers=config.workers)
-    return open_loader(beton, selection.for_split(beton) if selection else None, spec, config.backend)
-
-
-def crop_ratio(size: int) -> float:
-    """The usual 224 of 256 pixels, but all of an image that is small already."""
-    return 224 / 256 if size > 64 else 1.0
+    found = checkpoint.checkpoints(out / "checkpoint")
+    if found:
+        tensors, _ = checkpoint.read_weights(found[-1])
+        checkpoint.load_into(run.model, tensors, f"{found[-1]} ({config.arch})")
+        run.load_state_dict(checkpoint.load_state(found[-1]), loader)
+        cli.message(f"resuming {out} at epoch {run.epoch}, step {run.step} of {total}")
 
 
 def make_objective(config: PretrainConfig, model: Any, classes: list[int], source: Beton) -> Any:
@@ -348,90 +322,6 @@ def make_optimizer(modules: Sequence[Any], name: str, lr: float, weight_decay: f
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=0.9, fused=True)
     return torch.optim.AdamW(groups, lr=lr, fused=True)
-
-
-class Log:
-    """Progress bar, metrics.jsonl and TensorBoard of one run."""
-
-    def __init__(self, out: Path, config: PretrainConfig, total: int, run: Run) -> None:
-        self._path, self._config = out / "metrics.jsonl", config
-        keep = [row for row in read_metrics(self._path) if row["epoch"] < run.epoch]
-        write_atomically(
-            self._path, "".join(json.dumps(row) + "\n" for row in keep)
-        )  # a resumed run may have lost some
-        self._bar = cli.progress(None, desc=out.name, unit="step", total=total, initial=run.step)
-        self._board: Any = None
-        if config.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(out), purge_step=run.epoch)
-        self._shown = 0.0
-
-    def step(self, run: Run) -> None:
-        self._bar.update()
-        now = time.monotonic()
-        if now - self._shown > 2.0:  # reading the loss waits for the device: rarely
-            self._shown, tally = now, run.tally
-            self._bar.set_postfix_str(
-                f"epoch {run.epoch + 1}/{self._config.epochs}, loss {float(tally.sums['loss']) / tally.samples:.3f}, "
-                f"lr {run.optimizer.param_groups[0]['lr']:.3g}, {tally.samples / max(tally.seconds, 1e-9):,.0f} images/s, "
-                f"data wait {100 * tally.data_wait_s / max(tally.seconds, 1e-9):.0f} %"
-            )
-
-    def epoch(self, metrics: dict[str, float]) -> None:
-        with open(self._path, "a") as file:
-            file.write(json.dumps(metrics) + "\n")
-        if self._board is not None:
-            for name, value in metrics.items():
-                self._board.add_scalar(name, value, int(metrics["epoch"]))
-
-    def __enter__(self) -> Log:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._bar.close()
-        if self._board is not None:
-            self._board.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The finished epochs of a run; a half-written last line is left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
-
-
-def summarise(
-    out: Path, config: PretrainConfig, source: Beton, selection: Selection | None, precision: Any
-) -> dict[str, Any]:
-    """What a finished run cost and reached."""
-    rows = read_metrics(out / "metrics.jsonl")
-    seconds, samples = sum(r["seconds"] for r in rows), sum(r["samples"] for r in rows)
-    last = rows[-1]
-    return {
-        "kind": "pretrain",
-        "arch": config.arch,
-        "backend": config.backend,
-        "method": selection.method if selection else "full",
-        "source": str(config.source),
-        "selection": config.selection,
-        "classes_kept": len(selection.kept_classes) if selection else source.num_classes,
-        "classes": source.num_classes,
-        "samples": selection.kept_samples if selection else source.num_samples,
-        "epochs": config.epochs,
-        "seed": config.seed,
-        "pretrain_s": seconds,
-        "pruning_s": sum(selection.seconds.values()) if selection else 0.0,
-        "samples_per_s": samples / max(seconds, 1e-9),
-        "data_wait_share": sum(r["data_wait_s"] for r in rows) / max(seconds, 1e-9),
-        "bytes_read": int(sum(r["bytes_read"] for r in rows)),
-        "precision": str(precision).removeprefix("torch.") if precision else "float32",
-        **{k: last[k] for k in ("loss", "top_1", "top_5", "val_top_1", "val_top_5") if k in last},
-    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from dp4tl_fast.beton import Beton
 from dp4tl_fast.compare import compare, find_runs, table_rows
 from dp4tl_fast.errors import Dp4tlError
 from dp4tl_fast.files import write_atomically
-from dp4tl_fast.pretrain import read_metrics
+from dp4tl_fast.run_folder import read_metrics
 from dp4tl_fast.selection import Selection
 
 THUMBNAILS = 24  # of the first kept, the last kept and the first dropped classes each

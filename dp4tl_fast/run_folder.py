@@ -1,0 +1,138 @@
+"""A pretraining run's folder: its settings, its log, its summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dp4tl_fast import cli
+from dp4tl_fast.beton import Beton
+from dp4tl_fast.errors import CheckpointError, UsageError
+from dp4tl_fast.files import write_atomically
+from dp4tl_fast.selection import Selection
+
+if TYPE_CHECKING:
+    from dp4tl_fast.pretrain import PretrainConfig
+    from dp4tl_fast.training.loop import Run
+
+# Flags that may differ between a run and its continuation: they do not change what is computed.
+FREE_ON_RESUME = {"resume", "out", "workers", "tensorboard", "checkpoint_every", "val_every"}
+
+
+def settings_of(config: PretrainConfig, selection: Selection | None) -> dict[str, Any]:
+    """All that decides what the run computes: config.yaml, and what a continuation must share."""
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE_ON_RESUME}
+    if selection is not None:
+        settings["selection_classes_sha256"] = hashlib.sha256(json.dumps(selection.kept_classes).encode()).hexdigest()
+        if selection.records is not None:
+            settings["selection_records_sha256"] = hashlib.sha256(selection.records.tobytes()).hexdigest()
+    return settings
+
+
+def check_folder(out: Path, settings: dict[str, Any], resume: bool) -> dict[str, Any] | None:
+    """Refuse a folder that holds another run. Returns the summary of a run that is already complete."""
+    import yaml
+
+    path = out / "config.yaml"
+    if not path.exists():
+        return None
+    if not resume:
+        raise UsageError(f"{out} already holds a run. Go on with --resume, or give another --out")
+    try:
+        old = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise CheckpointError(f"{path}: not readable as YAML ({error})") from None
+    changed = sorted(k for k in settings.keys() | old.keys() if settings.get(k) != old.get(k))
+    if changed:
+        differences = "; ".join(f"{k} was {old.get(k)!r}, now {settings.get(k)!r}" for k in changed)
+        raise UsageError(f"{out}: --resume with other settings: {differences}")
+    summary = out / "summary.json"
+    return json.loads(summary.read_text()) if summary.exists() else None
+
+
+class Log:
+    """Progress bar, metrics.jsonl and TensorBoard of one run."""
+
+    def __init__(self, out: Path, config: PretrainConfig, total: int, run: Run) -> None:
+        self._path, self._config = out / "metrics.jsonl", config
+        keep = [row for row in read_metrics(self._path) if row["epoch"] < run.epoch]
+        write_atomically(
+            self._path, "".join(json.dumps(row) + "\n" for row in keep)
+        )  # a resumed run may have lost some
+        self._bar = cli.progress(None, desc=out.name, unit="step", total=total, initial=run.step)
+        self._board: Any = None
+        if config.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(out), purge_step=run.epoch)
+        self._shown = 0.0
+
+    def step(self, run: Run) -> None:
+        self._bar.update()
+        now = time.monotonic()
+        if now - self._shown > 2.0:  # reading the loss waits for the device: rarely
+            self._shown, tally = now, run.tally
+            self._bar.set_postfix_str(
+                f"epoch {run.epoch + 1}/{self._config.epochs}, loss {float(tally.sums['loss']) / tally.samples:.3f}, "
+                f"lr {run.optimizer.param_groups[0]['lr']:.3g}, {tally.samples / max(tally.seconds, 1e-9):,.0f} images/s, "
+                f"data wait {100 * tally.data_wait_s / max(tally.seconds, 1e-9):.0f} %"
+            )
+
+    def epoch(self, metrics: dict[str, float]) -> None:
+        with open(self._path, "a") as file:
+            file.write(json.dumps(metrics) + "\n")
+        if self._board is not None:
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, int(metrics["epoch"]))
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The finished epochs of a run; a half-written last line is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def summarise(
+    out: Path, config: PretrainConfig, source: Beton, selection: Selection | None, precision: Any
+) -> dict[str, Any]:
+    """What a finished run cost and reached."""
+    rows = read_metrics(out / "metrics.jsonl")
+    seconds, samples = sum(r["seconds"] for r in rows), sum(r["samples"] for r in rows)
+    last = rows[-1]
+    return {
+        "kind": "pretrain",
+        "arch": config.arch,
+        "backend": config.backend,
+        "method": selection.method if selection else "full",
+        "source": str(config.source),
+        "selection": config.selection,
+        "classes_kept": len(selection.kept_classes) if selection else source.num_classes,
+        "classes": source.num_classes,
+        "samples": selection.kept_samples if selection else source.num_samples,
+        "epochs": config.epochs,
+        "seed": config.seed,
+        "pretrain_s": seconds,
+        "pruning_s": sum(selection.seconds.values()) if selection else 0.0,
+        "samples_per_s": samples / max(seconds, 1e-9),
+        "data_wait_share": sum(r["data_wait_s"] for r in rows) / max(seconds, 1e-9),
+        "bytes_read": int(sum(r["bytes_read"] for r in rows)),
+        "precision": str(precision).removeprefix("torch.") if precision else "float32",
+        **{k: last[k] for k in ("loss", "top_1", "top_5", "val_top_1", "val_top_5") if k in last},
+    }
