@@ -108,7 +108,7 @@ def case(suite: Suite, name: str, subjects: dict[str, tuple[str, Path, Path, int
         try:
             children[label] = Child(*arguments)
         except RuntimeError as error:
-            print(f"{suite.name}/{name}: {label} is left out: {str(error).splitlines()[-1]}", file=sys.stderr)
+            print(f"{suite.name}/{name}: {label} is left out: {str(error).splitlines()[-1][:160]}", file=sys.stderr)
     try:
         runs: dict[str, Callable[[], float]] = dict(children)
         samples = interleave(runs)

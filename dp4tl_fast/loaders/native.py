@@ -7,6 +7,10 @@ number of threads and after a resume.
 Records are used where the page cache has them; the system is asked for each 64 records ahead, by its exact range. With
 ``max_ram`` smaller than the data, blocks of 1 MiB from the whole file are read ahead into two buffers instead, and batches
 are drawn from a buffer.
+
+JPEGs are decoded to planes that are resized apart, colours converted last. Against ``exact=True``, on 500 ImageNet images of
+4:2:0 and quality 90: mean absolute difference of an image 0.3 levels in the median and below 1 in the worst, 44 at most in
+a single sample (saturated chroma at an edge).
 """
 
 from __future__ import annotations
