@@ -17,17 +17,17 @@ from dp4tl_fast.files import write_atomically
 # One recipe for all three, chosen so that the whole demo takes a few minutes on two cores. Digits must not be mirrored.
 PRETRAIN: dict[str, Any] = {
     "size": 32,
-    "batch_size": 96,
-    "lr": 0.25,
+    "batch_size": 64,
+    "lr": 0.2,
     "warmup_epochs": 1.0,
     "min_scale": 0.6,
     "flip": False,
     "weight_decay": 5e-4,
 }
-ARCH, EPOCHS = "small-16", 9
+ARCH, EPOCHS = "small-16", 10
 SURROGATE: dict[str, Any] = {"arch": "small-8", "epochs": 2, "size": 16, "batch_size": 128, "lr": 0.4, "warmup_epochs": 0.5}
 LINEAR_PROBE: dict[str, Any] = {"mode": "lp", "epochs": 50, "lr": 1e-2}
-FULL_FINETUNE: dict[str, Any] = {"mode": "ff", "epochs": 20, "lr": 2e-3, "batch_size": 64}
+FULL_FINETUNE: dict[str, Any] = {"mode": "ff", "epochs": 15, "lr": 2e-3, "batch_size": 64}
 
 
 def demo(
@@ -157,7 +157,7 @@ def _finish(root: Path, chosen: dict[str, Any], seconds: float) -> dict[str, Any
         table.add_column(column, justify="left" if column == header[0] else "right", no_wrap=True)
     for row in cells:
         table.add_row(*row)
-    console = Console(stderr=True, width=max(110, Console(stderr=True).width))
+    console = Console(stderr=True, width=max(120, Console(stderr=True).width))
     console.print()
     console.print(table)
     for note in [*notes, f"Everything took {seconds:.0f} s."]:

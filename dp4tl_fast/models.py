@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from dp4tl_fast.errors import UsageError
 
@@ -35,13 +36,18 @@ class SmallResNet(nn.Module):
 
 
 class _Block(nn.Module):
+    """Two convolutions and a shortcut without parameters: averaged and padded with zero channels where the shape changes."""
+
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
         super().__init__()
         self.conv1, self.conv2 = _conv(c_in, c_out, stride), _conv(c_out, c_out, 1)
-        self.shortcut = nn.Identity() if c_in == c_out and stride == 1 else _conv(c_in, c_out, stride, kernel=1)
+        self.stride, self.padding = stride, c_out - c_in
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.relu(self.shortcut(x) + self.conv2(torch.relu(self.conv1(x))))
+        y = self.conv2(torch.relu(self.conv1(x)))
+        if self.stride > 1:
+            x = F.avg_pool2d(x, self.stride, ceil_mode=True)  # rounds up like a padded strided convolution
+        return torch.relu(y + F.pad(x, (0, 0, 0, 0, 0, self.padding)) if self.padding else y + x)
 
 
 def _conv(c_in: int, c_out: int, stride: int, kernel: int = 3) -> nn.Sequential:
