@@ -24,7 +24,7 @@ PRETRAIN: dict[str, Any] = {
     "flip": False,
     "weight_decay": 5e-4,
 }
-ARCH, EPOCHS = "small-16", 10
+ARCH, EPOCHS = "small-16", 8
 SURROGATE: dict[str, Any] = {"arch": "small-8", "epochs": 2, "size": 16, "batch_size": 128, "lr": 0.4, "warmup_epochs": 0.5}
 LINEAR_PROBE: dict[str, Any] = {"mode": "lp", "epochs": 50, "lr": 1e-2}
 FULL_FINETUNE: dict[str, Any] = {"mode": "ff", "epochs": 15, "lr": 2e-3, "batch_size": 64}
