@@ -22,7 +22,7 @@ SEEDS = (0, 1)
 KEEP = ("0.4", "0.2")
 COMMON: dict[str, Any] = {"size": 32, "batch_size": 128, "warmup_epochs": 1.0, "weight_decay": 5e-4, "tensorboard": False}
 SURROGATE: dict[str, Any] = {**COMMON, "arch": "small-8", "epochs": 3, "lr": 0.2}
-NETWORK: dict[str, Any] = {**COMMON, "arch": "small-16", "epochs": 10, "lr": 0.2, "checkpoint_every": 10}
+NETWORK: dict[str, Any] = {**COMMON, "arch": "small-16", "epochs": 8, "lr": 0.2, "checkpoint_every": 8}
 TRANSFER: dict[str, dict[str, Any]] = {
     "lp": {"mode": "lp", "epochs": 30, "lr": 1e-2, "size": 32},
     "ff": {"mode": "ff", "epochs": 5, "lr": 1e-3, "size": 32, "batch_size": 64},
