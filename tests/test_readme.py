@@ -10,7 +10,7 @@ README = Path(__file__).parent.parent / "README.md"
 def test_generated_blocks_are_up_to_date():
     text = README.read_text()
     assert fill(text) == text, "run `python -m benchmarks.readme`"
-    assert "| full |" in text and "`native`" in text
+    assert "| full |" in text and "| native |" in text
 
 
 def test_pictures_exist():
