@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.harness import Suite, interleave
 from dp4tl_fast.beton import Beton, BetonWriter
 from dp4tl_fast.beton.format import MODE_JPEG
-from dp4tl_fast.kernels import _native
+from dp4tl_fast.beton.images import add_entry_points
 
 EPOCH, SLOW_EPOCH, SIZE, MAX_SIDE, QUALITY = 10_000, 1_536, 224, 500, 90
 SLOW = ("torchvision-pil", "torchvision-io", "spdl")
@@ -54,7 +54,7 @@ def write_indexed(source: Path, target: Path) -> None:
     beton = Beton(source)
     with BetonWriter(target, beton.num_samples) as writer:
         for i, row in enumerate(beton.images):
-            jpeg = _native.jpeg_add_entry_points(beton.payload(i).tobytes())
+            jpeg = add_entry_points(beton.payload(i).tobytes(), int(row["width"]), int(row["height"]))
             writer.append(jpeg, MODE_JPEG, int(row["width"]), int(row["height"]), int(beton.labels[i]), i)
         writer.close()
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dp4tl_fast import cli
-from dp4tl_fast.beton.images import ImageRule, make_record
+from dp4tl_fast.beton.images import ImageRule, make_record, wants_entry_points
 from dp4tl_fast.beton.layout import check_layout, record_order
 from dp4tl_fast.errors import SourceError, UsageError
 from dp4tl_fast.sources import Source, open_source
@@ -61,8 +61,8 @@ def convert(
         quality: JPEG quality of images that are encoded anew.
         smart_threshold: Bytes of pixels up to which ``smart`` stores an image raw.
         jpeg_share: Share of images that ``proportion`` stores as JPEG, chosen at random; the rest is raw.
-        entry_points: ``on`` rewrites JPEGs of 128 x 128 pixels and more without loss so that the native loader decodes
-            only what a crop needs (FFCV reads them as before); ``off`` leaves their bytes alone.
+        entry_points: ``on`` inserts an index (2.5 % of the bytes) into JPEGs of 128 x 128 pixels and more, so that the
+            native loader decodes only what a crop needs; other readers pass over it. ``off`` leaves it out.
         seed: Of the random order of records.
         workers: Threads; 0 is one a core.
         on_error: ``fail`` at the first bad image, or ``skip`` it.
@@ -82,10 +82,10 @@ def convert(
     """
     rule = ImageRule(
         write_mode=write_mode, max_side=max_side, short_side=short_side, quality=quality,
-        smart_threshold=smart_threshold, jpeg_share=jpeg_share, seed=seed, entry_points=entry_points == "on",
+        smart_threshold=smart_threshold, jpeg_share=jpeg_share, seed=seed, entry_points=wants_entry_points(entry_points),
     )  # fmt: skip
     check_layout(layout)
-    _check_flags(entry_points, on_error, workers)
+    _check_flags(on_error, workers)
     started = time.perf_counter()
     part = parse_shard(shard)
     target = shard_path(Path(out), *part) if part else Path(out)
@@ -131,9 +131,7 @@ class Progress:
         self._bar.close()
 
 
-def _check_flags(entry_points: str, on_error: str, workers: int) -> None:
-    if entry_points not in ("on", "off"):
-        raise UsageError(f"convert: entry_points = {entry_points!r}, but it must be on or off")
+def _check_flags(on_error: str, workers: int) -> None:
     if on_error not in ("fail", "skip"):
         raise UsageError(f"convert: on_error = {on_error!r}, but it must be fail or skip")
     if workers < 0:
@@ -142,7 +140,7 @@ def _check_flags(entry_points: str, on_error: str, workers: int) -> None:
 
 def _bytes_needed(source: Source, order: np.ndarray, rule: ImageRule) -> int:
     """What the output will take, in bytes: the source's own size, or an estimate from a few converted samples."""
-    total = int(source.sizes.sum()) + 100 * len(order)
+    total = int(source.sizes.sum() * (1.05 if rule.entry_points else 1)) + 100 * len(order)
     if rule.write_mode == "keep" and not (rule.max_side or rule.short_side):
         return total
     before = after = 0

@@ -1,4 +1,4 @@
-"""``dp4tl-fast relayout SRC.beton OUT.beton``: another order of records, without decoding."""
+"""``dp4tl-fast relayout SRC.beton OUT.beton``: another order of records, without loss."""
 
 from __future__ import annotations
 
@@ -8,24 +8,28 @@ from typing import Any
 
 from dp4tl_fast import cli
 from dp4tl_fast.beton import Beton
+from dp4tl_fast.beton.images import wants_entry_points
 from dp4tl_fast.beton.subset import relayout as copy_in_order
 
 
-def relayout(src: str, out: str, *, layout: str = "class", seed: int = 0) -> dict[str, Any]:
+def relayout(src: str, out: str, *, layout: str = "class", seed: int = 0, entry_points: str = "on") -> dict[str, Any]:
     """Copy a .beton, written by dp4tl_fast or by ffcv.DatasetWriter, into another order of records.
 
-    Nothing is decoded or encoded. From layout ``class`` a pruned run reads one byte range a class.
+    No image is encoded anew. From layout ``class`` a pruned run reads one byte range a class.
 
     Args:
         src: The .beton to copy.
         out: The .beton to write.
         layout: ``class`` stores each class as one byte range, its records in random order; ``shuffled`` mixes all.
         seed: Of the random order.
+        entry_points: ``on`` inserts an index (2.5 % of the bytes) into JPEGs of 128 x 128 pixels and more, so that the
+            native loader decodes only what a crop needs; other readers pass over it. ``off`` copies every byte as it is.
     """
+    index_jpegs = wants_entry_points(entry_points)
     started = time.perf_counter()
     beton = Beton(src)
     with cli.progress((), desc="relayout", unit="image", total=beton.num_samples) as bar:
-        summary = copy_in_order(beton, out, layout, seed, bar.update)
+        summary = copy_in_order(beton, out, layout, seed, bar.update, index_jpegs)
     if summary["dropped_fields"]:
         cli.message(f"fields not copied (only image, label and index are): {', '.join(summary['dropped_fields'])}")
     return {"out": out, **summary, "layout": layout, "seconds": time.perf_counter() - started}

@@ -134,6 +134,29 @@ def test_relayout_of_a_file_by_ffcv(tmp_path: Path) -> None:
             assert new.images[record][["mode", "width", "height"]] == old.images[i][["mode", "width", "height"]]
 
 
+def test_relayout_adds_entry_points(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What convert would have written with entry points; a damaged JPEG is copied as it is."""
+    Image.effect_noise((300, 200), 60).convert("RGB").save(tree / "class 2" / "large.jpg")
+    plain, indexed, copy = (tmp_path / f"{n}.beton" for n in ("plain", "indexed", "copy"))
+    convert(str(tree), str(plain), on_error="skip", entry_points="off")
+    convert(str(tree), str(indexed), on_error="skip")
+    assert relayout_command.main([str(plain), str(copy)]) == 0
+    assert copy.read_bytes() == indexed.read_bytes() != plain.read_bytes()
+    assert sidecars(copy, "crc32.npy") == sidecars(indexed, "crc32.npy")
+    relayout(Beton(copy), tmp_path / "again.beton", entry_points=True)
+    assert (tmp_path / "again.beton").read_bytes() == copy.read_bytes()
+
+    damaged = bytearray((tree / "class 2" / "large.jpg").read_bytes())
+    del damaged[-5000:-2]
+    with BetonWriter(tmp_path / "damaged.beton", 1) as writer:
+        writer.append(bytes(damaged), 0, 300, 200, 0, 0)
+        writer.close()
+    relayout(Beton(tmp_path / "damaged.beton"), tmp_path / "still.beton", entry_points=True)
+    assert bytes(Beton(tmp_path / "still.beton").payload(0)) == damaged
+    assert relayout_command.main([str(plain), str(copy), "--entry_points", "maybe"]) == 2
+    assert "must be on or off" in capsys.readouterr().err
+
+
 def test_subset_copies_records_and_keeps_labels(tree: Path, tmp_path: Path) -> None:
     convert(str(tree), str(tmp_path / "a.beton"), on_error="skip")
     beton = Beton(tmp_path / "a.beton")

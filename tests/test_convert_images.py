@@ -145,9 +145,8 @@ def test_metadata_is_stripped_without_touching_pixels(data: bytes) -> None:
 def test_progressive_jpegs_become_sequential_without_loss(mode: str, size: tuple[int, int], entry_points: bool) -> None:
     data = saved(scene(*size).convert(mode), "JPEG", progressive=True, icc_profile=b"profile", comment=b"goes")
     record = make_record(data, ImageRule(entry_points=entry_points), 0)
-    large = size[0] > 128
-    what = "entry points added" if large and entry_points else "made sequential"
-    assert record.note == f"progressive JPEG; metadata stripped; {what}"
+    added = "; entry points added" if entry_points and size[0] > 128 else ""
+    assert record.note == f"progressive JPEG; metadata stripped; made sequential{added}"
     assert (pixels(record) == as_torchvision_reads(data)).all()
     assert Image.open(io.BytesIO(record.payload)).info["icc_profile"] == b"profile"
     assert b"goes" not in record.payload
@@ -159,8 +158,11 @@ def test_entry_points_change_no_pixel_and_spare_small_images() -> None:
     for options in ({}, {"subsampling": "4:4:4"}, {"subsampling": "4:2:2"}, {"keep_rgb": True}, {"icc_profile": b"p"}):
         data = saved(scene(300, 201), "JPEG", **options)
         record = make_record(data, rule, 0)
+        if options.get("keep_rgb"):
+            assert record.payload == data, "the native decoder leaves RGB JPEGs to libjpeg-turbo"
+            continue
         assert record.note == "entry points added"
-        assert b"\xff\xd0" in record.payload[jpeg.parse(record.payload).scan_start :], "there are restart markers"
+        assert b"DP4TL\0" in record.payload[: jpeg.parse(record.payload).scan_start]
         assert (pixels(record) == as_torchvision_reads(data)).all()
         assert Image.open(io.BytesIO(record.payload)).info.get("icc_profile") == options.get("icc_profile")
 
@@ -243,8 +245,7 @@ def test_resizing_as_planes_is_close_to_pillow(size: tuple[int, int], mode: str,
         difference = pixels(record).astype(int) - expected
         assert np.abs(difference).mean() < 3, limit
         assert np.abs(difference.mean()) < 0.6, "no drift of brightness"
-        markers = b"\xff\xd0" in record.payload[jpeg.parse(record.payload).scan_start :]
-        assert markers == (record.width * record.height >= 128 * 128)
+        assert (b"DP4TL\0" in record.payload) == (record.width * record.height >= 128 * 128)
 
 
 def test_the_audit_lists_what_changed_and_nothing_else(tmp_path: Path) -> None:
@@ -268,5 +269,5 @@ def test_the_audit_lists_what_changed_and_nothing_else(tmp_path: Path) -> None:
             assert row["record"] == ""
             assert "no image of a known kind" in row["what"]
         else:
-            assert row["what"] == ZOO[name][1]
+            assert row["what"].removesuffix("; entry points added") == ZOO[name][1]
             assert beton.index[int(row["record"])] == int(row["index"])

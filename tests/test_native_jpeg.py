@@ -1,4 +1,4 @@
-"""Entry points: the same pixels, fewer bytes, whatever kind of JPEG; and what the loader makes of them."""
+"""Entry points: the same pixels and bytes, whatever kind of JPEG; and what the loader makes of them."""
 
 from __future__ import annotations
 
@@ -22,33 +22,53 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(1, 1), (17, 9), (250, 130)])
-def test_pixels_stay_identical(kind: str, size: tuple[int, int]) -> None:
+def test_an_index_changes_no_pixel_and_no_byte_of_the_image(kind: str, size: tuple[int, int]) -> None:
     before = jpeg(picture(*size), **KINDS[kind])
-    after = _native.jpeg_add_entry_points(before)
+    after = _native.jpeg_add_index(before)
     a, b = (Image.open(io.BytesIO(data)) for data in (before, after))
     assert a.mode == b.mode and np.array_equal(np.asarray(a), np.asarray(b))
-    assert b"\xff\xdd\x00\x04\x00\x04" in after  # DRI: every 4 MCUs
-    assert b"\xff\xc2" not in after  # no longer progressive
+    if kind in ("cmyk", "progressive", "restarts"):
+        assert after is before, "no index where it would not be used"
+        return
+    at = after.index(b"DP4TL\0") - 4
+    length = int.from_bytes(after[at + 2 : at + 4], "big") + 2
+    assert after[at : at + 2] == b"\xff\xef" and after[:at] + after[at + length :] == before
+    assert _native.jpeg_add_index(after) is after, "one index is enough"
 
 
-def test_optimised_tables_pay_for_the_markers() -> None:
-    before = jpeg(picture(500, 400), subsampling=0)
-    assert len(_native.jpeg_add_entry_points(before)) < len(before)
+def test_an_index_is_small() -> None:
+    for subsampling in (0, 1, 2):
+        before = jpeg(picture(500, 400), subsampling=subsampling)
+        assert len(_native.jpeg_add_index(before)) < 1.06 * len(before)
 
 
-@pytest.mark.parametrize("data", [b"", b"no JPEG", jpeg(picture(64, 64))[:900]], ids=["empty", "text", "truncated"])
-def test_what_is_no_jpeg_is_refused(data: bytes) -> None:
+def test_a_huge_image_has_a_coarser_index() -> None:
+    before = jpeg(picture(2600, 2000), subsampling=0)
+    after = _native.jpeg_add_index(before, 8)  # an entry an MCU would not fit into a segment
+    assert 0 < len(after) - len(before) < 65_600
+
+
+@pytest.mark.parametrize("data", [b"", b"no JPEG", b"\xff\xd8\xff"], ids=["empty", "text", "begun"])
+def test_what_is_no_jpeg_stays_as_it_is(data: bytes) -> None:
+    assert _native.jpeg_add_index(data) is data
     with pytest.raises(RuntimeError, match="is not a JPEG that can be rewritten"):
-        _native.jpeg_add_entry_points(data)
+        _native.jpeg_make_sequential(data)
+
+
+def test_a_damaged_jpeg_gets_no_index() -> None:
+    whole = jpeg(picture(64, 64))
+    for data in (whole[:900], whole[:900] + whole[-2:]):
+        with pytest.raises(RuntimeError, match="entropy-coded data are damaged"):
+            _native.jpeg_add_index(data)
 
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_the_loader_gives_the_same_pixels_with_and_without(tmp_path: Path, exact: bool) -> None:
     plain = [jpeg(picture(300 + i, 200 + 3 * i, i), subsampling=i % 3) for i in range(24)]
-    intervals = [1, 2, 4, 9] * 6
-    gridded = [_native.jpeg_add_entry_points(d, n) for d, n in zip(plain, intervals, strict=True)]
+    distances = [8, 16, 32, 64] * 6
+    indexed = [_native.jpeg_add_index(d, n) for d, n in zip(plain, distances, strict=True)]
     images = []
-    for name, payloads in (("plain", plain), ("gridded", gridded)):
+    for name, payloads in (("plain", plain), ("indexed", indexed)):
         spec = LoaderSpec(batch_size=24, size=96, transform="random_resized_crop", flip=True, exact=exact, seed=5)
         with open_loader(write(tmp_path / f"{name}.beton", payloads), spec=spec) as loader:
             images += [x for x, _ in loader]

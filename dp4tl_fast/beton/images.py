@@ -22,8 +22,7 @@ from dp4tl_fast.beton import jpeg
 from dp4tl_fast.errors import SourceError, UsageError
 
 ENTRY_POINT_PIXELS = 128 * 128  # a crop of a smaller image needs most of it
-ENTRY_POINT_INTERVAL = 4  # MCUs
-NO_ENTRY_POINTS = 65535  # MCUs between restart markers: the most that the format can say
+ENTRY_POINT_DISTANCE = 64  # pixels in a row: half of it decodes 2 % faster and takes twice the 2.5 % of bytes
 WRITE_MODES = ("keep", "jpg", "raw", "smart", "proportion")
 
 
@@ -47,8 +46,8 @@ class ImageRule:
             ``proportion`` stores a random share ``jpeg_share`` as JPEG and the rest as pixels.
         max_side, short_side: Shrink until the longer (shorter) side is no larger; 0 does not. Smaller images are kept.
         quality: Of JPEGs that are encoded anew, 1 to 100.
-        entry_points: Rewrite JPEGs of at least ``ENTRY_POINT_PIXELS`` without loss so that a decoder can begin in the
-            middle: a restart marker every 4 MCUs, optimised Huffman tables. Pixels stay the same to the last bit.
+        entry_points: Insert an index into JPEGs of at least ``ENTRY_POINT_PIXELS``, so that the native loader can begin
+            in the middle. It is a segment that other decoders pass over; the image's own bytes stay as they are.
     """
 
     write_mode: str = "keep"
@@ -92,6 +91,43 @@ def make_record(data: bytes, rule: ImageRule, index: int) -> Record:
     Raises:
         SourceError: The bytes are no image, or a damaged one. The message does not know the file's name.
     """
+    record = _without_index(data, rule, index)
+    if not rule.entry_points or record.mode != fmt.MODE_JPEG:
+        return record
+    try:
+        payload = add_entry_points(record.payload, record.width, record.height)
+    except RuntimeError as error:  # seen only now that all of it was read: PIL has the last word
+        return _decoded(data, rule, "keep", f"damaged JPEG ({error})")
+    if payload is record.payload:
+        return record
+    return record._replace(payload=payload, note="; ".join(filter(None, (record.note, "entry points added"))))
+
+
+def wants_entry_points(value: str) -> bool:
+    """The flag ``entry_points``.
+
+    Raises:
+        UsageError: It is neither on nor off.
+    """
+    if value not in ("on", "off"):
+        raise UsageError(f"entry_points = {value!r}, but it must be on or off")
+    return value == "on"
+
+
+def add_entry_points(payload: bytes, width: int, height: int) -> bytes:
+    """A JPEG with an index of entry points; the very same object where it is too small, has some, or is no ordinary one.
+
+    Raises:
+        RuntimeError: Its entropy-coded data are damaged.
+    """
+    if width * height < ENTRY_POINT_PIXELS:
+        return payload
+    from dp4tl_fast.kernels._native import jpeg_add_index
+
+    return jpeg_add_index(payload, ENTRY_POINT_DISTANCE)
+
+
+def _without_index(data: bytes, rule: ImageRule, index: int) -> Record:
     mode = rule.write_mode
     if mode == "proportion":
         mode = "keep" if _lot(rule.seed, index) < rule.jpeg_share else "raw"
@@ -129,13 +165,12 @@ def _kept(data: bytes, rule: ImageRule, mode: str) -> Record | str:
     if (stripped := jpeg.strip(data, header)) is not data:
         payload = stripped
         notes.append("metadata stripped")
-    entry_points = rule.entry_points and width * height >= ENTRY_POINT_PIXELS
-    if reason or entry_points:
+    if reason:
         try:
-            payload = _rewritten(payload, ENTRY_POINT_INTERVAL if entry_points else NO_ENTRY_POINTS)
+            payload = _sequential(payload)
         except RuntimeError as error:
             return f"damaged JPEG ({error})"
-        notes.append("entry points added" if entry_points else "made sequential")
+        notes.append("made sequential")
     return Record(payload, fmt.MODE_JPEG, width, height, "; ".join(notes))
 
 
@@ -143,17 +178,15 @@ def _shrunk(data: bytes, header: jpeg.JpegHeader, size: tuple[int, int], rule: I
     """Resized without leaving YCbCr; ``None`` where only PIL can decode it."""
     from dp4tl_fast.kernels._native import jpeg_shrink
 
-    interval = ENTRY_POINT_INTERVAL if rule.entry_points and math.prod(size) >= ENTRY_POINT_PIXELS else 0
-    payload = jpeg_shrink(data, header.width, header.height, *size, rule.quality, interval)
+    payload = jpeg_shrink(data, header.width, header.height, *size, rule.quality)
     return Record(payload, fmt.MODE_JPEG, *size, note) if payload else None
 
 
-def _rewritten(data: bytes, interval: int) -> bytes:
-    """The same coefficients as a sequential JPEG with entry points; colour profiles are carried over."""
-    from dp4tl_fast.kernels._native import jpeg_add_entry_points
+def _sequential(data: bytes) -> bytes:
+    """The same coefficients as a sequential JPEG; colour profiles are carried over."""
+    from dp4tl_fast.kernels._native import jpeg_make_sequential
 
-    profiles = jpeg.profiles(data)
-    return jpeg.with_profiles(jpeg_add_entry_points(data, interval), profiles)
+    return jpeg.with_profiles(jpeg_make_sequential(data), jpeg.profiles(data))
 
 
 def _decoded(data: bytes, rule: ImageRule, mode: str, note: str) -> Record:

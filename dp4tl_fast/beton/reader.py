@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,11 +42,13 @@ class Beton:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            self._map = np.memmap(self.path, dtype=np.uint8, mode="r")
+            with open(self.path, "rb") as file:
+                self._pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
             raise BetonError(f"{self.path}: no such file. Make one with `dp4tl-fast convert SRC {self.path}`") from None
         except (OSError, ValueError) as error:
             raise BetonError(f"{self.path}: cannot be read as a .beton file: {error}") from None
+        self._map = np.frombuffer(self._pages, np.uint8)
         self.file_size = self._map.size
         header = self._table(0, fmt.HEADER, 1, "header")[0]
         if header["version"] != fmt.VERSION:
@@ -87,6 +90,11 @@ class Beton:
             self._fail(f"{what} needs bytes {start} to {stop}, but the file ends at {self.file_size}. Is it truncated?")
         return self._map[start:stop].view(dtype)
 
+    def _release(self) -> None:
+        """Give the tables' pages back to the page cache: what is needed of them has been copied."""
+        if hasattr(self._pages, "madvise"):
+            self._pages.madvise(mmap.MADV_DONTNEED)
+
     # -- columns ------------------------------------------------------------------------------------------------------
 
     def column(self, name: str) -> np.ndarray:
@@ -107,6 +115,7 @@ class Beton:
             self._fail(
                 f"record {int(labels.argmax())} has label {int(labels.max())}; above 10,000,000 it cannot be a class id"
             )
+        self._release()
         return labels
 
     @cached_property
@@ -142,6 +151,7 @@ class Beton:
                 f"{self.path}: record {i} (class {int(self.labels[i])}) has {int(sizes[i])} bytes at {int(start[i])}, "
                 f"outside the file's pages ({self.data_start} to {self._alloc_ptr}). The file is corrupt"
             )
+        self._release()
         return sizes
 
     # -- classes ------------------------------------------------------------------------------------------------------

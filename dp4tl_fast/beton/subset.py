@@ -6,12 +6,15 @@ import itertools
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dp4tl_fast.beton.format import MODE_JPEG
+from dp4tl_fast.beton.images import add_entry_points
 from dp4tl_fast.beton.layout import record_order
 from dp4tl_fast.beton.ordered import chunk_bounds, ordered_map
 from dp4tl_fast.beton.reader import Beton
@@ -44,14 +47,22 @@ def subset(beton: Beton, records: np.ndarray, out: str | Path, progress: Progres
 
 
 def relayout(
-    beton: Beton, out: str | Path, layout: str = "class", seed: int = 0, progress: Progress | None = None
+    beton: Beton,
+    out: str | Path,
+    layout: str = "class",
+    seed: int = 0,
+    progress: Progress | None = None,
+    entry_points: bool = False,
 ) -> dict[str, Any]:
-    """Copy all records into another order: what a conversion with this layout and seed would have written."""
+    """Copy all records into another order: what a conversion with this layout and seed would have written.
+
+    ``entry_points`` inserts an index into JPEGs that have none, as the converter does; damaged ones are copied as they are.
+    """
     index = beton.index
     plausible = len(index) and int(index.min()) >= 0 and int(index.max()) < 16 * len(index) + 2**20
     order = record_order(beton.labels, layout, seed, index if plausible else None)
     identity = {"relayout_of": beton.fingerprint, "layout": layout, "seed": seed}
-    return copy_records([(beton, order)], out, len(order), identity, progress)
+    return copy_records([(beton, order)], out, len(order), identity, progress, index_jpegs=entry_points)
 
 
 def copy_records(
@@ -61,10 +72,12 @@ def copy_records(
     identity: dict[str, Any],
     progress: Progress | None = None,
     info: dict[str, Any] | None = None,
+    index_jpegs: bool = False,
 ) -> dict[str, Any]:
     """Copy records of several files, one after the other, to a new one; see ``subset``.
 
     Args:
+        index_jpegs: Add entry points to JPEGs that have none.
         capacity: Records to reserve room for in the metadata table.
         identity, info: What ``x.convert.json`` says; see ``sidecars.write_info``.
     """
@@ -77,7 +90,7 @@ def copy_records(
     with BetonWriter(target, capacity) as writer:
         for beton, records in parts:
             images, labels, index = beton.images, beton.labels, beton.index
-            for chunk in _payloads(beton, records):
+            for chunk in _payloads(beton, records, index_jpegs):
                 some = images[chunk.records]
                 mode, width, height = (some[name].astype(np.int64) for name in ("mode", "width", "height"))
                 writer.append_many(chunk.payloads, mode, width, height, labels[chunk.records], index[chunk.records])
@@ -99,7 +112,7 @@ class Payloads:
     checksums: np.ndarray  # CRC-32, [k]
 
 
-def _payloads(beton: Beton, records: np.ndarray, workers: int = 0) -> Iterator[Payloads]:
+def _payloads(beton: Beton, records: np.ndarray, index_jpegs: bool) -> Iterator[Payloads]:
     """Read records in order, several chunks ahead, and compare checksums where the file has them."""
     pointers, sizes = beton.images["data_ptr"].astype(np.int64), beton.sizes
     known = read_checksums(beton.path, beton.num_samples)
@@ -117,10 +130,24 @@ def _payloads(beton: Beton, records: np.ndarray, workers: int = 0) -> Iterator[P
             i = int(job[bad.argmax()])
             where = f"{beton.path}: record {i} (class {beton.class_names[beton.labels[i]]})"
             raise RecordError(f"{where} does not match its checksum: the file has changed on disk. Convert it again")
-        return Payloads(job, payloads, checksums)
+        chunk = Payloads(job, payloads, checksums)
+        return _indexed(beton.images[job], chunk) if index_jpegs else chunk
 
     try:
         bounds = chunk_bounds(sizes[records], CHUNK_BYTES, CHUNK_RECORDS)
-        yield from ordered_map(read, (records[a:b] for a, b in itertools.pairwise(bounds)), workers)
+        yield from ordered_map(read, (records[a:b] for a, b in itertools.pairwise(bounds)))
     finally:
         os.close(fd)
+
+
+def _indexed(images: np.ndarray, chunk: Payloads) -> Payloads:
+    """The chunk with entry points in its JPEGs; damaged ones stay as they are."""
+    payloads, checksums = list(chunk.payloads), chunk.checksums.copy()
+    for i, (mode, width, height, _) in enumerate(images.tolist()):
+        if mode != MODE_JPEG:
+            continue
+        with suppress(RuntimeError):
+            payloads[i] = add_entry_points(payloads[i], width, height)
+        if payloads[i] is not chunk.payloads[i]:
+            checksums[i] = zlib.crc32(payloads[i])
+    return Payloads(chunk.records, payloads, checksums)

@@ -1,10 +1,11 @@
-// dp4tl_fast.kernels._native.jpeg_*: lossless rewriting, for the converter.
+// dp4tl_fast.kernels._native.jpeg_*: what the converter does to JPEGs.
 #include <nanobind/nanobind.h>
 
 #include <cstring>
 
 #include "bindings/register.h"
-#include "core/jpeg_recode.h"
+#include "core/error.h"
+#include "core/jpeg_index.h"
 #include "core/jpeg_shrink.h"
 #include "core/jpeg_transcode.h"
 #include "core/kernels.h"
@@ -15,20 +16,33 @@ using namespace nb::literals;
 namespace dp4tl {
 
 void register_jpeg(nb::module_& m) {
-  m.def("jpeg_add_entry_points",
-        [](nb::bytes data, int interval) {
+  m.def("jpeg_make_sequential",
+        [](nb::bytes data) {
           std::string result;
           {
             nb::gil_scoped_release free;  // the caller's reference keeps the bytes alive
-            thread_local JpegRecoder recoder;  // most JPEGs; libjpeg does the unusual ones, or says what is wrong
-            result = recoder.run(static_cast<const uint8_t*>(data.data()), data.size(), interval);
-            if (result.empty()) result = add_entry_points(static_cast<const uint8_t*>(data.data()), data.size(), interval);
+            result = make_sequential(static_cast<const uint8_t*>(data.data()), data.size());
           }
           return nb::bytes(result.data(), result.size());
         },
-        "data"_a, "interval"_a = 4,
-        "The same JPEG as baseline data with a restart marker every `interval` MCUs and optimised Huffman tables: pixels are\n"
-        "identical, and the native loader decodes only the intervals that a crop touches. RuntimeError: not a JPEG, or damaged.");
+        "data"_a, "The same coefficients as a baseline JPEG: pixels are identical. RuntimeError: not a JPEG, or damaged.");
+  m.def("jpeg_add_index",
+        [](nb::bytes data, int pixels) -> nb::object {
+          std::string result;
+          JpegIndexer::Result what;
+          {
+            nb::gil_scoped_release free;
+            thread_local JpegIndexer indexer(kernels_for("auto"));
+            what = indexer.run(static_cast<const uint8_t*>(data.data()), data.size(), pixels, result);
+          }
+          if (what == JpegIndexer::Result::kDamaged) throw Error("its entropy-coded data are damaged");
+          if (what != JpegIndexer::Result::kIndexed) return data;
+          return nb::bytes(result.data(), result.size());
+        },
+        "data"_a, "pixels"_a = 64,
+        "The same JPEG with one more segment: an index of places about every `pixels` pixels of a row where the native loader can\n"
+        "begin to decode. The very same object if it has such places (an index, restart markers), or if it is no ordinary sequential\n"
+        "JPEG. RuntimeError: its entropy-coded data are damaged.");
   m.def("jpeg_end",
         [](nb::bytes data, size_t start) -> size_t {
           const char* bytes = data.c_str();
@@ -42,19 +56,19 @@ void register_jpeg(nb::module_& m) {
         },
         "data"_a, "start"_a, "The position behind the first FFD9 from `start` on, or 0 without one. Faster than bytes.find.");
   m.def("jpeg_shrink",
-        [](nb::bytes data, int width, int height, int to_width, int to_height, int quality, int interval) {
+        [](nb::bytes data, int width, int height, int to_width, int to_height, int quality) {
           std::string result;
           {
             nb::gil_scoped_release free;
             thread_local JpegShrinker shrinker(kernels_for("auto"));
             result = shrinker.run(static_cast<const uint8_t*>(data.data()), data.size(), {width, height}, {to_width, to_height},
-                                  quality, interval);
+                                  quality);
           }
           return nb::bytes(result.data(), result.size());
         },
-        "data"_a, "width"_a, "height"_a, "to_width"_a, "to_height"_a, "quality"_a, "interval"_a = 0,
-        "An ordinary JPEG of width x height, resized with antialiasing and encoded as 4:2:0 (or grey), with a restart marker\n"
-        "every `interval` MCUs (0: none). Empty where the JPEG is unusual or damaged: decode it by other means.");
+        "data"_a, "width"_a, "height"_a, "to_width"_a, "to_height"_a, "quality"_a,
+        "An ordinary JPEG of width x height, resized with antialiasing and encoded as 4:2:0 (or grey). Empty where the JPEG is\n"
+        "unusual or damaged: decode it by other means.");
 }
 
 }  // namespace dp4tl

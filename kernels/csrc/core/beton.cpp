@@ -152,26 +152,32 @@ Beton::Beton(const std::string& path) : file(path) {
          " bytes. Is it truncated?");
   }
 
-  records.resize(static_cast<size_t>(num_samples));
+  auto& places = records.places_;
+  auto& labels = records.labels_;
+  auto& index = records.index_;
+  places.resize(static_cast<size_t>(num_samples));
+  labels.resize(places.size());
   for_each_row(file, fields_end, num_samples, at.row, [&](uint64_t i, const uint8_t* row) {
     const uint8_t* image = row + at.image;
-    Record& r = records[i];
+    const auto offset = load<uint64_t>(image + 5);
     if (image[0] > 1) fail("record " + std::to_string(i) + " has image mode " + std::to_string(image[0]) + "; known are 0 and 1");
-    r.raw = image[0] == 1;
-    r.width = load<uint16_t>(image + 1);
-    r.height = load<uint16_t>(image + 3);
-    r.offset = load<uint64_t>(image + 5);
-    r.size = UINT32_MAX;
-    r.label = load<int64_t>(row + at.label);
-    r.index = at.index == SIZE_MAX ? static_cast<int64_t>(i) : load<int64_t>(row + at.index);
+    if (offset >= end) fail("record " + std::to_string(i) + " has its bytes at " + std::to_string(offset) + ", beyond the file. The file is corrupt");
+    places[i] = {image[0], offset, UINT32_MAX, load<uint16_t>(image + 1), load<uint16_t>(image + 3)};
+    labels[i] = load<int64_t>(row + at.label);
+    const int64_t own = at.index == SIZE_MAX ? static_cast<int64_t>(i) : load<int64_t>(row + at.index);
+    if (index.empty() && own != static_cast<int64_t>(i)) {
+      index.resize(places.size());
+      for (uint64_t j = 0; j < i; ++j) index[j] = static_cast<int64_t>(j);
+    }
+    if (!index.empty()) index[i] = own;
   });
   for_each_row(file, tables_end, (end - tables_end) / kAllocationBytes, kAllocationBytes, [&](uint64_t, const uint8_t* row) {
     const auto owner = load<uint64_t>(row), offset = load<uint64_t>(row + 8), size = load<uint64_t>(row + 16);
     if (owner >= num_samples) fail("allocation table names sample " + std::to_string(owner) + ", but there are only " + std::to_string(num_samples));
-    if (records[owner].offset == offset && size < UINT32_MAX) records[owner].size = static_cast<uint32_t>(size);
+    if (places[owner].offset == offset && size < UINT32_MAX) places[owner].size = static_cast<uint32_t>(size);
   });
   for (size_t i = 0; i < records.size(); ++i) {
-    const Record& r = records[i];
+    const Record r = records[i];
     const bool inside = r.size != UINT32_MAX && r.offset >= data_start && r.offset <= tables_end && r.size <= tables_end - r.offset;
     const bool fits = !r.raw || r.size == uint64_t{3} * r.width * r.height;
     if (!inside || !fits || r.width == 0 || r.height == 0) {

@@ -47,12 +47,33 @@ struct Record {
   bool raw;              // RGB rows; else a JPEG
 };
 
+// The tables of all records, 24 bytes each: a file of millions is opened in a process for every GPU.
+class Records {
+ public:
+  size_t size() const { return places_.size(); }
+  Record operator[](size_t i) const {
+    const Place& p = places_[i];
+    return {p.offset, p.size, p.width, p.height, labels_[i], index_.empty() ? static_cast<int64_t>(i) : index_[i], p.raw != 0};
+  }
+
+ private:
+  friend struct Beton;
+  struct Place {
+    uint64_t raw : 1, offset : 63;
+    uint32_t size;
+    uint16_t width, height;
+  };
+  static_assert(sizeof(Place) == 16, "no padding");
+  std::vector<Place> places_;
+  std::vector<int64_t> labels_, index_;  // index_: empty while every record's is its own number
+};
+
 // All records of a file, each checked to lie inside its pages. Needs fields image (RGB) and label (int).
 struct Beton {
   explicit Beton(const std::string& path);  // throws Error
 
   File file;
-  std::vector<Record> records;
+  Records records;
 };
 
 }  // namespace dp4tl

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/jpeg_index.h"
+
 namespace dp4tl {
 namespace {
 
@@ -11,25 +13,25 @@ int ceil_div(int a, int b) { return (a + b - 1) / b; }
 }  // namespace
 
 // Where the first `needed` restart intervals stand in data[0 .. size). False if markers are missing or out of turn.
-bool CropDecoder::find_intervals(const uint8_t* data, size_t size, int needed) {
-  starts_.assign(1, 0);
-  stops_.clear();
+bool CropDecoder::find_restarts(const uint8_t* data, size_t size, int needed) {
+  entries_.assign(1, {});
   size_t at = 0;
-  while (static_cast<int>(stops_.size()) < needed) {
+  for (;;) {
     const auto* found = static_cast<const uint8_t*>(std::memchr(data + at, 0xFF, size - at));
     if (!found || found + 1 >= data + size) {
-      stops_.push_back(static_cast<uint32_t>(size));  // no end marker: the decoder notices if bits are missing
+      entries_.back().stop = static_cast<uint32_t>(size);  // no end marker: the decoder notices if bits are missing
       break;
     }
     at = static_cast<size_t>(found - data) + 1;
     const int marker = found[1];
     if (marker == 0 || marker == 0xFF) continue;  // a stuffed FF, or fill
-    stops_.push_back(static_cast<uint32_t>(found - data));
-    if (marker != 0xD0 + static_cast<int>((stops_.size() - 1) % 8)) break;  // the end of the image, or damage
+    entries_.back().stop = static_cast<uint32_t>(found - data);
+    const auto n = static_cast<int>(entries_.size());
+    if (n == needed || marker != 0xD0 + (n - 1) % 8) break;  // enough; or the end of the image, or damage
     ++at;
-    starts_.push_back(static_cast<uint32_t>(at));
+    entries_.push_back({static_cast<uint32_t>(at), 0, {}, 0});
   }
-  return static_cast<int>(stops_.size()) == needed;
+  return static_cast<int>(entries_.size()) == needed;
 }
 
 bool CropDecoder::decode(const uint8_t* data, size_t size, int width, int height, const Rect& wanted, Pixels& pixels) {
@@ -41,8 +43,8 @@ bool CropDecoder::decode(const uint8_t* data, size_t size, int width, int height
   const int step_x = h.component[0].h, step_y = h.component[0].v;
   const int margin_x = step_x > 1 ? step_x : 0, margin_y = step_y > 1 ? step_y : 0;
   Scan scan{};
-  scan.mcus_per_row = ceil_div(width, h.mcu_width());
-  const int mcu_rows = ceil_div(height, h.mcu_height());
+  scan.mcus_per_row = h.mcus_per_row();
+  const int mcu_rows = h.mcu_rows();
   scan.column0 = std::max(0, wanted.x - margin_x) / h.mcu_width();
   scan.row0 = std::max(0, wanted.y - margin_y) / h.mcu_height();
   scan.column1 = std::min(scan.mcus_per_row, ceil_div(wanted.x + wanted.width + margin_x, h.mcu_width()));
@@ -51,16 +53,17 @@ bool CropDecoder::decode(const uint8_t* data, size_t size, int width, int height
 
   scan.data = data + h.scan;
   scan.end = data + size;
-  scan.restart_interval = h.restart_interval > 0 ? h.restart_interval : scan.mcus_per_row * mcu_rows;
-  scan.intervals = ((scan.row1 - 1) * scan.mcus_per_row + scan.column1 - 1) / scan.restart_interval + 1;
-  if (h.restart_interval == 0) {
-    starts_.assign(1, 0);
-    stops_.assign(1, static_cast<uint32_t>(size - h.scan));
-  } else if (!find_intervals(scan.data, size - h.scan, scan.intervals)) {
-    return false;
+  const int last = (scan.row1 - 1) * scan.mcus_per_row + scan.column1 - 1;  // wanted MCU
+  scan.restarts = h.restart_interval > 0;
+  if (scan.restarts) {
+    scan.interval = h.restart_interval;
+    if (!find_restarts(scan.data, size - h.scan, last / scan.interval + 1)) return false;
+  } else if (!(scan.interval = read_index(h, data, size, last, entries_))) {
+    scan.interval = scan.mcus_per_row * mcu_rows;
+    entries_.assign(1, {0, static_cast<uint32_t>(size - h.scan), {}, 0});
   }
-  scan.starts = starts_.data();
-  scan.stops = stops_.data();
+  scan.entries = entries_.data();
+  scan.num_entries = static_cast<int>(entries_.size());
 
   size_t bytes = 0, offsets[3] = {};
   for (int i = 0; i < h.components; ++i) {
@@ -70,7 +73,7 @@ bool CropDecoder::decode(const uint8_t* data, size_t size, int width, int height
   }
   uint8_t* planes = planes_.at_least(bytes);
   // Skip entries cost time to build: worth it where whole rows are passed over.
-  const bool many_skipped = scan.restart_interval > 16;
+  const bool many_skipped = scan.interval > 16;
   const auto ac_kind = many_skipped ? HuffmanCache::Kind::kAcWithSkip : HuffmanCache::Kind::kAc;
   scan.components = h.components;
   pixels.color = h.color;

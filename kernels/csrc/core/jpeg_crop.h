@@ -1,4 +1,5 @@
-// An own decoder for ordinary JPEGs (jpeg_header.h) that decodes only what a crop needs: from the nearest restart marker before it,
+// An own decoder for ordinary JPEGs (jpeg_header.h) that decodes only what a crop needs: from the nearest entry before it
+// (a restart marker, or one of an index),
 // no row below it, no inverse DCT beside it, and to planes, so that nothing is upsampled or converted at full size.
 #pragma once
 
@@ -23,12 +24,12 @@ class CropDecoder {
   bool decode(const uint8_t* data, size_t size, int width, int height, const Rect& wanted, Pixels& pixels);
 
  private:
-  bool find_intervals(const uint8_t* data, size_t size, int needed);
+  bool find_restarts(const uint8_t* data, size_t size, int needed);
 
   const Kernels& kernels_;
   JpegHeader header_;
   HuffmanCache tables_;
-  std::vector<uint32_t> starts_, stops_;
+  std::vector<ScanEntry> entries_;
   Scratch<uint8_t> planes_;
 };
 

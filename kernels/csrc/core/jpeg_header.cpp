@@ -104,6 +104,9 @@ bool parse_jpeg(const uint8_t* data, size_t size, JpegHeader& header) {
       jfif = jfif || (end - p >= 14 && std::memcmp(p, "JFIF", 5) == 0);
     } else if (marker == 0xEE) {
       if (end - p >= 12 && std::memcmp(p, "Adobe", 5) == 0) adobe_transform = p[11];
+    } else if (marker == 0xEF && end - p >= 6 && std::memcmp(p, "DP4TL", 6) == 0) {
+      header.index = p;
+      header.index_bytes = static_cast<size_t>(end - p);
     } else if (marker == 0xDA) {
       header.scan = at;
       header.color = header.components == 1 ? Color::kGray : Color::kYcc;

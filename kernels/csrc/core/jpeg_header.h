@@ -6,6 +6,7 @@
 //   SOF (C0)  precision, height, width, components, then id, h << 4 | v, quantisation table each
 //   DHT (C4)  class << 4 | id, 16 counts of codes by length, symbols
 //   DRI (DD)  MCUs between restart markers
+//   APPF (EF) the index of entry points, when it begins with "DP4TL" and 0
 //   SOS (DA)  components, then id, dc << 4 | ac each; 0, 63, 0
 #pragma once
 
@@ -35,9 +36,13 @@ struct JpegHeader {
   HuffmanSpec dc[4], ac[4];
   int restart_interval = 0;  // MCUs; 0: no restart markers
   size_t scan = 0;           // offset of the entropy-coded data
+  const uint8_t* index = nullptr;  // the payload of an index segment (jpeg_index.h), unchecked
+  size_t index_bytes = 0;
 
   int mcu_width() const { return 8 * component[0].h; }
   int mcu_height() const { return 8 * component[0].v; }
+  int mcus_per_row() const { return (width + mcu_width() - 1) / mcu_width(); }
+  int mcu_rows() const { return (height + mcu_height() - 1) / mcu_height(); }
 };
 
 // False if the JPEG is anything else or damaged: libjpeg-turbo then decodes it, or says what is wrong.

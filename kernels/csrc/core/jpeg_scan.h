@@ -53,11 +53,19 @@ struct ScanComponent {
   ptrdiff_t stride;
 };
 
+// Where a decoder can begin: at a restart marker, or where an index says (jpeg_index.h).
+struct ScanEntry {
+  uint32_t start, stop;  // its bytes: data[start .. stop)
+  int16_t dc[3];         // what the components' DC differences add to
+  uint8_t skip_bits;     // of the first byte that belong to what is before it
+};
+
 struct Scan {
   const uint8_t *data, *end;         // entropy-coded bytes up to the next marker that is no restart, or the end of the file
-  const uint32_t *starts, *stops;    // bytes of restart interval i: data[starts[i] .. stops[i])
-  int intervals;
-  int restart_interval;              // MCUs; all of them when there are no restart markers
+  const ScanEntry* entries;          // one every `interval` MCUs, the first at MCU 0
+  int num_entries;
+  int interval;                      // MCUs; all of them when there are neither restart markers nor an index
+  bool restarts;                     // the data begin anew at every entry
   int mcus_per_row;
   int row0, row1, column0, column1;  // wanted MCUs
   int components;

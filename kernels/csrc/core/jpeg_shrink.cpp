@@ -34,7 +34,7 @@ struct Encoder {
 }
 
 // False, with a message, on failure. No C++ object lives in this frame: longjmp runs no destructors.
-bool encode(Encoder& e, const PlaneOut* planes, int components, int width, int height, int quality, int interval) {
+bool encode(Encoder& e, const PlaneOut* planes, int components, int width, int height, int quality) {
   if (setjmp(e.jump)) return false;
   e.info.client_data = &e;
   e.info.err = jpeg_std_error(&e.errors);
@@ -48,7 +48,6 @@ bool encode(Encoder& e, const PlaneOut* planes, int components, int width, int h
   jpeg_set_defaults(&e.info);  // 3 components: 2 x 2, 1 x 1, 1 x 1
   jpeg_set_quality(&e.info, quality, TRUE);
   e.info.raw_data_in = TRUE;
-  e.info.restart_interval = static_cast<unsigned>(interval);
   jpeg_start_compress(&e.info, TRUE);
   const int lines = components == 1 ? 8 : 16;  // a row of MCUs
   JSAMPROW rows[3][16];
@@ -100,7 +99,7 @@ void JpegShrinker::resize(const Plane& plane, Size from, Size to, int step, int 
   }
 }
 
-std::string JpegShrinker::run(const uint8_t* data, size_t size, Size from, Size to, int quality, int interval) {
+std::string JpegShrinker::run(const uint8_t* data, size_t size, Size from, Size to, int quality) {
   if (to.width < 1 || to.height < 1 || to.width > from.width || to.height > from.height)
     throw Error("a JPEG of " + std::to_string(from.width) + " x " + std::to_string(from.height) + " cannot be shrunk to " +
                 std::to_string(to.width) + " x " + std::to_string(to.height));
@@ -121,7 +120,7 @@ std::string JpegShrinker::run(const uint8_t* data, size_t size, Size from, Size 
     planes += stride / step * (full_height / step);
   }
   Encoder encoder{};
-  const bool good = encode(encoder, outs, components, to.width, to.height, quality, interval);
+  const bool good = encode(encoder, outs, components, to.width, to.height, quality);
   std::string result;
   if (good) result.assign(reinterpret_cast<const char*>(encoder.out), encoder.out_size);
   jpeg_destroy_compress(&encoder.info);

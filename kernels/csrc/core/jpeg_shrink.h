@@ -20,9 +20,8 @@ class JpegShrinker {
     int width, height;
   };
 
-  // The image `from` pixels large as a baseline JPEG `to` pixels large (no larger), grey or 4:2:0, with a restart marker every
-  // `interval` MCUs (0: none). Empty if the crop decoder does not take the JPEG, which may be unusual or damaged.
-  std::string run(const uint8_t* data, size_t size, Size from, Size to, int quality, int interval);
+  // The image `from` pixels large as a baseline JPEG `to` pixels large (no larger), grey or 4:2:0. Empty if the crop decoder does not take the JPEG, which may be unusual or damaged.
+  std::string run(const uint8_t* data, size_t size, Size from, Size to, int quality);
 
  private:
   // Resizes the plane, which covers `from`, to `width` x `height` samples of `step` pixels of `to` each.

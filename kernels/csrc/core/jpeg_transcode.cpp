@@ -33,7 +33,7 @@ void on_message(j_common_ptr info, int level) {
 }
 
 // False, with a message, on failure. No C++ object lives in this frame: longjmp runs no destructors.
-bool transcode(Transcoder& t, const uint8_t* data, size_t size, int interval) {
+bool transcode(Transcoder& t, const uint8_t* data, size_t size) {
   if (setjmp(t.jump)) return false;
   t.from.client_data = t.to.client_data = &t;
   t.from.err = t.to.err = jpeg_std_error(&t.errors);
@@ -47,8 +47,6 @@ bool transcode(Transcoder& t, const uint8_t* data, size_t size, int interval) {
   jpeg_copy_critical_parameters(&t.from, &t.to);
   t.to.optimize_coding = TRUE;
   t.to.arith_code = FALSE;
-  t.to.restart_interval = static_cast<unsigned>(interval);
-  t.to.restart_in_rows = 0;
   jpeg_mem_dest(&t.to, &t.out, &t.out_size);
   jpeg_write_coefficients(&t.to, coefficients);
   jpeg_finish_compress(&t.to);
@@ -58,10 +56,9 @@ bool transcode(Transcoder& t, const uint8_t* data, size_t size, int interval) {
 
 }  // namespace
 
-std::string add_entry_points(const uint8_t* data, size_t size, int interval) {
-  if (interval < 1 || interval > 65535) throw Error("entry points every " + std::to_string(interval) + " MCUs, but it must be 1 to 65535");
+std::string make_sequential(const uint8_t* data, size_t size) {
   Transcoder t{};
-  const bool good = transcode(t, data, size, interval);
+  const bool good = transcode(t, data, size);
   std::string result;
   if (good) result.assign(reinterpret_cast<const char*>(t.out), t.out_size);
   jpeg_destroy_compress(&t.to);

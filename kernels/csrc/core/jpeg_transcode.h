@@ -1,4 +1,4 @@
-// Rewrite a JPEG without loss so that a decoder can begin in the middle of it.
+// Rewrite a progressive or arithmetic-coded JPEG without loss as one that every decoder reads, and the crop decoder reads in part.
 #pragma once
 
 #include <cstddef>
@@ -7,9 +7,8 @@
 
 namespace dp4tl {
 
-// The same coefficients as baseline Huffman data with a restart marker every `interval` MCUs and tables optimised for this image
-// (so it is usually smaller than before). Every pixel decodes as before; metadata other than JFIF and Adobe markers are left out.
-// Throws Error: not a JPEG of 8 bits a sample, or damaged.
-std::string add_entry_points(const uint8_t* data, size_t size, int interval);
+// The same coefficients as baseline Huffman data, with tables optimised for this image. Every pixel decodes as before; metadata
+// other than JFIF and Adobe markers are left out. Throws Error: not a JPEG of 8 bits a sample, or damaged.
+std::string make_sequential(const uint8_t* data, size_t size);
 
 }  // namespace dp4tl

@@ -29,8 +29,10 @@ struct Kernels {
   void (*ycc_to_rgb)(int16_t* y, int16_t* cb, int16_t* cr, int n);
   // r, g, b [size rounded up to 8][16] -> `rows` rows of size x 3 samples of the output's type.
   void (*store_band)(const int16_t* r, const int16_t* g, const int16_t* b, const Output& out, int rows, void* to);
-  // Decode the wanted MCUs, from the nearest restart marker where there are any. False if the data are damaged.
+  // Decode the wanted MCUs, from the nearest entry before them. False if the data are damaged.
   bool (*decode_scan)(const Scan& scan);
+  // Where every `interval`-th of the MCUs begins, in a scan without restart markers. False if the data are damaged.
+  bool (*index_scan)(const Scan& scan, int mcus, ScanEntry* to);
 };
 
 // The best set this processor runs. Throws Error if `name` (not "auto") is unknown or cannot run here.

@@ -193,7 +193,7 @@ void Loader::work() {
 // Have the system read records in the background that come up soon: an exact range each.
 void Loader::ask_for(int64_t position, int64_t end) const {
   for (; position < end; ++position) {
-    const Record& r = beton_->records[static_cast<size_t>(records_[static_cast<size_t>(position)])];
+    const Record r = beton_->records[static_cast<size_t>(records_[static_cast<size_t>(position)])];
     beton_->file.prefetch(r.offset, r.size);
   }
 }
@@ -204,7 +204,7 @@ void Loader::process(RecordReader& reader, const Slot& slot, int64_t first, int6
   for (int64_t i = first; i < first + count; ++i) {
     const int64_t position = slot.first + i;
     const int64_t number = records_[static_cast<size_t>(position)];
-    const Record& record = beton_->records[static_cast<size_t>(number)];
+    const Record record = beton_->records[static_cast<size_t>(number)];
     batch.labels[static_cast<size_t>(i)] = record.label;
     batch.index[static_cast<size_t>(i)] = record.index;
     std::string message;

@@ -41,14 +41,14 @@ size_t ReadAhead::window_of(int64_t position) const {
 void ReadAhead::plan(size_t w) {
   Window& window = windows_[w];
   const int64_t first = bounds_[w], n = bounds_[w + 1] - first;
-  const auto record_at = [&](int64_t i) -> const Record& { return beton_.records[static_cast<size_t>(records_[static_cast<size_t>(first + i)])]; };
+  const auto record_at = [&](int64_t i) { return beton_.records[static_cast<size_t>(records_[static_cast<size_t>(first + i)])]; };
   std::vector<int64_t> by_offset(static_cast<size_t>(n));
   std::iota(by_offset.begin(), by_offset.end(), 0);
   std::sort(by_offset.begin(), by_offset.end(), [&](int64_t a, int64_t b) { return record_at(a).offset < record_at(b).offset; });
   window.place.resize(static_cast<size_t>(n));
   size_t bytes = 0;
   for (const int64_t i : by_offset) {
-    const Record& r = record_at(i);
+    const Record r = record_at(i);
     window.place[static_cast<size_t>(i)] = bytes;
     Piece* last = window.pieces.empty() ? nullptr : &window.pieces.back();
     if (last && last->offset + last->size == r.offset && last->size + r.size <= kPieceBytes) {

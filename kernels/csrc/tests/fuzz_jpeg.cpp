@@ -1,8 +1,9 @@
-// libFuzzer: both JPEG decoders and the rewriter on any bytes. The first four choose the crop.
+// libFuzzer: both JPEG decoders, the indexer and the rewriter on any bytes. The first four choose the crop.
 #include <algorithm>
 
 #include "core/error.h"
 #include "core/jpeg_crop.h"
+#include "core/jpeg_index.h"
 #include "core/jpeg_transcode.h"
 #include "core/kernels.h"
 
@@ -46,8 +47,15 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* input, size_t size) {
     turbo.decode(data, size, width, height, r);
   } catch (const Error&) {
   }
+  static JpegIndexer indexer(kernels_for("auto"));
+  std::string indexed;
+  if (indexer.run(data, size, 8 + input[0] % 64, indexed) == JpegIndexer::Result::kIndexed) {  // then the index is a right one
+    Pixels again;
+    const bool before = decoders[0]->decode(data, size, width, height, r, pixels);
+    if (before != decoders[0]->decode(reinterpret_cast<const uint8_t*>(indexed.data()), indexed.size(), width, height, r, again)) __builtin_trap();
+  }
   try {
-    add_entry_points(data, size, 1 + input[0]);
+    make_sequential(data, size);
   } catch (const Error&) {
   }
   return 0;

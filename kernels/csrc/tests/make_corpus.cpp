@@ -1,7 +1,8 @@
-// Writes the fuzz targets' seeds: make_corpus DIR. Four bytes that choose a crop, then a small JPEG of each kind.
+// Writes the fuzz targets' seeds: make_corpus DIR. Four bytes that choose a crop, then a small JPEG of each kind, with an index where there can be one.
 #include <cstdio>
 #include <string>
 
+#include "core/jpeg_index.h"
 #include "tests/check.h"
 #include "tests/jpegs.h"
 
@@ -17,7 +18,10 @@ int main(int argc, char** argv) {
         o.width = 37, o.height = 21, o.quality = 40, o.optimize = true;
         o.progressive = progressive, o.restart_interval = restart, o.gray = h == 0;
         if (h) o.h = h, o.v = v;
-        const std::vector<uint8_t> jpeg = encode(o, static_cast<unsigned>(++seed));
+        const std::vector<uint8_t> plain = encode(o, static_cast<unsigned>(++seed));
+        std::string jpeg;
+        const auto result = dp4tl::JpegIndexer(dp4tl::kernels_for("auto")).run(plain.data(), plain.size(), 8, jpeg);
+        if (result != dp4tl::JpegIndexer::Result::kIndexed) jpeg.assign(plain.begin(), plain.end());
         std::FILE* file = std::fopen((std::string(argv[1]) + "/jpeg_" + std::to_string(seed)).c_str(), "wb");
         CHECK(file);
         const uint8_t crop[4] = {40, 90, 200, 120};

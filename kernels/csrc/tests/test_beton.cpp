@@ -23,7 +23,10 @@ std::string refusal(const std::vector<uint8_t>& bytes) {
   Temporary file(bytes);
   try {
     Beton beton(file.path);
-    for (const Record& r : beton.records) CHECK(r.offset <= bytes.size() && r.size <= bytes.size() - r.offset);
+    for (size_t i = 0; i < beton.records.size(); ++i) {
+      const Record r = beton.records[i];
+      CHECK(r.offset <= bytes.size() && r.size <= bytes.size() - r.offset);
+    }
     return "";
   } catch (const Error& error) {
     return error.what();
@@ -44,7 +47,7 @@ int main() {
     Temporary file(make_beton(kLayout));
     const Beton beton(file.path);
     CHECK(beton.records.size() == kLayout.records);
-    const Record& r = beton.records[7];
+    const Record r = beton.records[7];
     CHECK(r.raw && r.width == 4 && r.height == 3 && r.size == 36 && r.offset == kLayout.data() + 7 * 36 && r.label == 2 && r.index == 107);
   }
   refuses("version", 0, 3, 2, "format version 3");

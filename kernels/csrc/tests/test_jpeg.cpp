@@ -1,11 +1,12 @@
-// The own JPEG decoder gives libjpeg-turbo's samples bit for bit, in every instruction set, with and without restart markers; damaged
-// data are refused or decoded, never read beyond.
+// The own JPEG decoder gives libjpeg-turbo's samples bit for bit, in every instruction set, with and without restart markers and an
+// index; damaged data are refused or decoded, never read beyond.
 #include "core/jpeg_crop.h"
 
 #include <cstring>
 #include <string>
 
 #include "core/error.h"
+#include "core/jpeg_index.h"
 #include "core/jpeg_transcode.h"
 #include "tests/check.h"
 #include "tests/jpegs.h"
@@ -47,6 +48,14 @@ void check_crops(const Kernels& kernels, const std::vector<uint8_t>& jpeg, const
   }
 }
 
+// The JPEG with an index, or as it is if it needs none.
+std::vector<uint8_t> with_index(const Kernels& kernels, const std::vector<uint8_t>& jpeg, int pixels) {
+  std::string out;
+  const JpegIndexer::Result result = JpegIndexer(kernels).run(jpeg.data(), jpeg.size(), pixels, out);
+  CHECK(result == JpegIndexer::Result::kIndexed || result == JpegIndexer::Result::kPlain, "refused");
+  return result == JpegIndexer::Result::kPlain ? jpeg : std::vector<uint8_t>(out.begin(), out.end());
+}
+
 std::vector<JpegOptions> ordinary() {
   std::vector<JpegOptions> all;
   for (const auto& [w, h] : {std::pair{1, 1}, {8, 8}, {17, 9}, {64, 48}, {133, 101}, {250, 40}}) {
@@ -74,12 +83,44 @@ void same_as_turbo(const Kernels& kernels) {
                              std::to_string(o.h) + std::to_string(o.v) + " q" + std::to_string(o.quality) + " r" + std::to_string(o.restart_interval);
     const std::vector<uint8_t> jpeg = encode(o, ++seed);
     check_crops(kernels, jpeg, o, seed, what);
-    const std::string gridded = add_entry_points(jpeg.data(), jpeg.size(), 4);
-    check_crops(kernels, {gridded.begin(), gridded.end()}, o, seed, what + " with entry points");
+    for (const int pixels : {8, 24, 64}) {
+      const std::vector<uint8_t> indexed = with_index(kernels, jpeg, pixels);
+      CHECK((indexed == jpeg) == (o.restart_interval > 0), "%s: %zu bytes", what.c_str(), indexed.size());
+      if (indexed != jpeg) check_crops(kernels, indexed, o, seed, what + " with an index");
+    }
   }
 }
 
-// A progressive JPEG is left to libjpeg-turbo; with entry points it is an ordinary one, of the same samples.
+// The index is used: where it points elsewhere, or one part of it is wrong, other samples come or the JPEG is decoded without it.
+void index_matters(const Kernels& kernels) {
+  JpegOptions o;
+  o.width = 640, o.height = 480;
+  const std::vector<uint8_t> plain = encode(o, 3), indexed = with_index(kernels, plain, 64);
+  JpegHeader header;
+  CHECK(parse_jpeg(indexed.data(), indexed.size(), header) && header.index);
+  const auto first = static_cast<size_t>(header.index - indexed.data());
+  CHECK(first > 100 && header.index_bytes == 18 + 8 * 599, "%zu bytes", header.index_bytes);
+  std::vector<ScanEntry> entries;
+  CHECK(read_index(header, indexed.data(), indexed.size(), 4799, entries) == 8 && entries.size() == 600);
+  CHECK(read_index(header, indexed.data(), indexed.size(), 16, entries) == 8 && entries.size() == 3);
+  for (size_t at = 6; at < 18; ++at) {  // version, components, interval, scan bytes, check
+    std::vector<uint8_t> stale = indexed;
+    stale[first + at] ^= 1;
+    CHECK(parse_jpeg(stale.data(), stale.size(), header) && !read_index(header, stale.data(), stale.size(), 4799, entries), "byte %zu", at);
+    check_crops(kernels, stale, o, 9, "a stale index");
+  }
+  std::vector<uint8_t> moved = indexed;
+  for (size_t i = 0; i < 599; ++i) moved[first + 18 + 8 * i + 3] ^= 4;  // luma's DC predictors
+  CropDecoder decoder(kernels);
+  Pixels right, wrong;
+  const Rect corner{500, 400, 100, 60};
+  CHECK(decoder.decode(indexed.data(), indexed.size(), o.width, o.height, corner, right));
+  const std::vector<uint8_t> kept(right.planes[0].data, right.planes[0].data + 8 * right.planes[0].stride);
+  CHECK(decoder.decode(moved.data(), moved.size(), o.width, o.height, corner, wrong));
+  CHECK(std::memcmp(wrong.planes[0].data, kept.data(), kept.size()) != 0, "the index was not used");
+}
+
+// A progressive JPEG is left to libjpeg-turbo; made sequential it is an ordinary one, of the same samples.
 void progressive(const Kernels& kernels) {
   JpegOptions o;
   o.width = 90, o.height = 70, o.h = o.v = 2, o.progressive = true;
@@ -87,7 +128,7 @@ void progressive(const Kernels& kernels) {
   CropDecoder decoder(kernels);
   Pixels pixels;
   CHECK(!decoder.decode(jpeg.data(), jpeg.size(), o.width, o.height, {0, 0, o.width, o.height}, pixels));
-  const std::string baseline = add_entry_points(jpeg.data(), jpeg.size(), 4);
+  const std::string baseline = make_sequential(jpeg.data(), jpeg.size());
   const Rect all{0, 0, o.width, o.height};
   CHECK(decoder.decode(reinterpret_cast<const uint8_t*>(baseline.data()), baseline.size(), o.width, o.height, all, pixels));
   compare(pixels, decode_planes(jpeg), all, "progressive");
@@ -104,6 +145,7 @@ void damaged(const Kernels& kernels) {
     JpegOptions o;
     o.width = 70, o.height = 50, o.h = 1 + round % 2, o.v = 1 + round / 2 % 2, o.restart_interval = round % 3 * 2;
     std::vector<uint8_t> jpeg = encode(o, static_cast<unsigned>(round % 7));
+    if (round % 4 < 2) jpeg = with_index(kernels, jpeg, 16);
     if (round % 5 == 0) {
       jpeg.resize(random() % jpeg.size());
     } else {
@@ -114,6 +156,8 @@ void damaged(const Kernels& kernels) {
     Pixels pixels;
     const Rect r{static_cast<int>(random() % 40), static_cast<int>(random() % 30), 25, 15};
     (decoder.decode(exact.data(), exact.size(), o.width, o.height, r, pixels) ? decoded : refused) += 1;
+    std::string indexed;
+    JpegIndexer(kernels).run(exact.data(), exact.size(), 16, indexed);
     try {
       turbo.decode(exact.data(), exact.size(), o.width, o.height, r);
     } catch (const Error&) {
@@ -129,6 +173,7 @@ int main() {
     const Kernels& kernels = kernels_for(isa);
     CHECK(isa == kernels.name);
     same_as_turbo(kernels);
+    index_matters(kernels);
     progressive(kernels);
     damaged(kernels);
     std::printf("%s: good\n", kernels.name);
