@@ -45,7 +45,7 @@ fi
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 # What builds the package, kept in .venv: later builds then take seconds, and FFCV's build needs it anyway.
 say "Installing the build tools"
-pip install -q "setuptools>=77" wheel cmake ninja "nanobind>=2.4"
+pip install -q "setuptools>=77" wheel cmake ninja "nanobind>=2.10"
 if [ "$what" = all ]; then
   say "Installing dp4tl_fast with FFCV, DALI and the developer's tools (PyTorch is several GB the first time)"
   pip install -q --no-build-isolation -e ".[dali,dev]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from native_files import jpeg, picture, write
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.errors import BackendError
+from dp4tl_fast.kernels import _native
 from dp4tl_fast.loaders import LoaderSpec, open_loader
 from dp4tl_fast.loaders import dali as backend
 
@@ -32,10 +34,29 @@ def spec(**options: Any) -> LoaderSpec:
 def test_no_byte_is_copied_on_the_way_to_dali(beton: Beton) -> None:
     records = np.array([3, 0, 7])
     with open_loader(beton, None, spec(), "dali") as loader:
-        views = loader._feed(records)[0]
-        for view, record in zip(views, records.tolist(), strict=True):
-            assert np.shares_memory(view, loader._bytes)
-            assert (view == beton.payload(record)).all()
+        batch = loader._feed(records)[0]
+        start = loader._bytes.ctypes.data
+        assert [view.data_ptr() - start for view in batch] == beton.images["data_ptr"][records].tolist()
+        assert all((np.asarray(view) == beton.payload(record)).all() for view, record in zip(batch, records, strict=True))
+
+
+def test_views_keep_the_mapping_alive_until_the_last_is_gone() -> None:
+    buffer = np.arange(100, dtype=np.uint8)
+    alive = weakref.ref(buffer)
+    views = _native.byte_views(buffer, np.array([90, 0, 100]), np.array([10, 3, 0]))
+    del buffer
+    assert [np.from_dlpack(view).tolist() for view in views] == [list(range(90, 100)), [0, 1, 2], []]
+    one = np.from_dlpack(views.pop(0))
+    del views
+    assert alive() is not None and one.tolist() == list(range(90, 100))
+    del one
+    assert alive() is None
+
+
+@pytest.mark.parametrize(("offset", "size"), [(95, 6), (-1, 2), (5, -1), (101, 0), (2**62, 2**62), (0, 2**63 - 1)])
+def test_a_view_outside_the_mapping_is_refused(offset: int, size: int) -> None:
+    with pytest.raises(IndexError, match=rf"piece 1 \({size} bytes at {offset}\) is not inside the buffer of 100"):
+        _native.byte_views(np.zeros(100, np.uint8), np.array([0, offset]), np.array([5, size]))
 
 
 def test_nothing_is_padded_or_repeated_over_epochs(beton: Beton) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import nvidia.dali.tensors
 import nvidia.dali.types
 from nvidia.dali import Pipeline, fn, pipeline_def
 
 from dp4tl_fast.loaders.spec import LoaderSpec
 
-types: Any = nvidia.dali.types  # its members are made at import time, out of a type checker's sight
+# Their members are made at import time, out of a type checker's sight.
+types: Any = nvidia.dali.types
+tensors: Any = nvidia.dali.tensors
 
 PREFETCH = 2  # batches that DALI works on ahead of the consumer
 DTYPES = {
@@ -19,6 +22,11 @@ DTYPES = {
     "bfloat16": types.FLOAT,  # DALI has no bfloat16: torch rounds
     "float32": types.FLOAT,
 }
+
+
+def as_batch(views: list[Any]) -> Any:
+    """A batch of samples that stay where they are; ``views`` speak DLPack, uint8 ``[size]`` each."""
+    return tensors.TensorListCPU.from_dlpack_list(views)
 
 
 def build(spec: LoaderSpec, records: str, threads: int, device_id: int | None, source: Callable[[], Any]) -> Pipeline:

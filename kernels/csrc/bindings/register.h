@@ -8,5 +8,6 @@ namespace dp4tl {
 void register_counts(nanobind::module_& m);  // label_counts, nearest-centroid reduction
 void register_loader(nanobind::module_& m);  // the data plane
 void register_jpeg(nanobind::module_& m);    // lossless rewriting
+void register_views(nanobind::module_& m);   // pieces of a buffer
 
 }  // namespace dp4tl
