@@ -129,6 +129,16 @@ def test_bad_input_is_one_clear_line(case, place, capsys):
     assert sorted(p.name for p in place.iterdir()) == before, "something was left behind"
 
 
+@pytest.mark.parametrize(("backend", "module"), [("ffcv", "ffcv"), ("dali", "nvidia.dali")])
+def test_a_backend_that_is_not_installed_is_one_clear_line_at_the_start(backend, module, place, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    source = f"--source={place / 's.beton'}"
+    assert dispatch(["pretrain", source, f"--backend={backend}", f"--out={place / 'o'}", "--arch=small-4"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dp4tl-fast ")]
+    assert len(lines) == 1 and f"{backend!r} needs {module}, not installed here. Run `pip install" in lines[0]
+    assert not (place / "o").exists()
+
+
 def test_both_spellings_are_one_command():
     direct = subprocess.run([sys.executable, "-m", "dp4tl_fast.prune", "--help"], capture_output=True, text=True)
     named = subprocess.run([sys.executable, "-m", "dp4tl_fast", "prune", "--help"], capture_output=True, text=True)

@@ -509,9 +509,12 @@ def test_a_decoder_of_its_own_refuses_to_be_exact(backend: str, jpegs: Beton) ->
 
 
 def test_undeclared_records_are_refused(backend: str, by_ffcv: Beton, monkeypatch: pytest.MonkeyPatch) -> None:
-    with open_loader(by_ffcv, None, spec(), backend) as loader:
-        cls: type[BaseLoader] = type(loader)
-    monkeypatch.setattr(cls, "capabilities", LESS)
+    with open_loader(by_ffcv, None, spec(transform="resize", dtype="uint8"), backend) as loader:
+        before = loader.records
+        monkeypatch.setattr(type(loader), "capabilities", LESS)
+        with pytest.raises(BackendError, match="records = 'mixed', only jpeg"):
+            loader.set_selection(None)
+        assert loader.records is before
     with pytest.raises(BackendError, match="records = 'mixed', only jpeg"):
         open_loader(by_ffcv, None, spec(transform="resize"), backend)
 

@@ -48,7 +48,6 @@ class BaseLoader(ABC):
         self._closed = False
         self._running: weakref.ref[_Epoch] | None = None
         self.set_selection(selection)
-        self.capabilities.check(self.name, spec, record_kind(beton, self.records))
         check_device(self.name, spec.device)
 
     # -- what to load -------------------------------------------------------------------------------------------------
@@ -59,6 +58,7 @@ class BaseLoader(ABC):
         if len(records) == 0:
             raise SelectionError(f"{self.beton.path}: no record is left to load. Keep at least one class with samples")
         check_records(self.beton, records)
+        self.capabilities.check(self.name, self.spec, record_kind(self.beton, records))
         self.records: np.ndarray = records
 
     def set_size(self, size: int) -> None:
