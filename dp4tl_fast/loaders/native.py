@@ -10,7 +10,8 @@ are drawn from a buffer.
 
 JPEGs are decoded to planes that are resized apart, colours converted last. Against ``exact=True``, on 500 ImageNet images of
 4:2:0 and quality 90: mean absolute difference of an image 0.3 levels in the median and below 1 in the worst, 44 at most in
-a single sample (saturated chroma at an edge).
+a single sample (saturated chroma at an edge). Of a crop whose sides are at least 4, 8 or 16 times the output's, JPEGs are decoded
+at 1/2, 1/4 or 1/8 from their lowest frequencies: 1.2 levels then in the worst image, at an output of 32 pixels.
 """
 
 from __future__ import annotations

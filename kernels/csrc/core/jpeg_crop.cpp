@@ -34,7 +34,7 @@ bool CropDecoder::find_restarts(const uint8_t* data, size_t size, int needed) {
   return static_cast<int>(entries_.size()) == needed;
 }
 
-bool CropDecoder::decode(const uint8_t* data, size_t size, int width, int height, const Rect& wanted, Pixels& pixels) {
+bool CropDecoder::decode(const uint8_t* data, size_t size, int width, int height, const Rect& wanted, Pixels& pixels, int shrink) {
   if (size > UINT32_MAX || !parse_jpeg(data, size, header_)) return false;
   const JpegHeader& h = header_;
   if (h.width != width || h.height != height) return false;
@@ -65,26 +65,30 @@ bool CropDecoder::decode(const uint8_t* data, size_t size, int width, int height
   scan.entries = entries_.data();
   scan.num_entries = static_cast<int>(entries_.size());
 
+  // Subsampled chroma is shrunk less, so that its planes come out as large as luma's where they can.
+  const int luma_size = 8 / shrink, chroma_size = std::min(8, luma_size * std::min(step_x, step_y));
   size_t bytes = 0, offsets[3] = {};
   for (int i = 0; i < h.components; ++i) {
     const auto& c = h.component[i];
+    const int block = i == 0 ? luma_size : chroma_size;
     offsets[i] = bytes;
-    bytes += static_cast<size_t>(columns) * 8 * c.h * rows * 8 * c.v;
+    bytes += static_cast<size_t>(columns) * block * c.h * rows * block * c.v;
   }
   uint8_t* planes = planes_.at_least(bytes);
-  // Skip entries cost time to build: worth it where whole rows are passed over.
-  const bool many_skipped = scan.interval > 16;
+  // Skip entries cost time to build: worth it where whole rows, or all but the DC, are passed over.
+  const bool many_skipped = scan.interval > 16 || luma_size == 1;
   const auto ac_kind = many_skipped ? HuffmanCache::Kind::kAcWithSkip : HuffmanCache::Kind::kAc;
   scan.components = h.components;
   pixels.color = h.color;
   for (int i = 0; i < h.components; ++i) {
     const auto& c = h.component[i];
     ScanComponent& to = scan.component[i];
-    to = {tables_.get(h.dc[c.dc], HuffmanCache::Kind::kDc), tables_.get(h.ac[c.ac], ac_kind), h.quant[c.quant], c.h, c.v,
-          planes + offsets[i], static_cast<ptrdiff_t>(columns) * 8 * c.h};
+    const int block = i == 0 ? luma_size : chroma_size;
+    to = {tables_.get(h.dc[c.dc], HuffmanCache::Kind::kDc), tables_.get(h.ac[c.ac], ac_kind), h.quant[c.quant], c.h, c.v, block,
+          planes + offsets[i], static_cast<ptrdiff_t>(columns) * block * c.h};
     if (!to.dc || !to.ac) return false;
-    const int sx = step_x / c.h, sy = step_y / c.v;
-    pixels.planes[i] = {to.plane, to.stride, scan.column0 * 8 * c.h, scan.row0 * 8 * c.v, ceil_div(width, sx), ceil_div(height, sy), sx, sy};
+    const int sx = step_x / c.h * (8 / block), sy = step_y / c.v * (8 / block);
+    pixels.planes[i] = {to.plane, to.stride, scan.column0 * block * c.h, scan.row0 * block * c.v, ceil_div(width, sx), ceil_div(height, sy), sx, sy};
   }
   return kernels_.decode_scan(scan);
 }

@@ -45,6 +45,12 @@ struct JpegHeader {
   int mcu_rows() const { return (height + mcu_height() - 1) / mcu_height(); }
 };
 
+// No JPEG packs that many pixels into its bytes: decoding it would only fill memory.
+inline bool is_implausible(int64_t width, int64_t height, size_t size) {
+  const auto area = static_cast<uint64_t>(width) * static_cast<uint64_t>(height);
+  return area > uint64_t{64} << 20 && area / 2048 > size;
+}
+
 // False if the JPEG is anything else or damaged: libjpeg-turbo then decodes it, or says what is wrong.
 bool parse_jpeg(const uint8_t* data, size_t size, JpegHeader& header);
 

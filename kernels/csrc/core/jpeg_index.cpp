@@ -76,7 +76,7 @@ JpegIndexer::Result JpegIndexer::run(const uint8_t* data, size_t size, int pixel
   for (int i = 0; i < h.components; ++i) {
     const auto& c = h.component[i];
     scan.component[i] = {tables_.get(h.dc[c.dc], HuffmanCache::Kind::kDc), tables_.get(h.ac[c.ac], HuffmanCache::Kind::kAcWithSkip),
-                         nullptr, c.h, c.v, nullptr, 0};
+                         nullptr, c.h, c.v, 8, nullptr, 0};
     if (!scan.component[i].dc || !scan.component[i].ac) return Result::kDamaged;
   }
   const int n = entries_in(h, interval);

@@ -49,6 +49,7 @@ struct ScanComponent {
   const HuffmanTable *dc, *ac;
   const uint16_t* quant;  // zigzag order
   int h, v;               // blocks in an MCU
+  int size;               // samples a side that a block becomes: 8, or 4, 2, 1 from its lowest frequencies
   uint8_t* plane;         // top left sample of the first wanted MCU
   ptrdiff_t stride;
 };

@@ -8,6 +8,7 @@
 #include <jpeglib.h>
 
 #include "core/error.h"
+#include "core/jpeg_header.h"
 
 namespace dp4tl {
 namespace {
@@ -43,6 +44,10 @@ bool transcode(Transcoder& t, const uint8_t* data, size_t size) {
   jpeg_create_compress(&t.to);
   jpeg_mem_src(&t.from, data, size);
   jpeg_read_header(&t.from, TRUE);
+  if (is_implausible(t.from.image_width, t.from.image_height, size)) {
+    std::snprintf(t.message, sizeof t.message, "it claims %u x %u pixels in %zu bytes", t.from.image_width, t.from.image_height, size);
+    return false;
+  }
   jvirt_barray_ptr* coefficients = jpeg_read_coefficients(&t.from);
   jpeg_copy_critical_parameters(&t.from, &t.to);
   t.to.optimize_coding = TRUE;

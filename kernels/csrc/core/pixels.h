@@ -58,7 +58,7 @@ struct Weights {
 
   // PIL's and torchvision's antialiased bilinear: a triangle of half-width max(1, scale) around the output's centre, cut at the
   // samples [low, high). `begin` and `length` are the crop in samples and may be fractions; `origin` is where the plane's memory begins.
-  // A subsampled plane (`step` above 1) is weighed as if it had been upsampled linearly first: that triangle after the other one is
+  // A plane subsampled by `step` is weighed as if it had been upsampled linearly first: that triangle after the other one is
   // close to a triangle of the sum of their variances.
   void compute(double begin, double length, int low, int high, int origin, int size, bool reverse, int step = 1);
 

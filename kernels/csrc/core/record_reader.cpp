@@ -17,6 +17,10 @@ void charge(double& stage, Clock::time_point& since) {
   since = now;
 }
 
+// How often the crop's planes must still be larger than the output after shrinking in the frequency domain. With 2 a view stays
+// within the bounds of native.py, and 500-pixel images decode to 32 pixels 20 % faster, to 64 pixels 8 %; with 1 some would be seen.
+constexpr int kReserve = 2;
+
 }  // namespace
 
 void RecordReader::run(int64_t number, const Record& record, const uint8_t* payload, uint32_t epoch, uint8_t* to, size_t view_stride) {
@@ -45,10 +49,17 @@ void RecordReader::views(int64_t number, const Record& record, const uint8_t* pa
   charge(stages_.resize, since);
 }
 
+// How many pixels a side the JPEG decoder may merge into a sample: so few that every view still shrinks what it decodes.
+int RecordReader::shrink() const {
+  int side = INT32_MAX;  // the shortest of the crops'
+  for (const Crop& c : crops_) side = std::min({side, c.width, c.height});
+  int factor = 1;
+  while (factor < 8 && side / (2 * factor * kReserve) >= output_.size) factor *= 2;
+  return factor;
+}
+
 Pixels RecordReader::pixels_of(const Record& record, const uint8_t* payload, const Rect& wanted) {
-  // No JPEG packs that many pixels into a byte: decoding it would only fill memory.
-  const uint64_t area = uint64_t{record.width} * record.height;
-  if (!record.raw && area > uint64_t{64} << 20 && area / 2048 > record.size) {
+  if (!record.raw && is_implausible(record.width, record.height, record.size)) {
     throw Error("claims " + std::to_string(record.width) + " x " + std::to_string(record.height) + " pixels in " +
                 std::to_string(record.size) + " bytes");
   }
@@ -67,7 +78,7 @@ Pixels RecordReader::pixels_of(const Record& record, const uint8_t* payload, con
   Pixels pixels;
   if (record.raw) {
     pixels.planes[0] = {bytes, static_cast<ptrdiff_t>(stride), 0, wanted.y, record.width, record.height, 1, 1};
-  } else if (exact_ || !crop_decoder_.decode(bytes, size, record.width, record.height, wanted, pixels)) {
+  } else if (exact_ || !crop_decoder_.decode(bytes, size, record.width, record.height, wanted, pixels, shrink())) {
     pixels = turbo_.decode(bytes, size, record.width, record.height, wanted);
   }
   charge(stages_.decode, since);

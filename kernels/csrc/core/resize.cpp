@@ -53,15 +53,15 @@ void Weights::compute(double begin, double length, int low, int high, int origin
 
 namespace {
 
-// The crop in samples of a plane: [begin, begin + length), cut at whole samples [low, high). Subsampled chroma looks one sample
-// further, as libjpeg's smooth upsampling does.
+// The crop in samples of a plane of `step` pixels each: [begin, begin + length), cut at whole samples [low, high). Subsampled chroma
+// looks one sample further, as libjpeg's smooth upsampling does.
 struct Span {
   double begin, length;
   int low, high;
 };
 
-Span span(int begin, int length, int step, int samples) {
-  const int margin = step > 1 ? 1 : 0;
+Span span(int begin, int length, int step, bool subsampled, int samples) {
+  const int margin = subsampled ? 1 : 0;
   return {static_cast<double>(begin) / step, static_cast<double>(length) / step, std::max(0, begin / step - margin),
           std::min(samples, (begin + length + step - 1) / step + margin)};
 }
@@ -79,10 +79,11 @@ void Resizer::run(const Pixels& pixels, const Crop& crop, const Output& out, voi
   Span x[2];
   for (int s = 0; s < sets; ++s) {
     const Plane& p = pixels.planes[s];
-    x[s] = span(crop.x, crop.width, p.step_x, p.width);
-    const Span y = span(crop.y, crop.height, p.step_y, p.height);
-    across_[s].compute(x[s].begin, x[s].length, x[s].low, x[s].high, x[s].low, out.size, crop.flip, p.step_x);
-    down_[s].compute(y.begin, y.length, y.low, y.high, p.top, out.size, false, p.step_y);
+    const int finer_x = p.step_x / luma.step_x, finer_y = p.step_y / luma.step_y;  // samples of luma to one of this plane
+    x[s] = span(crop.x, crop.width, p.step_x, finer_x > 1, p.width);
+    const Span y = span(crop.y, crop.height, p.step_y, finer_y > 1, p.height);
+    across_[s].compute(x[s].begin, x[s].length, x[s].low, x[s].high, x[s].low, out.size, crop.flip, finer_x);
+    down_[s].compute(y.begin, y.length, y.low, y.high, p.top, out.size, false, finer_y);
   }
   const int widest = (std::max(x[0].high - x[0].low, sets == 2 ? x[1].high - x[1].low : 0) * channels + 15) / 16 * 16;
   int16_t* rows = rows_.at_least(static_cast<size_t>(widest) * kBand);

@@ -11,15 +11,16 @@ using namespace dp4tl;
 
 namespace {
 
-// The size that the header claims: decode() is only ever called with that of the .beton table.
+// The size that the header claims: decode() is only ever called with that of the .beton table. Small, so that a run takes no seconds.
 bool claimed_size(const uint8_t* data, size_t size, int& width, int& height) {
+  width = height = 0;
   for (size_t i = 2; i + 9 < size; ++i) {
-    if (data[i] == 0xFF && data[i + 1] >= 0xC0 && data[i + 1] <= 0xC2) {
-      height = data[i + 5] << 8 | data[i + 6], width = data[i + 7] << 8 | data[i + 8];
-      return width > 0 && height > 0 && int64_t{width} * height < 1 << 18;  // small, so that a run takes no seconds
-    }
+    if (data[i] != 0xFF || data[i + 1] < 0xC0 || data[i + 1] > 0xCF || data[i + 1] == 0xC4) continue;
+    const int h = data[i + 5] << 8 | data[i + 6], w = data[i + 7] << 8 | data[i + 8];
+    if (int64_t{w} * h >= 1 << 18) return false;  // bytes in a segment may look like a header; any could be the one that counts
+    if (width == 0) width = w, height = h;
   }
-  return false;
+  return width > 0 && height > 0;
 }
 
 }  // namespace
@@ -41,7 +42,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* input, size_t size) {
   r.height = 1 + input[3] * (height - r.y - 1) / 255;
   Pixels pixels;
   for (CropDecoder* decoder : decoders) {
-    if (decoder) decoder->decode(data, size, width, height, r, pixels);
+    if (decoder) decoder->decode(data, size, width, height, r, pixels, 1 << (input[1] & 3));
   }
   try {
     turbo.decode(data, size, width, height, r);

@@ -1,6 +1,8 @@
 // JPEGs made by libjpeg-turbo for the tests, and its own decoded planes as the reference.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -103,6 +105,48 @@ inline std::vector<Reference> decode_planes(const std::vector<uint8_t>& jpeg) {
       arrays[i] = rows[i].data();
     }
     jpeg_read_raw_data(&info, arrays, static_cast<JDIMENSION>(lines));
+  }
+  jpeg_abort_decompress(&info);
+  jpeg_destroy_decompress(&info);
+  return planes;
+}
+
+// Planes of size[c] x size[c] samples a block from its lowest frequencies, in floating point: orthonormal DCTs of both sizes.
+inline std::vector<Reference> shrunk_planes(const std::vector<uint8_t>& jpeg, const std::vector<int>& size) {
+  jpeg_decompress_struct info;
+  jpeg_error_mgr errors;
+  info.err = jpeg_std_error(&errors);
+  jpeg_create_decompress(&info);
+  jpeg_mem_src(&info, jpeg.data(), jpeg.size());
+  jpeg_read_header(&info, TRUE);
+  jvirt_barray_ptr* arrays = jpeg_read_coefficients(&info);
+  std::vector<Reference> planes(static_cast<size_t>(info.num_components));
+  const double pi = std::acos(-1.0);
+  for (size_t i = 0; i < planes.size(); ++i) {
+    const auto& c = info.comp_info[i];
+    const int n = size[i];
+    Reference& plane = planes[i];
+    plane.width = static_cast<int>(c.width_in_blocks) * n, plane.height = static_cast<int>(c.height_in_blocks) * n;
+    plane.samples.resize(static_cast<size_t>(plane.width) * plane.height);
+    for (JDIMENSION row = 0; row < c.height_in_blocks; ++row) {
+      JBLOCKARRAY blocks = (*info.mem->access_virt_barray)(reinterpret_cast<j_common_ptr>(&info), arrays[i], row, 1, FALSE);
+      for (JDIMENSION column = 0; column < c.width_in_blocks; ++column) {
+        for (int y = 0; y < n; ++y) {
+          for (int x = 0; x < n; ++x) {
+            double sum = 0;
+            for (int v = 0; v < n; ++v) {
+              for (int u = 0; u < n; ++u) {
+                const double alpha = (u ? std::sqrt(2.0 / n) : std::sqrt(1.0 / n)) * (v ? std::sqrt(2.0 / n) : std::sqrt(1.0 / n));
+                const double f = blocks[0][column][v * 8 + u] * static_cast<double>(c.quant_table->quantval[v * 8 + u]) * n / 8;
+                sum += alpha * f * std::cos((2 * x + 1) * u * pi / (2 * n)) * std::cos((2 * y + 1) * v * pi / (2 * n));
+              }
+            }
+            const double level = std::min(255.0, std::max(0.0, sum + 128));
+            plane.samples[(static_cast<size_t>(row) * n + y) * plane.width + column * n + x] = static_cast<uint8_t>(std::lround(level));
+          }
+        }
+      }
+    }
   }
   jpeg_abort_decompress(&info);
   jpeg_destroy_decompress(&info);

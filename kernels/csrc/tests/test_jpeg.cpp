@@ -120,6 +120,34 @@ void index_matters(const Kernels& kernels) {
   CHECK(std::memcmp(wrong.planes[0].data, kept.data(), kept.size()) != 0, "the index was not used");
 }
 
+// Shrunk planes are within a level of the floating-point ones, and chroma keeps what it has.
+void shrunk(const Kernels& kernels) {
+  unsigned seed = 50;
+  for (JpegOptions o : ordinary()) {
+    if (o.width < 17 || o.restart_interval == 1) continue;
+    const std::vector<uint8_t> jpeg = encode(o, ++seed);
+    CropDecoder decoder(kernels);
+    for (const int shrink : {2, 4, 8}) {
+      const int luma = 8 / shrink, chroma = std::min(8, luma * std::min(o.h, o.v));
+      const std::vector<Reference> reference = shrunk_planes(jpeg, {luma, chroma, chroma});
+      const Rect r{o.width / 5, o.height / 7, o.width / 2, o.height / 2};
+      Pixels pixels;
+      CHECK(decoder.decode(jpeg.data(), jpeg.size(), o.width, o.height, r, pixels, shrink), "refused");
+      for (size_t i = 0; i < reference.size(); ++i) {
+        const Plane& p = pixels.planes[i];
+        CHECK(p.step_x == shrink * (i ? o.h * luma / chroma : 1) && p.step_y == shrink * (i ? o.v * luma / chroma : 1), "plane %zu: step %d", i, p.step_x);
+        for (int y = r.y / p.step_y; y < (r.y + r.height + p.step_y - 1) / p.step_y; ++y) {
+          for (int x = r.x / p.step_x; x < (r.x + r.width + p.step_x - 1) / p.step_x; ++x) {
+            const int got = p.data[(y - p.top) * p.stride + x - p.left];
+            const int want = reference[i].samples[static_cast<size_t>(y) * reference[i].width + x];
+            CHECK(std::abs(got - want) <= 1, "%s 1/%d plane %zu sample %d,%d: %d, not %d", kernels.name, shrink, i, x, y, got, want);
+          }
+        }
+      }
+    }
+  }
+}
+
 // A progressive JPEG is left to libjpeg-turbo; made sequential it is an ordinary one, of the same samples.
 void progressive(const Kernels& kernels) {
   JpegOptions o;
@@ -155,7 +183,7 @@ void damaged(const Kernels& kernels) {
     exact.shrink_to_fit();
     Pixels pixels;
     const Rect r{static_cast<int>(random() % 40), static_cast<int>(random() % 30), 25, 15};
-    (decoder.decode(exact.data(), exact.size(), o.width, o.height, r, pixels) ? decoded : refused) += 1;
+    (decoder.decode(exact.data(), exact.size(), o.width, o.height, r, pixels, 1 << round % 4) ? decoded : refused) += 1;
     std::string indexed;
     JpegIndexer(kernels).run(exact.data(), exact.size(), 16, indexed);
     try {
@@ -174,6 +202,7 @@ int main() {
     CHECK(isa == kernels.name);
     same_as_turbo(kernels);
     index_matters(kernels);
+    shrunk(kernels);
     progressive(kernels);
     damaged(kernels);
     std::printf("%s: good\n", kernels.name);

@@ -39,6 +39,22 @@ void check_sequential(JpegOptions o, unsigned seed) {
   }
 }
 
+// A few bytes that claim 65,500 x 65,500 pixels are refused before memory is asked for.
+void check_bomb() {
+  JpegOptions o;
+  o.progressive = true;
+  std::vector<uint8_t> jpeg = encode(o, 1);
+  for (size_t i = 0; i + 9 < jpeg.size(); ++i) {
+    if (jpeg[i] == 0xFF && jpeg[i + 1] == 0xC2) jpeg[i + 5] = jpeg[i + 7] = 0xFF, jpeg[i + 6] = jpeg[i + 8] = 0xDC;
+  }
+  try {
+    make_sequential(jpeg.data(), jpeg.size());
+    CHECK(false, "not refused");
+  } catch (const Error& error) {
+    CHECK(std::string(error.what()).find("65500 x 65500 pixels in") != std::string::npos, "%s", error.what());
+  }
+}
+
 void check_damaged(JpegShrinker& shrinker, const JpegOptions& o, unsigned seed) {
   std::mt19937 random(seed);
   const std::vector<uint8_t> jpeg = encode(o, seed);
@@ -63,6 +79,7 @@ void check_damaged(JpegShrinker& shrinker, const JpegOptions& o, unsigned seed) 
 }  // namespace
 
 int main() {
+  check_bomb();
   unsigned seed = 0;
   for (const auto& [w, h] : {std::pair{1, 1}, {17, 9}, {64, 48}, {133, 101}, {250, 40}}) {
     for (const auto& [sh, sv] : {std::pair{1, 1}, {2, 1}, {1, 2}, {2, 2}}) {
