@@ -34,31 +34,39 @@ void RecordReader::run(int64_t number, const Record& record, const uint8_t* payl
 }
 
 void RecordReader::views(int64_t number, const Record& record, const uint8_t* payload, uint32_t epoch, uint8_t* to, size_t view_stride) {
-  int left = record.width, top = record.height, right = 0, bottom = 0;  // what all views together need
   for (size_t v = 0; v < crops_.size(); ++v) {
-    Crop& c = crops_[v];
-    c = sample_crop(spec_, record.width, record.height, number, epoch, static_cast<uint32_t>(v));
-    left = std::min(left, c.x);
-    top = std::min(top, c.y);
-    right = std::max(right, c.x + c.width);
-    bottom = std::max(bottom, c.y + c.height);
+    crops_[v] = sample_crop(spec_, record.width, record.height, number, epoch, static_cast<uint32_t>(v));
   }
-  const Pixels pixels = pixels_of(record, payload, {left, top, right - left, bottom - top});
-  Clock::time_point since = Clock::now();
-  for (size_t v = 0; v < crops_.size(); ++v) resizer_.run(pixels, crops_[v], output_, to + v * view_stride);
-  charge(stages_.resize, since);
+  // Once for all views that are decoded at the same scale, which is nearly always all of them: no view depends on another.
+  for (int scale = 1; scale <= 8; scale *= 2) {
+    int left = record.width, top = record.height, right = 0, bottom = 0;  // what these views together need
+    for (const Crop& c : crops_) {
+      if (shrink(record, c) != scale) continue;
+      left = std::min(left, c.x);
+      top = std::min(top, c.y);
+      right = std::max(right, c.x + c.width);
+      bottom = std::max(bottom, c.y + c.height);
+    }
+    if (right == 0) continue;
+    const Pixels pixels = pixels_of(record, payload, {left, top, right - left, bottom - top}, scale);
+    Clock::time_point since = Clock::now();
+    for (size_t v = 0; v < crops_.size(); ++v) {
+      if (shrink(record, crops_[v]) == scale) resizer_.run(pixels, crops_[v], output_, to + v * view_stride);
+    }
+    charge(stages_.resize, since);
+  }
 }
 
-// How many pixels a side the JPEG decoder may merge into a sample: so few that every view still shrinks what it decodes.
-int RecordReader::shrink() const {
-  int side = INT32_MAX;  // the shortest of the crops'
-  for (const Crop& c : crops_) side = std::min({side, c.width, c.height});
+// How many pixels a side the JPEG decoder merges into a sample: so few that the view still shrinks what is decoded.
+int RecordReader::shrink(const Record& record, const Crop& crop) const {
+  const int side = std::min(crop.width, crop.height);
   int factor = 1;
+  if (record.raw || exact_) return factor;
   while (factor < 8 && side / (2 * factor * kReserve) >= output_.size) factor *= 2;
   return factor;
 }
 
-Pixels RecordReader::pixels_of(const Record& record, const uint8_t* payload, const Rect& wanted) {
+Pixels RecordReader::pixels_of(const Record& record, const uint8_t* payload, const Rect& wanted, int scale) {
   if (!record.raw && is_implausible(record.width, record.height, record.size)) {
     throw Error("claims " + std::to_string(record.width) + " x " + std::to_string(record.height) + " pixels in " +
                 std::to_string(record.size) + " bytes");
@@ -78,7 +86,7 @@ Pixels RecordReader::pixels_of(const Record& record, const uint8_t* payload, con
   Pixels pixels;
   if (record.raw) {
     pixels.planes[0] = {bytes, static_cast<ptrdiff_t>(stride), 0, wanted.y, record.width, record.height, 1, 1};
-  } else if (exact_ || !crop_decoder_.decode(bytes, size, record.width, record.height, wanted, pixels, shrink())) {
+  } else if (exact_ || !crop_decoder_.decode(bytes, size, record.width, record.height, wanted, pixels, scale)) {
     pixels = turbo_.decode(bytes, size, record.width, record.height, wanted);
   }
   charge(stages_.decode, since);

@@ -29,8 +29,8 @@ class RecordReader {
 
  private:
   void views(int64_t number, const Record& record, const uint8_t* payload, uint32_t epoch, uint8_t* to, size_t view_stride);
-  Pixels pixels_of(const Record& record, const uint8_t* payload, const Rect& wanted);
-  int shrink() const;
+  Pixels pixels_of(const Record& record, const uint8_t* payload, const Rect& wanted, int scale);
+  int shrink(const Record& record, const Crop& crop) const;
 
   const File& file_;
   const CropSpec& spec_;
