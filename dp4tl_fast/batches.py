@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dp4tl_fast.beton import Beton
+from dp4tl_fast.errors import UsageError
 from dp4tl_fast.loaders import BaseLoader, LoaderSpec, open_loader
 from dp4tl_fast.selection import Selection
+from dp4tl_fast.training.ranks import rank_and_ranks
 
 if TYPE_CHECKING:
-    from dp4tl_fast.pretrain import PretrainConfig
+    from dp4tl_fast.pretrain_config import PretrainConfig
 
 
 def size_at(epoch: int, config: PretrainConfig) -> int:
@@ -22,21 +25,37 @@ def eval_size(config: PretrainConfig) -> int:
     return config.val_size or config.end_size or config.size
 
 
-def open_train(config: PretrainConfig, source: Beton, selection: Selection | None, views: int) -> BaseLoader:
-    """Shuffled, augmented uint8 batches of the surviving records."""
+def share(config: PretrainConfig) -> dict[str, Any]:
+    """This process's part of every batch, and its loader threads.
+
+    Raises:
+        UsageError: The batch cannot be divided evenly: equal parts make the mean of the ranks' gradients the batch's.
+    """
+    rank, ranks = rank_and_ranks()
+    parts = ranks * config.accumulate
+    if config.batch_size % parts:
+        raise UsageError(
+            f"--batch-size {config.batch_size}: not a multiple of {ranks} processes x {config.accumulate} parts (--accumulate). "
+            f"Use {max(1, config.batch_size // parts) * parts}"
+        )
+    workers = config.workers or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return {"batch_size": config.batch_size // ranks, "rank": rank, "world_size": ranks, "workers": workers}
+
+
+def open_train(config: PretrainConfig, source: Beton, selection: Selection | None) -> BaseLoader:
+    """Shuffled, augmented uint8 batches of the surviving records: this process's part of each."""
     spec = LoaderSpec(
-        batch_size=config.batch_size, size=config.size, transform="random_resized_crop", scale=(config.min_scale, 1.0),
-        flip=config.flip, shuffle=True, drop_last=True, seed=config.seed, workers=config.workers,
-        views=views, with_index=config.forgetting,
+        size=config.size, transform="random_resized_crop", scale=(config.min_scale, 1.0), flip=config.flip, shuffle=True,
+        drop_last=True, seed=config.seed, views=config.views, with_index=True, **share(config),
     )  # fmt: skip
     return open_loader(source, selection, spec, config.backend)
 
 
 def open_eval(path: str | Path, selection: Selection | None, config: PretrainConfig) -> BaseLoader:
-    """Every record of the surviving classes once, in file order, centre-cropped."""
+    """Every record of the surviving classes once over all processes, in file order, centre-cropped."""
     beton = Beton(path)
     size = eval_size(config)
-    spec = LoaderSpec(batch_size=config.batch_size, size=size, crop_ratio=crop_ratio(size), workers=config.workers)
+    spec = LoaderSpec(size=size, crop_ratio=crop_ratio(size), **share(config))
     return open_loader(beton, selection.for_split(beton) if selection else None, spec, config.backend)
 
 

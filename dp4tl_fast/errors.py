@@ -32,5 +32,9 @@ class CheckpointError(Dp4tlError):
     """A checkpoint is missing, malformed, or does not fit the model or run."""
 
 
+class TrainingError(Dp4tlError):
+    """Training cannot go on: the loss is not finite, or a batch does not fit in memory."""
+
+
 class BackendError(Dp4tlError):
     """A loader backend or kernel was asked for that cannot work here; the message says why."""

@@ -118,6 +118,7 @@ def finetune(
                     flip=flip,
                     shuffle=True,
                     seed=seed,
+                    with_index=True,
                 )
                 with open_loader(train_set, None, spec, backend) as loader:
                     result = transfer.full_finetune(

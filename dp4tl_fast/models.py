@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from functools import partial
@@ -54,13 +55,33 @@ def _conv(c_in: int, c_out: int, stride: int, kernel: int = 3) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(c_out))
 
 
-def build(arch: str, num_classes: int) -> nn.Module:
+class BlurPoolConv2d(nn.Conv2d):
+    """A strided convolution of the input blurred by [1, 2, 1] x [1, 2, 1] / 16 (arXiv 1904.11486): shifts alias less.
+
+    Its weights are those of the plain convolution, under the same names.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        taps = x.new_tensor((0.25, 0.5, 0.25))
+        kernel = torch.outer(taps, taps).expand(x.shape[1], 1, 3, 3)
+        return super().forward(F.conv2d(x, kernel, padding=1, groups=x.shape[1]))
+
+
+def add_blur_pool(model: nn.Module) -> None:
+    """Blur before every convolution that strides over at least 16 channels, as in FFCV's ResNets; changes ``model``."""
+    for module in model.modules():
+        if type(module) is nn.Conv2d and max(module.stride) > 1 and module.in_channels >= 16:
+            module.__class__ = BlurPoolConv2d  # holds no state of its own
+
+
+def build(arch: str, num_classes: int, *, blur_pool: bool = False) -> nn.Module:
     """A freshly initialised network, channels-last.
 
     Args:
         arch: ``small-W`` (a ``SmallResNet`` of width W at half the input's resolution), ``small-W-full`` (at full
             resolution), any classification model of torchvision, or ``timm:NAME`` for timm's.
         num_classes: Width of the head.
+        blur_pool: Blur before strided convolutions; such weights are of no use without it.
     """
     small = re.fullmatch(r"small-(\d+)(-full)?", arch)
     if small:
@@ -79,7 +100,10 @@ def build(arch: str, num_classes: int) -> nn.Module:
                 f"and torchvision's {', '.join(names)}"
             )
         make = partial(models.get_model, arch, weights=None)
-    return make(num_classes=num_classes).to(memory_format=torch.channels_last)
+    model = make(num_classes=num_classes)
+    if blur_pool:
+        add_blur_pool(model)
+    return model.to(memory_format=torch.channels_last)
 
 
 def _timm(name: str, num_classes: int) -> nn.Module:
@@ -127,6 +151,34 @@ def head(model: nn.Module) -> tuple[str, nn.Linear]:
     if not linear:
         raise UsageError(f"{type(model).__name__} has no linear layer to use as a classifier")
     return linear[-1]
+
+
+def headless(model: nn.Module) -> nn.Module:
+    """``model`` up to its last linear layer, ``[batch, d]``: the same modules and weights, without the classifier's."""
+    name, _ = head(model)
+    top = _own_children(model)
+    parent = top
+    *path, last = name.split(".")
+    for child in path:
+        copied = _own_children(parent.get_submodule(child))
+        setattr(parent, child, copied)
+        parent = copied
+    setattr(parent, last, nn.Identity())
+    return top
+
+
+def _own_children(module: nn.Module) -> nn.Module:
+    """The module with a table of children of its own; all else is shared."""
+    copied = copy.copy(module)
+    copied._modules = dict(module._modules)
+    return copied
+
+
+def patch_projection(model: nn.Module) -> nn.Module | None:
+    """The first layer of a vision transformer of torchvision or timm; ``None`` for other networks."""
+    if hasattr(model, "conv_proj") and hasattr(model, "encoder"):
+        return model.get_submodule("conv_proj")
+    return getattr(getattr(model, "patch_embed", None), "proj", None)
 
 
 def replace_head(model: nn.Module, num_classes: int) -> nn.Linear:

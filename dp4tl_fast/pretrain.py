@@ -2,330 +2,218 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dp4tl_fast import cli
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.errors import TrainingError, UsageError
 from dp4tl_fast.files import npy_bytes, write_atomically
-from dp4tl_fast.run_folder import Log, check_folder, settings_of, summarise
+from dp4tl_fast.pretrain_config import PretrainConfig
+from dp4tl_fast.run_folder import Log, Quiet, check_folder, settings_of, summarise
 from dp4tl_fast.selection import Selection
+from dp4tl_fast.training.ranks import Votes, first_does, process_group, rank_and_ranks
 
 if TYPE_CHECKING:
-    import torch
-
+    from dp4tl_fast.learner import Learner
     from dp4tl_fast.loaders import BaseLoader
-    from dp4tl_fast.training.loop import Normalise, Run
+    from dp4tl_fast.training.loop import Run
+    from dp4tl_fast.training.watch import NonFiniteLoss
 
 
-@dataclass(kw_only=True)
-class PretrainConfig:
-    """What to train on, how, and where to put it.
-
-    Args:
-        source: Source .beton (from `dp4tl-fast convert`).
-        out: Run folder to make: config.yaml, metrics.jsonl, summary.json, checkpoint/, TensorBoard events.
-        val: Validation .beton; its classes are pruned like the source's.
-        selection: Selection from `dp4tl-fast prune`; without it the whole source is read.
-        arch: small-16, small-32-full, ... (for 32 to 64 pixels), or any torchvision classifier, e.g. resnet18.
-        backend: What reads the .beton: native, ffcv, dali or torchvision (slow).
-        objective: What is learned: supervised, moco (self-supervised, two views from one read) or adversarial.
-        epochs: Passes over the surviving records.
-        batch_size: Images a step.
-        size: Side of the training images in pixels.
-        end_size: Side of the training images in the last epochs (progressive resolution); 0 keeps --size throughout.
-        end_size_from: First epoch, from 0, with --end-size.
-        val_size: Side of the validation images; 0 is the last training side.
-        min_scale: Smallest area share of the random resized crop; 1 trains on whole images.
-        flip: Mirror half of the training images.
-        optimizer: sgd (momentum 0.9) or adamw.
-        lr: Peak learning rate.
-        weight_decay: L2 penalty on all weights but biases and normalisation.
-        schedule: triangular (the paper's), cosine or constant.
-        warmup_epochs: Epochs until the peak learning rate.
-        label_smoothing: Share of the target spread over all classes.
-        moco_queue: Earlier keys that a MoCo query is told from.
-        moco_momentum: How slowly MoCo's key encoder follows.
-        moco_temperature: Of MoCo's softmax.
-        adv_eps: Radius of the adversarial ball, in 1/255 of the pixel range.
-        adv_steps: Attack steps; 1 is the fast single-step variant.
-        adv_norm: linf or l2.
-        forgetting: Also count how often each record is forgotten (forgetting.npy), for `dp4tl-fast prune --method forgetting`.
-        precision: auto, fp32, bf16 or fp16.
-        device: auto, cpu, cuda, cuda:1, ...
-        workers: Loader threads; 0 is one a core.
-        seed: Of weights, order and augmentation.
-        compact_labels: Renumber the surviving classes 0, 1, ... and shrink the head to them (the paper keeps the ids).
-        val_every: Validate after every so many epochs, and after the last.
-        checkpoint_every: Save after every so many epochs, and after the last.
-        tensorboard: Write TensorBoard events.
-        resume: Go on from the run folder's newest checkpoint.
-    """
-
-    source: str
-    out: str
-    val: str | None = None
-    selection: str | None = None
-    arch: str = "resnet18"
-    backend: str = "native"
-    objective: str = "supervised"
-    epochs: int = 16
-    batch_size: int = 256
-    size: int = 160
-    end_size: int = 0
-    end_size_from: int = 0
-    val_size: int = 0
-    min_scale: float = 0.25
-    flip: bool = True
-    optimizer: str = "sgd"
-    lr: float = 0.5
-    weight_decay: float = 5e-5
-    schedule: str = "triangular"
-    warmup_epochs: float = 2.0
-    label_smoothing: float = 0.0
-    moco_queue: int = 65536
-    moco_momentum: float = 0.999
-    moco_temperature: float = 0.2
-    adv_eps: float = 3.0
-    adv_steps: int = 3
-    adv_norm: str = "linf"
-    forgetting: bool = False
-    precision: str = "auto"
-    device: str = "auto"
-    workers: int = 0
-    seed: int = 0
-    compact_labels: bool = False
-    val_every: int = 1
-    checkpoint_every: int = 1
-    tensorboard: bool = True
-    resume: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "val_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
-        if not self.lr > 0:
-            raise UsageError(f"--lr {self.lr}: must be above 0")
-        if self.objective not in OBJECTIVES:
-            raise UsageError(f"--objective {self.objective}: known are {', '.join(OBJECTIVES)}")
-        if self.forgetting and self.objective != "supervised":
-            raise UsageError(f"--forgetting: counts misclassifications while training supervised, not {self.objective}")
-        if self.objective == "moco" and self.val:
-            raise UsageError("--val: moco trains no classifier to validate. Use `dp4tl-fast finetune` on the result")
-        if self.adv_norm not in ("linf", "l2") or self.adv_steps < 1 or not self.adv_eps > 0:
-            raise UsageError("--adv-norm must be linf or l2, --adv-steps at least 1, --adv-eps above 0")
-        if self.moco_queue < 1 or not 0 <= self.moco_momentum <= 1 or not self.moco_temperature > 0:
-            raise UsageError("--moco-queue must be at least 1, --moco-momentum from 0 to 1, --moco-temperature above 0")
-        if self.optimizer not in ("sgd", "adamw"):
-            raise UsageError(f"--optimizer {self.optimizer}: known are sgd, adamw")
-
-
-OBJECTIVES = ("supervised", "moco", "adversarial")
-
-
+@process_group()
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """Train a network on the surviving classes of a source and measure what it cost.
 
-    Reads only the records of the selection. Interrupted runs (Ctrl-C, SIGTERM, a crash) go on with --resume. Shipped recipes,
-    for --config NAME: resnet18, resnet50, resnet101, resnet152, vit_b_16 and adversarial_resnet18 (the paper's),
-    moco_v2_resnet50, small_32px.
+    Reads only the records of the selection. Interrupted runs (Ctrl-C, SIGTERM, a crash) go on with --resume. Under torchrun
+    the processes share each batch, and the first writes the run folder. Shipped recipes, for --config NAME: resnet18,
+    resnet50, resnet101, resnet152, vit_b_16 and adversarial_resnet18 (the paper's), moco_v2_resnet50, small_32px.
     """
     source = Beton(config.source)
     selection = Selection.load(config.selection) if config.selection else None
     if selection is not None:
         selection.check(source)
     out, settings = Path(config.out), settings_of(config, selection)
-    finished = check_folder(out, settings, config.resume)
+    finished = first_does(lambda: check_folder(out, settings, config.resume))
     if finished is not None:
-        cli.message(f"{out}: this run is complete; nothing to do")
+        if rank_and_ranks()[0] == 0:
+            cli.message(f"{out}: this run is complete; nothing to do")
         return finished
 
     from dp4tl_fast.batches import open_train
+    from dp4tl_fast.learner import build
 
-    learner = build(config, source, selection)
-    with open_train(config, source, selection, learner.run.objective.views) as loader:
+    with open_train(config, source, selection) as loader:
         if len(loader) == 0:
             raise UsageError(
                 f"--batch-size {config.batch_size}: larger than the {len(loader.records)} surviving records of {source.path}"
             )
-        _train(config, settings, selection, learner, loader)
-    if config.forgetting:
-        write_atomically(out / "forgetting.npy", npy_bytes(learner.run.objective.counts()))  # type: ignore[attr-defined]
-    summary = summarise(out, config, source, selection, learner.precision)
-    write_atomically(out / "summary.json", json.dumps(summary, indent=1) + "\n")
-    return summary
+        learner = build(config, source, selection, len(loader) * config.epochs)
+        Training(config, settings, selection, learner, loader).run()
+
+    def finish() -> dict[str, Any]:
+        if config.forgetting:
+            write_atomically(out / "forgetting.npy", npy_bytes(learner.run.objective.counts()))  # type: ignore[attr-defined]
+        summary = summarise(out, config, source, selection, learner.how.precision)
+        write_atomically(out / "summary.json", json.dumps(summary, indent=1) + "\n")
+        return summary
+
+    return first_does(finish)
 
 
-@dataclass
-class Learner:
-    """What is trained, and how batches reach it."""
+class Training:
+    """One run from where its folder stands to its end: the loop's callbacks, and what they need."""
 
-    run: Run
-    normalise: Normalise
-    precision: torch.dtype | None
-    meta: dict[str, Any]  # what a checkpoint says of its network
+    def __init__(
+        self,
+        config: PretrainConfig,
+        settings: dict[str, Any],
+        selection: Selection | None,
+        learner: Learner,
+        loader: BaseLoader,
+    ) -> None:
+        self.config, self.settings, self.selection, self.learner, self.loader = config, settings, selection, learner, loader
+        self.out = Path(config.out)
+        self.first = rank_and_ranks()[0] == 0
+        self.total = len(loader) * config.epochs
+        self.votes = Votes()
 
+    def run(self) -> None:
+        """Train to the end, or save and raise ``cli.Terminated``."""
+        import yaml
 
-def build(config: PretrainConfig, source: Beton, selection: Selection | None) -> Learner:
-    """Network, objective and optimiser on their device, freshly initialised from the seed."""
-    import torch
+        from dp4tl_fast.training import loop
+        from dp4tl_fast.training.watch import NonFiniteLoss
 
-    from dp4tl_fast import models
-    from dp4tl_fast.batches import eval_size
-    from dp4tl_fast.loaders import IMAGENET_MEAN, IMAGENET_STD
-    from dp4tl_fast.training import loop
-    from dp4tl_fast.training.device import pick_device, pick_precision
+        config, run = self.config, self.learner.run
+        if config.resume:
+            self._resume()
+        self._grow()
+        if self.first:  # only now: all input is good
+            write_atomically(self.out / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
+        with (
+            loop.graceful_stop() as self.stopped,
+            Log(self.out, config, self.total, run) if self.first else Quiet() as self.log,
+        ):
+            try:
+                done = loop.train(
+                    run, self.loader, self.learner.prepare, self._rate, epochs=config.epochs, how=self.learner.how,
+                    on_step=self._on_step, on_epoch=self._on_epoch,
+                )  # fmt: skip
+            except NonFiniteLoss as error:
+                raise self._explain(error) from None
+            self.votes.close()
+        if not done:
+            self._save()
+            raise cli.Terminated(f"{self.out}: saved at step {run.step} of {self.total}; go on with --resume")
 
-    device = pick_device(config.device)
-    precision = pick_precision(config.precision, device)
-    torch.manual_seed(config.seed)
-    classes = selection.kept_classes if selection else list(range(source.num_classes))
-    num_classes = len(classes) if config.compact_labels else source.num_classes
-    model = models.build(config.arch, num_classes).to(device)
-    objective = make_objective(config, model, classes, source).to(device)
-    optimizer = make_optimizer((model, objective), config.optimizer, config.lr, config.weight_decay)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
-    meta = {
-        "arch": config.arch,
-        "num_classes": num_classes,
-        "size": eval_size(config),
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
-        "classes": classes if config.compact_labels else None,
-        "source": source.fingerprint,
-    }
-    run = loop.Run(model, objective, optimizer, scaler)
-    return Learner(run, loop.Normalise(IMAGENET_MEAN, IMAGENET_STD, device), precision, meta)
+    def _rate(self, step: int) -> float:
+        from dp4tl_fast.training.schedule import learning_rate
 
-
-def _train(
-    config: PretrainConfig, settings: dict[str, Any], selection: Selection | None, learner: Learner, loader: BaseLoader
-) -> None:
-    """Train to the end, or save and raise ``cli.Terminated``."""
-    import yaml
-
-    from dp4tl_fast.batches import open_eval, size_at
-    from dp4tl_fast.training import checkpoint, loop
-    from dp4tl_fast.training.schedule import learning_rate
-
-    out, run, objective = Path(config.out), learner.run, learner.run.objective
-    total, warmup = len(loader) * config.epochs, round(len(loader) * config.warmup_epochs)
-    if config.resume:
-        _resume(out, config, run, loader, total)
-
-    def save() -> None:
-        checkpoint.save(out / "checkpoint", run.step, run.model, learner.meta, run.state_dict(loader), keep=2)
-
-    def grow() -> None:
-        if loader.spec.size != size_at(run.epoch, config):
-            loader.set_size(size_at(run.epoch, config))
-
-    def validate() -> dict[str, float]:
-        assert config.val is not None
-        with open_eval(config.val, selection, config) as val:
-            found = loop.evaluate(run.model, val, learner.normalise, objective.score)  # type: ignore[attr-defined]
-        return {f"val_{name}": value for name, value in found.items()}
-
-    def on_epoch(run: Run, metrics: dict[str, float]) -> None:
-        last = run.epoch == config.epochs
-        if config.val and (last or run.epoch % config.val_every == 0):
-            metrics.update(validate())
-        log.epoch(metrics)
-        if last or run.epoch % config.checkpoint_every == 0:
-            save()
-        grow()
-
-    def on_step(run: Run) -> bool:
-        log.step(run)
-        return stopped()
-
-    def rate(step: int) -> float:
-        return learning_rate(step, schedule=config.schedule, peak=config.lr, total_steps=total, warmup_steps=warmup)
-
-    grow()
-    write_atomically(out / "config.yaml", yaml.safe_dump(settings, sort_keys=False))  # only now: all input is good
-    with loop.graceful_stop() as stopped, Log(out, config, total, run) as log:
-        done = loop.train(
-            run,
-            objective.watch(loader) if config.forgetting else loader,  # type: ignore[attr-defined]
-            learner.normalise,
-            rate,
-            epochs=config.epochs,
-            precision=learner.precision,
-            on_step=on_step,
-            on_epoch=on_epoch,
+        config = self.config
+        warmup = round(len(self.loader) * config.warmup_epochs)
+        return learning_rate(
+            step, schedule=config.schedule, peak=config.peak_lr, total_steps=self.total, warmup_steps=warmup
         )
-    if not done:
-        save()
-        raise cli.Terminated(f"{out}: saved at step {run.step} of {total}; go on with --resume")
 
+    def _on_step(self, run: Run) -> bool:
+        self.log.step(run)
+        return self.votes.any(self.stopped())
 
-def _resume(out: Path, config: PretrainConfig, run: Run, loader: BaseLoader, total: int) -> None:
-    """Load the newest checkpoint, if there is one."""
-    from dp4tl_fast.training import checkpoint
+    def _on_epoch(self, run: Run, metrics: dict[str, float]) -> None:
+        config, last = self.config, run.epoch == self.config.epochs
+        if config.val and (last or run.epoch % config.val_every == 0):
+            metrics.update(self._validate())
+        self.log.epoch(metrics)
+        best = self._is_best(metrics)
+        if last or best or run.epoch % config.checkpoint_every == 0:
+            self._save()
+        self._grow()
 
-    found = checkpoint.checkpoints(out / "checkpoint")
-    if found:
-        tensors, _ = checkpoint.read_weights(found[-1])
-        checkpoint.load_into(run.model, tensors, f"{found[-1]} ({config.arch})")
-        run.load_state_dict(checkpoint.load_state(found[-1]), loader)
-        cli.message(f"resuming {out} at epoch {run.epoch}, step {run.step} of {total}")
+    def _validate(self) -> dict[str, float]:
+        """Accuracies of the network, and of its average where there is one."""
+        from dp4tl_fast.batches import open_eval
+        from dp4tl_fast.training.loop import evaluate
 
+        run = self.learner.run
+        models = {"val": run.model} | ({"val_ema": run.ema.model} if run.ema else {})
+        found: dict[str, float] = {}
+        assert self.config.val is not None
+        with open_eval(self.config.val, self.selection, self.config) as val:
+            for prefix, model in models.items():
+                scores = evaluate(model, val, self.learner.normalise, run.objective.score)  # type: ignore[attr-defined]
+                found |= {f"{prefix}_{name}": value for name, value in scores.items()}
+        return found
 
-def make_objective(config: PretrainConfig, model: Any, classes: list[int], source: Beton) -> Any:
-    """The objective as a module: its parameters are trained, its buffers checkpointed."""
-    import torch
+    def _is_best(self, metrics: dict[str, float]) -> bool:
+        """Whether no epoch before was better; of the epochs that were validated, where there is a validation set."""
+        name, sign = ("val_top_1", 1) if self.config.val else ("loss", -1)
+        best = self.learner.run.best
+        if name not in metrics or (best and sign * metrics[name] <= sign * best["value"]):
+            return False
+        self.learner.run.best = {"step": self.learner.run.step, "value": metrics[name]}
+        return True
 
-    from dp4tl_fast.loaders import IMAGENET_MEAN, IMAGENET_STD
+    def _explain(self, error: NonFiniteLoss) -> TrainingError:
+        """Which images the loss failed on, and where to go on from."""
+        from dp4tl_fast.training import checkpoint
 
-    if config.objective == "moco":
-        from dp4tl_fast.training.moco import MoCo
+        whose = "on another process"
+        if error.index is not None:
+            records = np.flatnonzero(np.isin(self.loader.beton.index, error.index.numpy())).tolist()
+            whose = f"on records {', '.join(map(str, records))} of {self.loader.beton.path}"
+        last = checkpoint.checkpoints(self.out / "checkpoint")[-1:]
+        good = f"The last good checkpoint is {last[0]}" if last else "No checkpoint was written before"
+        return TrainingError(
+            f"{self.out}: the loss is not finite in step {error.step}, {whose}. {good}. Lower the learning rate (--lr), clip "
+            "the gradient (--clip-norm), lengthen the warm-up, or use --precision bf16 or fp32"
+        )
 
-        return MoCo(
-            model, mean=IMAGENET_MEAN, std=IMAGENET_STD, queue=config.moco_queue, momentum=config.moco_momentum,
-            temperature=config.moco_temperature,
-        )  # fmt: skip
-    renumber = None
-    if config.compact_labels:
-        renumber = torch.full((source.num_classes,), -1)
-        renumber[classes] = torch.arange(len(classes))
-    if config.objective == "adversarial":
-        from dp4tl_fast.training.adversarial import Adversarial
+    def _grow(self) -> None:
+        """Give the loader the resolution of the coming epoch."""
+        from dp4tl_fast.batches import size_at
 
-        return Adversarial(
-            eps=config.adv_eps / 255, steps=config.adv_steps, norm=config.adv_norm, mean=IMAGENET_MEAN, std=IMAGENET_STD,
-            label_smoothing=config.label_smoothing, renumber=renumber,
-        )  # fmt: skip
-    from dp4tl_fast.training.supervised import Supervised
+        size = size_at(self.learner.run.epoch, self.config)
+        if self.loader.spec.size != size:
+            self.loader.set_size(size)
 
-    plain = Supervised(config.label_smoothing, renumber)
-    if config.forgetting:
-        from dp4tl_fast.training.forgetting import Forgetting
+    def _save(self) -> None:
+        """Called on every rank; the first writes."""
+        from dp4tl_fast.training import checkpoint
 
-        return Forgetting(plain, source.index)
-    return plain
+        run = self.learner.run
+        state = run.state_dict(self.loader)
+        if self.first:
+            checkpoint.save(
+                self.out / "checkpoint", run.step, run.model, self.learner.meta, state,
+                keep=self.config.keep_last, best=int(run.best.get("step", -1)), ema=run.ema.model if run.ema else None,
+            )  # fmt: skip
 
+    def _resume(self) -> None:
+        """Load the newest checkpoint, if there is one."""
+        from dp4tl_fast.training import checkpoint
 
-def make_optimizer(modules: Sequence[Any], name: str, lr: float, weight_decay: float) -> Any:
-    """SGD with momentum 0.9 or AdamW; biases and normalisation are not decayed."""
-    import torch
-
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    decayed = [p for p in parameters if p.ndim > 1]
-    plain = [p for p in parameters if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=0.9, fused=True)
-    return torch.optim.AdamW(groups, lr=lr, fused=True)
+        run = self.learner.run
+        found = first_does(lambda: checkpoint.checkpoints(self.out / "checkpoint")[-1:])
+        for newest in found:
+            checkpoint.load_into(run.model, checkpoint.read_weights(newest)[0], f"{newest} ({self.config.arch})")
+            if run.ema is not None:
+                checkpoint.load_into(run.ema.model, checkpoint.read_weights(newest / checkpoint.EMA)[0], f"{newest} (average)")
+            run.load_state_dict(checkpoint.load_state(newest), self.loader)
+            if self.first:
+                cli.message(f"resuming {self.out} at epoch {run.epoch}, step {run.step} of {self.total}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(pretrain, argv)
+    with contextlib.redirect_stdout(None if int(os.environ.get("RANK", "0")) else sys.stdout):  # one of torchrun's speaks
+        return cli.run(pretrain, argv)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,14 @@ from dp4tl_fast.beton import Beton
 from dp4tl_fast.errors import CheckpointError, UsageError
 from dp4tl_fast.files import write_atomically
 from dp4tl_fast.selection import Selection
+from dp4tl_fast.training.ranks import rank_and_ranks
 
 if TYPE_CHECKING:
-    from dp4tl_fast.pretrain import PretrainConfig
+    from dp4tl_fast.pretrain_config import PretrainConfig
     from dp4tl_fast.training.loop import Run
 
 # Flags that may differ between a run and its continuation: they do not change what is computed.
-FREE_ON_RESUME = {"resume", "out", "workers", "tensorboard", "checkpoint_every", "val_every"}
+FREE_ON_RESUME = {"resume", "out", "workers", "tensorboard", "checkpoint_every", "val_every", "keep_last"}
 
 
 def settings_of(config: PretrainConfig, selection: Selection | None) -> dict[str, Any]:
@@ -69,17 +70,18 @@ class Log:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(out), purge_step=run.epoch)
-        self._shown = 0.0
+        self._shown, self._ranks = 0.0, rank_and_ranks()[1]
 
     def step(self, run: Run) -> None:
         self._bar.update()
         now = time.monotonic()
         if now - self._shown > 2.0:  # reading the loss waits for the device: rarely
-            self._shown, tally = now, run.tally
+            self._shown, tally = now, run.tally  # of this rank alone, whose share is like the others'
+            seconds = max(tally.seconds, 1e-9)
             self._bar.set_postfix_str(
-                f"epoch {run.epoch + 1}/{self._config.epochs}, loss {float(tally.sums['loss']) / tally.samples:.3f}, "
-                f"lr {run.optimizer.param_groups[0]['lr']:.3g}, {tally.samples / max(tally.seconds, 1e-9):,.0f} images/s, "
-                f"data wait {100 * tally.data_wait_s / max(tally.seconds, 1e-9):.0f} %"
+                f"epoch {run.epoch + 1}/{self._config.epochs}, loss {float(tally.sums['loss']) / max(1, tally.samples):.3f}, "
+                f"lr {run.optimizer.param_groups[0]['lr']:.3g}, {self._ranks * tally.samples / seconds:,.0f} images/s, "
+                f"data wait {100 * tally.data_wait_s / seconds:.0f} %"
             )
 
     def epoch(self, metrics: dict[str, float]) -> None:
@@ -96,6 +98,22 @@ class Log:
         self._bar.close()
         if self._board is not None:
             self._board.close()
+
+
+class Quiet:
+    """In place of ``Log`` in the processes that write nothing."""
+
+    def step(self, run: Run) -> None:
+        pass
+
+    def epoch(self, metrics: dict[str, float]) -> None:
+        pass
+
+    def __enter__(self) -> Quiet:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -134,5 +152,5 @@ def summarise(
         "data_wait_share": sum(r["data_wait_s"] for r in rows) / max(seconds, 1e-9),
         "bytes_read": int(sum(r["bytes_read"] for r in rows)),
         "precision": str(precision).removeprefix("torch.") if precision else "float32",
-        **{k: last[k] for k in ("loss", "top_1", "top_5", "val_top_1", "val_top_5") if k in last},
+        **{k: last[k] for k in ("loss", "top_1", "top_5", "val_top_1", "val_top_5", "val_ema_top_1", "val_ema_top_5") if k in last},
     }

@@ -24,7 +24,7 @@ COMMANDS = {
     "subset",
     "merge",
 }
-LOW = {"errors", "files", "config"}
+LOW = {"errors", "files", "config", "philox"}
 # room -> what it may import from the package, beside itself and LOW
 ARROWS = {
     "kernels": set(),

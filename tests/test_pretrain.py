@@ -15,14 +15,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dp4tl_fast import models
+from dp4tl_fast.beton import Beton
 from dp4tl_fast.convert import convert
-from dp4tl_fast.errors import CheckpointError, Dp4tlError, SelectionError, UsageError
+from dp4tl_fast.errors import CheckpointError, Dp4tlError, SelectionError, TrainingError, UsageError
 from dp4tl_fast.finetune import finetune
 from dp4tl_fast.pretrain import PretrainConfig, pretrain
 from dp4tl_fast.prune import prune
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.training import checkpoint
-from dp4tl_fast.training.loop import NonFiniteLoss
 from dp4tl_fast.training.schedule import learning_rate
 
 FAST = {
@@ -171,12 +171,36 @@ def test_refusals(data, tmp_path):
         run(data, tmp_path / "big", batch_size=97)
     with pytest.raises(UsageError, match="unknown architecture"):
         run(data, tmp_path / "arch", arch="resnet19")
-    with pytest.raises(NonFiniteLoss, match="Lower the learning rate"):
-        run(data, tmp_path / "nan", lr=1e30, schedule="constant", epochs=4)
     prune(source=str(data / "target.beton"), out=str(tmp_path / "t.json"), keep="2", method="random")
     with pytest.raises(SelectionError, match="another source"):
         run(data, tmp_path / "other", selection=str(tmp_path / "t.json"))
     assert not (tmp_path / "other").exists()
+
+
+def test_a_loss_that_is_not_finite_names_its_images(data, tmp_path, monkeypatch):
+    """Of the ninth batch, in the second epoch: found at the epoch's end, and nothing is saved after it."""
+    from dp4tl_fast.training.supervised import Supervised
+
+    batches, plain = [], Supervised.forward
+
+    def poisoned(self, model, images, labels, index):
+        batches.append(index.tolist())
+        loss, sums = plain(self, model, images, labels, index)
+        return (loss * float("nan") if len(batches) == 9 else loss), sums
+
+    monkeypatch.setattr(Supervised, "forward", poisoned)
+    with pytest.raises(TrainingError, match="not finite in step 8") as caught:
+        run(data, tmp_path / "r")
+    (good,) = checkpoint.checkpoints(tmp_path / "r/checkpoint")
+    index = Beton(data / "source.beton").index.tolist()
+    records = ", ".join(str(r) for r in sorted(index.index(i) for i in batches[8]))
+    assert f"on records {records} of" in str(caught.value) and f"last good checkpoint is {good}." in str(caught.value)
+    assert good.name == "0000000006" and not (tmp_path / "r/summary.json").exists()
+    monkeypatch.undo()
+    run(data, tmp_path / "r", resume=True)
+    run(data, tmp_path / "whole")
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "r")
+    assert all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_prune_with_a_surrogate(data, tmp_path):
@@ -287,7 +311,7 @@ def test_progressive_resolution(data, tmp_path, monkeypatch):
     from dp4tl_fast.training import loop
 
     sides = []
-    monkeypatch.setattr(loop.Normalise, "__call__", lambda self, x: sides.append(x.shape[-1]) or x.float() / 255)
+    monkeypatch.setattr(loop.Normalise, "__call__", lambda self, x, *which: sides.append(x.shape[-1]) or x.float() / 255)
     run(data, tmp_path / "r", end_size=24, end_size_from=2)  # 6 batches an epoch, 3 epochs
     assert sides == [16] * 12 + [24] * 6
     assert checkpoint.read_weights(tmp_path / "r")[1]["size"] == 24

@@ -1,12 +1,8 @@
 """Where each image is cropped and whether it is mirrored: pure functions of (seed, epoch, record, view).
 
-The one truth for every backend, and the reference of the native one (``kernels/csrc/core/crop.cpp``). Random numbers
-come from Philox4x32-10 (Salmon et al., *Parallel Random Numbers: As Easy as 1, 2, 3*, SC 2011), a bijection from a
-counter to 128 random bits: no number needs the one before it, so threads, ranks and resumes change nothing.
-
-    key      (low, high 32 bits of the seed)
-    counter  (low, high 32 bits of the record number, epoch, view << 16 | block)
-    block    t below 10: try t at a random resized crop; 16: mirror (top bit of word 0)
+The one truth for every backend, and the reference of the native one (``kernels/csrc/core/crop.cpp``). Random numbers are
+``philox.philox(seed, record, epoch, view, block)``; blocks t below 10 are try t at a random resized crop, block 16 mirrors (top
+bit of word 0). Blocks from 32 on belong to colours (``training/views.py``).
 """
 
 from __future__ import annotations
@@ -14,28 +10,9 @@ from __future__ import annotations
 import numpy as np
 
 from dp4tl_fast.loaders.spec import LoaderSpec
+from dp4tl_fast.philox import philox
 
 CROP_TRIES, MIRROR_BLOCK = 10, 16
-
-_MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
-_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
-_LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
-
-
-def philox(seed: int, record: np.ndarray, epoch: int, view: int, block: int) -> np.ndarray:
-    """Four random 32-bit words a record: int64 ``[n]`` -> uint64 ``[4, n]``, each below 2^32."""
-    wide = record.astype(np.uint64)
-    return _philox4x32([wide & _LOW, wide >> _SHIFT, np.uint64(epoch), np.uint64(view << 16 | block)], seed)
-
-
-def _philox4x32(counter: list[np.ndarray], seed: int) -> np.ndarray:
-    c0, c1, c2, c3 = np.broadcast_arrays(*counter)
-    k0, k1 = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
-    for _ in range(10):
-        p0, p1 = _MULTIPLIERS[0] * c0, _MULTIPLIERS[1] * c2
-        c0, c1, c2, c3 = (p1 >> _SHIFT) ^ c1 ^ np.uint64(k0), p1 & _LOW, (p0 >> _SHIFT) ^ c3 ^ np.uint64(k1), p0 & _LOW
-        k0, k1 = (k0 + _KEY_STEPS[0]) & 0xFFFFFFFF, (k1 + _KEY_STEPS[1]) & 0xFFFFFFFF
-    return np.stack([c0, c1, c2, c3])
 
 
 def parameters(
@@ -88,7 +65,7 @@ def random_boxes(
         hit, ch, cw = todo[fits], ch[fits], cw[fits]
         # A 32-bit word times the number of places, shifted: exact in integers, so every language agrees.
         top, left = (
-            (words[k, fits] * (room + 1).astype(np.uint64) >> _SHIFT).astype(np.int64)
+            (words[k, fits] * (room + 1).astype(np.uint64) >> np.uint64(32)).astype(np.int64)
             for k, room in ((2, h[hit] - ch), (3, w[hit] - cw))
         )
         boxes[hit] = np.stack([top, left, ch, cw], axis=1)

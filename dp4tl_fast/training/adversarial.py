@@ -46,7 +46,9 @@ class Adversarial(Supervised):
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, Sums]:
+    def forward(
+        self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, index: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, Sums]:
         return super().forward(model, images + self.attack(model, images, labels) / self.std, labels)
 
     def attack(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """Checkpoints: weights as safetensors that plain torchvision loads, and everything else the loop needs to go on.
 
-``DIR/<step>/weights.safetensors`` and ``DIR/<step>/state.pt``: a directory is written under a temporary name, synced and
-renamed, so that one that is there is complete. Nothing is ever unpickled (``weights_only=True``).
+``DIR/<step>/`` holds ``weights.safetensors``, ``ema.safetensors`` (averaged weights, if asked for) and ``state.pt``. It is
+written under a temporary name, synced and renamed, so that one that is there is complete. Nothing is ever unpickled
+(``weights_only=True``).
 """
 
 from __future__ import annotations
@@ -22,38 +23,73 @@ from dp4tl_fast import models
 from dp4tl_fast.errors import CheckpointError
 from dp4tl_fast.files import commit, partial_path
 
-WEIGHTS, STATE, META = "weights.safetensors", "state.pt", "dp4tl"
+WEIGHTS, EMA, STATE, META = "weights.safetensors", "ema.safetensors", "state.pt", "dp4tl"
+BEST = "best"  # a link to the checkpoint that validated best
 PUBLISHED = "torchvision:"  # torchvision:DEFAULT, torchvision:IMAGENET1K_V1: torchvision's own weights
 PREFIXES = ("module.", "_orig_mod.")  # what DDP and torch.compile put before names
 
 
 def save(
-    directory: Path, step: int, model: nn.Module, meta: dict[str, Any], state: dict[str, Any], keep: int = 1
+    directory: Path,
+    step: int,
+    model: nn.Module,
+    meta: dict[str, Any],
+    state: dict[str, Any],
+    *,
+    keep: int = 1,
+    best: int = -1,
+    ema: nn.Module | None = None,
 ) -> Path:
-    """Write a checkpoint and remove all but the newest ``keep``.
+    """Write a checkpoint and remove all but the newest ``keep`` and that of step ``best``, which ``DIR/best`` links to.
 
     Args:
         directory: The run's ``checkpoint/`` folder.
         meta: What is needed to rebuild the network (``arch``, ``num_classes``, ``size``), stored inside the weights file.
         state: Tensors, numbers, strings, lists and dicts.
+        ema: Averaged weights, written beside the others.
+
+    Raises:
+        CheckpointError: It cannot be written (a full disk); the older ones are still there.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     final = directory / f"{step:010d}"
+    try:
+        _write(final, {WEIGHTS: model} | ({EMA: ema} if ema is not None else {}), meta, state)
+        if best == step:
+            _link(directory / BEST, final.name)
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save raises RuntimeError where a write fails
+        shutil.rmtree(partial_path(final), ignore_errors=True)
+        last = checkpoints(directory)[-1:]
+        remedy = f"Free some space and go on from {last[0]} with --resume" if last else "Nothing was saved before"
+        raise CheckpointError(f"{final}: cannot be written ({error}). {remedy}") from None
+    for old in checkpoints(directory)[:-keep]:
+        if old.name != f"{best:010d}":
+            shutil.rmtree(old)
+    return final
+
+
+def _write(final: Path, models: dict[str, nn.Module], meta: dict[str, Any], state: dict[str, Any]) -> None:
+    final.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(final)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    weights = {strip(k): v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    save_file(weights, partial / WEIGHTS, metadata={META: json.dumps(meta)})
+    for name, model in models.items():
+        weights = {strip(k): v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+        save_file(weights, partial / name, metadata={META: json.dumps(meta)})
     torch.save(state, partial / STATE)
-    for name in (WEIGHTS, STATE):
+    for name in (*models, STATE):
         with open(partial / name, "rb+") as file:
             os.fsync(file.fileno())
     if final.exists():  # the same step again, after a resume: the contents are equal
         shutil.rmtree(final)
     commit(partial, final)
-    for old in checkpoints(directory)[:-keep]:
-        shutil.rmtree(old)
-    return final
+
+
+def _link(path: Path, target: str) -> None:
+    """``path`` -> ``target``, in place of what it pointed to."""
+    partial = partial_path(path)
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(target)
+    commit(partial, path)
 
 
 def checkpoints(directory: Path) -> list[Path]:
@@ -124,7 +160,7 @@ def load_model(path: str | Path, arch: str | None = None) -> tuple[nn.Module, di
     if not arch:
         raise CheckpointError(f"{path}: does not say its architecture. Name it with --arch")
     num_classes = meta.get("num_classes") or _head_width(arch, tensors)
-    model = models.build(arch, int(num_classes))
+    model = models.build(arch, int(num_classes), blur_pool=bool(meta.get("blur_pool")))
     load_into(model, tensors, f"{path} ({arch})")
     return model.eval(), {**meta, "arch": arch, "num_classes": int(num_classes)}
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import numpy as np
 import torch
 from torch import nn
@@ -36,23 +33,17 @@ class Forgetting(nn.Module):
         self._sorted = index[self._order]
         if (np.diff(self._sorted) == 0).any():
             raise UsageError("--forgetting: several records have the same `index` field, and cannot be told apart")
-        self._records = torch.zeros(0, dtype=torch.int64)  # of the batch that is being trained on
         self.register_buffer("events", torch.zeros(len(index), dtype=torch.int32))
         self.register_buffer("right", torch.zeros(len(index), dtype=torch.bool))
         self.register_buffer("learned", torch.zeros(len(index), dtype=torch.bool))
 
-    def watch(self, loader: Any) -> Watched:
-        """The batches of a loader with ``with_index``, without the index."""
-        return Watched(loader, self)
-
-    def see(self, index: torch.Tensor) -> None:
-        """The next batch consists of these samples."""
-        self._records = torch.from_numpy(self._order[np.searchsorted(self._sorted, index.numpy())])
-
-    def forward(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, Sums]:
+    def forward(
+        self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, index: torch.Tensor
+    ) -> tuple[torch.Tensor, Sums]:
         logits, targets = model(images).float(), self.objective.targets(labels)
         loss = nn.functional.cross_entropy(logits, targets, label_smoothing=self.objective.label_smoothing)
-        self.update(self._records.to(logits.device), logits.detach().argmax(1) == targets)
+        records = torch.from_numpy(self._order[np.searchsorted(self._sorted, index.numpy())])
+        self.update(records.to(logits.device), logits.detach().argmax(1) == targets)
         return loss, hits(logits.detach(), targets)
 
     def update(self, records: torch.Tensor, right: torch.Tensor) -> None:
@@ -61,8 +52,8 @@ class Forgetting(nn.Module):
         self.right[records] = right
         self.learned[records] |= right
 
-    def after_step(self) -> None:
-        self.objective.after_step()
+    def after_step(self, model: nn.Module) -> None:
+        self.objective.after_step(model)
 
     def score(self, logits: torch.Tensor, labels: torch.Tensor) -> Sums:
         return self.objective.score(logits, labels)
@@ -71,21 +62,3 @@ class Forgetting(nn.Module):
         """Forgetting events of every record, int32 ``[n]``; one more than the most for a record that was never right."""
         counts = self.events.cpu().numpy()
         return np.where(self.learned.cpu().numpy(), counts, counts.max(initial=0) + 1).astype(np.int32)
-
-
-class Watched:
-    """A loader's batches as ``(images, labels)``; the objective is told which samples they are."""
-
-    def __init__(self, loader: Any, objective: Forgetting) -> None:
-        self._loader, self._objective = loader, objective
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for images, labels, index in self._loader:
-            self._objective.see(index)
-            yield images, labels
-
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)

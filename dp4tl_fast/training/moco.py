@@ -3,8 +3,9 @@
     loss = - log [ exp(q.k / T) / (exp(q.k / T) + sum over the queue of exp(q.n / T)) ]
 
 Defaults are the paper's (queue 65536, T 0.2, momentum 0.999, 128-d MLP head). Batch norm leaks which keys belong to the
-batch; the original shuffles images between GPUs before the key encoder. On one device the key batch is permuted and
-encoded in ``bn_groups`` parts, each with its own statistics: the same effect, and nothing to communicate.
+batch; the original shuffles images between GPUs before the key encoder. Here every rank permutes its own key images and
+encodes them in parts, each with its own statistics, which are never those of the queries: the same effect, and no image is
+sent to another rank. The keys of all ranks enter every rank's queue in the order of the global batch.
 """
 
 from __future__ import annotations
@@ -15,31 +16,31 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dp4tl_fast.models import FeatureTap, head
+from dp4tl_fast.training import ranks
 from dp4tl_fast.training.supervised import Sums
-from dp4tl_fast.training.views import augment
 
 
 class MoCo(nn.Module):
-    """Objective ``(model, (view, view), labels) -> (mean loss, sums)``; labels are not used.
+    """Objective ``(network, (view, view), labels, index) -> (mean loss, sums)``; labels and index are not used.
 
-    Holds the projection head (trained with the model), the momentum encoder and the queue. ``top_1`` counts the queries
+    Holds the projection head (trained with the network), the momentum encoder and the queue. ``top_1`` counts the queries
     whose key beats the whole queue.
+
+    Args:
+        network: Without its classifier: images -> features ``[batch, width]``.
+        bn_groups: Parts of the global key batch that are normalised apart; at least 2 on a rank.
     """
 
     views = 2
     classifies = False
-    mean: torch.Tensor
-    std: torch.Tensor
     queue: torch.Tensor
     cursor: torch.Tensor
 
     def __init__(
         self,
-        model: nn.Module,
+        network: nn.Module,
+        width: int,
         *,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
         queue: int = 65536,
         momentum: float = 0.999,
         temperature: float = 0.2,
@@ -47,24 +48,26 @@ class MoCo(nn.Module):
         bn_groups: int = 4,
     ) -> None:
         super().__init__()
-        width = head(model)[1].in_features
         self.projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim))
-        self.key_encoder = copy.deepcopy(model).requires_grad_(False)
+        self.key_encoder = copy.deepcopy(network).requires_grad_(False)
         self.key_projection = copy.deepcopy(self.projection).requires_grad_(False)
-        self.momentum, self.temperature, self.bn_groups = momentum, temperature, bn_groups
-        for name, values in (("mean", mean), ("std", std)):
-            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        self.momentum, self.temperature = momentum, temperature
+        self.bn_groups = max(2, bn_groups // ranks.rank_and_ranks()[1])
         self.register_buffer("queue", F.normalize(torch.randn(queue, dim), dim=1))
         self.register_buffer("cursor", torch.zeros((), dtype=torch.long))
+        self._pending: list[torch.Tensor] = []  # keys of this step's parts
 
     def forward(
-        self, model: nn.Module, images: tuple[torch.Tensor, torch.Tensor], labels: torch.Tensor
+        self,
+        network: nn.Module,
+        images: tuple[torch.Tensor, torch.Tensor],
+        labels: torch.Tensor,
+        index: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Sums]:
-        query_view, key_view = (self.recolour(view) for view in images)
-        q = embed(model, self.projection, query_view)
+        q = embed(network, self.projection, images[0])
         with torch.no_grad():
-            self.follow(model)
-            k = self.keys(key_view)
+            k = self.keys(images[1])
+        self._pending.append(k)
         positive = (q * k).sum(1, keepdim=True)  # [batch, 1]
         negative = q @ self.queue.T  # [batch, queue]; a copy of the queue is not needed: it changes after the loss
         logits = torch.cat([positive, negative], 1) / self.temperature
@@ -72,12 +75,7 @@ class MoCo(nn.Module):
         loss = F.cross_entropy(logits, zero)
         with torch.no_grad():
             won = (positive > negative.amax(1, keepdim=True)).sum()
-        self._pending = k
         return loss, {"top_1": won}
-
-    def recolour(self, images: torch.Tensor) -> torch.Tensor:
-        """The colour half of the augmentation, on normalised images."""
-        return (augment(images * self.std + self.mean) - self.mean) / self.std
 
     def keys(self, images: torch.Tensor) -> torch.Tensor:
         """Unit keys of the momentum encoder ``[batch, dim]``, in the order of ``images``."""
@@ -88,23 +86,23 @@ class MoCo(nn.Module):
         return k[order.argsort()]
 
     @torch.no_grad()
-    def after_step(self) -> None:
-        """Put the batch's keys into the queue; called once the gradient has been taken."""
-        k, size = self._pending, len(self.queue)
+    def after_step(self, network: nn.Module) -> None:
+        """Let the key encoder follow, and put the step's keys into the queue: the loss saw the queue before them."""
+        follow(self.key_encoder, network, self.momentum)
+        follow(self.key_projection, self.projection, self.momentum)
+        k, size = ranks.gather(torch.cat(self._pending)), len(self.queue)
+        self._pending.clear()
         rows = (self.cursor + torch.arange(len(k), device=k.device)) % size
         self.queue[rows[-size:]] = k[-size:].to(self.queue.dtype)
         self.cursor.copy_((self.cursor + len(k)) % size)
 
-    @torch.no_grad()
-    def follow(self, model: nn.Module) -> None:
-        """key parameters <- momentum * key parameters + (1 - momentum) * query parameters."""
-        for theirs, ours in ((self.key_encoder, model), (self.key_projection, self.projection)):
-            for slow, fast in zip(theirs.parameters(), ours.parameters(), strict=True):
-                slow.lerp_(fast, 1 - self.momentum)
+
+@torch.no_grad()
+def follow(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
+    """slow parameters <- momentum * slow + (1 - momentum) * fast."""
+    torch._foreach_lerp_(list(slow.parameters()), list(fast.parameters()), 1 - momentum)
 
 
-def embed(model: nn.Module, projection: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def embed(network: nn.Module, projection: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Unit vectors ``[batch, dim]``, float32."""
-    with FeatureTap(model) as tap:
-        features = tap(images)[1]
-    return F.normalize(projection(features).float(), dim=1)
+    return F.normalize(projection(network(images).flatten(1)).float(), dim=1)

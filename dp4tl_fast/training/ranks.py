@@ -1,17 +1,29 @@
-"""The processes that torchrun started, and this one among them."""
+"""The processes that torchrun started, and this one among them. Alone, everything here does nothing and costs nothing."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dp4tl_fast.errors import Dp4tlError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+T = TypeVar("T")
 
 
 @contextmanager
 def process_group() -> Iterator[int]:
     """Join the others under torchrun (gloo on the CPU, NCCL on GPUs, one GPU a process). Yields this process's rank.
 
-    Alone it does nothing, and does not import torch.
+    Alone it does not import torch. Within another ``process_group`` it is that one.
+
+    Raises:
+        UsageError: More processes on this machine than GPUs.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
         yield 0
@@ -19,15 +31,19 @@ def process_group() -> Iterator[int]:
     import torch
     import torch.distributed as dist
 
+    if dist.is_initialized():
+        yield dist.get_rank()
+        return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        here, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if here >= gpus:
+            raise UsageError(f"torchrun started process {here + 1} here, but torch sees {gpus} GPUs: --nproc-per-node={gpus}")
+        torch.cuda.set_device(here)
         dist.init_process_group("cpu:gloo,cuda:nccl")
     else:
         dist.init_process_group("gloo")
-    try:
-        yield dist.get_rank()
-    finally:
-        dist.destroy_process_group()
+    yield dist.get_rank()
+    dist.destroy_process_group()  # after an error the others may be gone: leaving waits for nobody
 
 
 def rank_and_ranks() -> tuple[int, int]:
@@ -35,3 +51,107 @@ def rank_and_ranks() -> tuple[int, int]:
     import torch.distributed as dist
 
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def first_does(function: Callable[[], T]) -> T:
+    """Rank 0 calls ``function``; every rank returns its result, or raises its ``Dp4tlError``."""
+    rank, ranks = rank_and_ranks()
+    if ranks == 1:
+        return function()
+    import torch.distributed as dist
+
+    answer: list[Any] = [None, None]
+    if rank == 0:
+        try:
+            answer[0] = function()
+        except Dp4tlError as error:
+            answer[1] = error
+    dist.broadcast_object_list(answer, 0)
+    if answer[1] is not None:
+        raise answer[1]
+    return answer[0]
+
+
+def total(values: torch.Tensor) -> torch.Tensor:
+    """Sum over ranks, in place."""
+    return _reduce(values, "SUM")
+
+
+def greatest(values: torch.Tensor) -> torch.Tensor:
+    """Maximum over ranks, in place."""
+    return _reduce(values, "MAX")
+
+
+def _reduce(values: torch.Tensor, operation: str) -> torch.Tensor:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.all_reduce(values, getattr(dist.ReduceOp, operation))
+    return values
+
+
+def gather(rows: torch.Tensor) -> torch.Tensor:
+    """``rows`` ``[n, ...]`` of all ranks in their order, ``[ranks * n, ...]``; equal n on every rank, no gradient."""
+    import torch
+
+    _, ranks = rank_and_ranks()
+    if ranks == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(ranks)]
+    torch.distributed.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
+
+
+def average(tensors: Sequence[torch.Tensor]) -> None:
+    """Replace each (of one dtype) by its mean over ranks, in one message."""
+    import torch
+
+    _, ranks = rank_and_ranks()
+    if ranks == 1 or not tensors:
+        return
+    flat = total(torch.cat([t.flatten() for t in tensors])) / ranks
+    parts = flat.split([t.numel() for t in tensors])
+    torch._foreach_copy_(list(tensors), [p.view_as(t) for p, t in zip(parts, tensors, strict=True)])
+
+
+def parallel(module: nn.Module) -> nn.Module:
+    """``module`` whose gradients are averaged over ranks while they are computed (DDP).
+
+    Buffers are left to those who own them: DDP would send a queue of 65,536 keys before every step.
+    """
+    if rank_and_ranks()[1] == 1:
+        return module
+    from torch.nn.parallel import DistributedDataParallel
+
+    return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+class Votes:
+    """Whether any rank wants to stop: every rank learns it at the same step, one step late, and waits for nobody."""
+
+    def __init__(self) -> None:
+        self._pending: tuple[Any, torch.Tensor] | None = None
+
+    def any(self, mine: bool) -> bool:
+        if rank_and_ranks()[1] == 1:
+            return mine
+        import torch
+
+        if self._verdict():
+            return True
+        flag = torch.tensor([int(mine)])
+        work = torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, async_op=True)
+        self._pending = work, flag
+        return False
+
+    def _verdict(self) -> bool:
+        if self._pending is None:
+            return False
+        work, flag = self._pending
+        self._pending = None
+        work.wait()
+        return bool(flag)
+
+    def close(self) -> None:
+        """Take part in the last vote, so that no message is under way when the group ends."""
+        self._verdict()

@@ -10,7 +10,7 @@ Sums = dict[str, torch.Tensor]
 
 
 class Supervised(nn.Module):
-    """Objective ``(model, images, labels) -> (mean loss, {metric: sum over the batch})``.
+    """Objective ``(model, images, labels) -> (mean loss, {metric: sum over the batch})``; which samples they are is ignored.
 
     Args:
         label_smoothing: Share of the target spread over all classes.
@@ -26,11 +26,13 @@ class Supervised(nn.Module):
         self.label_smoothing = label_smoothing
         self.register_buffer("renumber", renumber, persistent=False)  # follows from the selection: not saved
 
-    def forward(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, Sums]:
+    def forward(
+        self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, index: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, Sums]:
         logits, labels = model(images).float(), self.targets(labels)
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing), hits(logits.detach(), labels)
 
-    def after_step(self) -> None:
+    def after_step(self, model: nn.Module) -> None:
         """Called after each optimiser step: nothing to keep up here."""
 
     def targets(self, labels: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dp4tl_fast import models
-from dp4tl_fast.training.loop import Batches, Normalise, Run, evaluate, train
+from dp4tl_fast.training.loop import Batches, Normalise, Run, Stepping, evaluate, train
 from dp4tl_fast.training.schedule import learning_rate
 from dp4tl_fast.training.supervised import Supervised, hits
 
@@ -93,8 +93,8 @@ def full_finetune(
 
     scaler = torch.amp.GradScaler(normalise.device.type, enabled=precision == torch.float16)
     train(
-        Run(model, Supervised(), optimizer, scaler), train_loader, normalise,
+        Run(model, Supervised(), optimizer, scaler, seed=seed), train_loader, normalise,
         lambda step: learning_rate(step, schedule="cosine", peak=lr, total_steps=total, warmup_steps=0),
-        epochs=epochs, precision=precision, on_epoch=score,
+        epochs=epochs, how=Stepping(precision), on_epoch=score,
     )  # fmt: skip
     return {"last": accuracies[-1], "best": max(accuracies)}
