@@ -104,6 +104,7 @@ def run(
     parser.add_argument("--config", action="config", help="YAML file with any of the options; flags after it win.")
     parser.add_argument("--json", action="store_true", help="Print the result as one JSON object on stdout.")
     config_class = _config_class(function)
+    _resolve(function, config_class)
     if variadic:
         parser.add_argument(variadic, nargs="+", type=str)
     if config_class is not None:
@@ -139,6 +140,14 @@ def _config_class(function: Callable[..., Any]) -> type | None:
     parameters = list(inspect.signature(function).parameters)
     hint = get_type_hints(function).get(parameters[0]) if len(parameters) == 1 else None
     return hint if isinstance(hint, type) and dataclasses.is_dataclass(hint) else None
+
+
+def _resolve(function: Callable[..., Any], config_class: type | None) -> None:
+    """Replace annotations that are strings: to look those up, jsonargparse would import all that the module imports for
+    type checking only, and ``--help`` would wait for torch."""
+    function.__annotations__ = get_type_hints(function)
+    if config_class is not None:
+        config_class.__init__.__annotations__ = get_type_hints(config_class.__init__)  # type: ignore[misc]
 
 
 def _summary(function: Callable[..., Any]) -> str:

@@ -23,6 +23,7 @@ from dp4tl_fast.errors import UsageError
 from dp4tl_fast.files import commit, partial_path, write_atomically
 from dp4tl_fast.loaders import IMAGENET_MEAN, IMAGENET_STD, LoaderSpec, open_loader
 from dp4tl_fast.loaders.order import rank_batches
+from dp4tl_fast.stopwatch import Stopwatch
 from dp4tl_fast.training import checkpoint
 from dp4tl_fast.training.device import pick_device
 from dp4tl_fast.training.loop import Normalise
@@ -35,9 +36,10 @@ class Surrogate:
     """A small network trained on the source, in eval mode, and the images it wants."""
 
     def __init__(
-        self, path: str, arch: str | None, *, size: int, device: str, backend: str, batch_size: int, workers: int
-    ) -> None:
+        self, path: str, arch: str | None, watch: Stopwatch, *, size: int, device: str, backend: str, batch_size: int, workers: int
+    ) -> None:  # fmt: skip
         self.path = path
+        self.watch = watch  # tells ``loading``, ``forward`` and ``writing`` apart
         self.model, meta = checkpoint.load_model(path, arch)
         self.place = pick_device(device)
         self.model.to(self.place)
@@ -46,28 +48,31 @@ class Surrogate:
         self.size = size or meta.get("size", 224)
         self.head = models.head(self.model)[1]
         mean, std = tuple(meta.get("mean", IMAGENET_MEAN)), tuple(meta.get("std", IMAGENET_STD))
-        self._normalise = Normalise(mean, std, self.place)
+        on_cpu = self.place.type == "cpu"  # there the loader's threads normalise, while the network runs
+        self._normalise = (lambda images: images) if on_cpu else Normalise(mean, std, self.place)
         crop_ratio = 224 / 256 if self.size > 64 else 1.0  # the evaluation transform: no augmentation
         rank, ranks = rank_and_ranks()
         self._spec = LoaderSpec(
-            batch_size=batch_size, size=self.size, crop_ratio=crop_ratio, workers=workers, rank=rank, world_size=ranks
-        )
+            batch_size=batch_size, size=self.size, crop_ratio=crop_ratio, workers=workers, rank=rank, world_size=ranks,
+            dtype="float32" if on_cpu else "uint8", mean=mean, std=std,
+        )  # fmt: skip
         self._backend = backend
         self.identity = {"arch": meta["arch"], "size": self.size, "weights_sha256": checkpoint.weights_hash(path, self.model)}
         self._pixels = {"mean": mean, "std": std, "crop_ratio": crop_ratio, "backend": backend, "device": self.place.type}
-        self.profile = {"wait_for_images": 0.0, "forward": 0.0}  # seconds
 
     def batches(self, beton: Beton, what: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """This process's images of a file once, in file order, normalised, and their labels; on the device."""
-        with open_loader(beton, None, self._spec, self._backend) as loader:
+        with self.watch.section("loading"):
+            loader = open_loader(beton, None, self._spec, self._backend)
+        with loader:
             iterator = iter(cli.progress(loader, desc=f"{what} {beton.path.name}", unit="batch", total=len(loader)))
             while True:
-                start = time.perf_counter()
-                batch = next(iterator, None)
-                self.profile["wait_for_images"] += time.perf_counter() - start
-                if batch is None:
-                    return
-                yield self._normalise(batch[0]), batch[1].to(self.place)
+                with self.watch.section("loading"):
+                    batch = next(iterator, None)
+                    if batch is None:
+                        return
+                    images, labels = self._normalise(batch[0]), batch[1].to(self.place)
+                yield images, labels
 
     def key(self, beton: Beton, what: str) -> str:
         """Names what ``what`` computes from these bytes with these weights."""
@@ -85,19 +90,15 @@ class Surrogate:
         """Penultimate features, float32 ``[n, d]`` (mapped, on the CPU), and the seconds that the cache saved.
 
         Raises:
-            UsageError: The network's output is not its last linear layer of these features, or one is not finite.
+            UsageError: The network's output is not its last linear layer of these features, or a number is not finite.
         """
         with models.FeatureTap(self.model) as tap:
 
             def fill(out: np.ndarray, records: np.ndarray, images: torch.Tensor, labels: torch.Tensor) -> None:
                 logits, features = tap(images)
                 features = features.float()
-                if not bool(features.isfinite().all()):
-                    record = records[int((~features.isfinite().all(1)).int().argmax())]
-                    raise UsageError(
-                        f"--surrogate {self.path}: its features of record {record} of {beton.path} are not finite. "
-                        "Train it again with a lower learning rate"
-                    )
+                finite = features.isfinite().all(1) & logits.isfinite().all(1)
+                self._check(finite.cpu().numpy(), "features or logits", records, beton)
                 if records[0] == 0 and not torch.allclose(self.head(features), logits.float(), rtol=1e-3, atol=1e-3):
                     raise UsageError(f"--surrogate {self.path}: its logits are not a linear layer of its features")
                 out[records[0] : records[-1] + 1] = features.cpu().numpy()  # in file order: one range
@@ -108,13 +109,21 @@ class Surrogate:
 
     def gradient_norms(self, beton: Beton, cache: Path | None) -> tuple[np.ndarray, float]:
         """GraNd of every record, float64 ``[n]``, and the seconds that the cache saved."""
-        from dp4tl_fast.mapping.baselines import grand
+        from dp4tl_fast.mapping.grand import grand
 
         def fill(out: np.ndarray, records: np.ndarray, images: torch.Tensor, labels: torch.Tensor) -> None:
             out[records] = grand(self.model, images, labels)
+            self._check(np.isfinite(out[records]), "gradients", records, beton)
 
         norms, seconds = self._pass(beton, "grand", (beton.num_samples,), np.dtype("<f8"), fill, cache)
         return norms.numpy(), seconds
+
+    def _check(self, finite: np.ndarray, what: str, records: np.ndarray, beton: Beton) -> None:
+        if not finite.all():
+            raise UsageError(
+                f"--surrogate {self.path}: its {what} of record {records[finite.argmin()]} of {beton.path} are not finite. "
+                "Train it again with a lower learning rate"
+            )
 
     def _pass(
         self, beton: Beton, what: str, shape: tuple[int, ...], dtype: np.dtype, fill: Fill, cache: Path | None
@@ -128,12 +137,12 @@ class Surrogate:
                 everything, batch_size=spec.batch_size, rank=spec.rank, world_size=spec.world_size, drop_last=False
             )
             for records, (images, labels) in zip(mine, self.batches(beton, what), strict=True):
-                start = time.perf_counter()
-                fill(out, records, images, labels)
-                self.profile["forward"] += time.perf_counter() - start
+                with self.watch.section("forward"):
+                    fill(out, records, images, labels)
 
         path = None if cache is None else cache / f"{what}-{self.key(beton, what)}.npy"
-        stored = shared(path, shape, dtype, compute)
+        with self.watch.section("writing"):  # all of it but computing, which is ``loading`` and ``forward``
+            stored = shared(path, shape, dtype, compute)
         return torch.from_numpy(stored.array), stored.saved
 
 

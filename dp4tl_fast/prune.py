@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from dp4tl_fast import cli
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.errors import UsageError
 from dp4tl_fast.selection import Selection
+from dp4tl_fast.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from dp4tl_fast.choose import Choice
@@ -96,7 +96,7 @@ def prune(
         device: auto, cpu, cuda, ...
         workers: Loader threads; 0 is one a core.
     """
-    start = time.perf_counter()
+    watch = Stopwatch("start")
     from dp4tl_fast.choose import check_merge, choose
     from dp4tl_fast.mapping import registry
     from dp4tl_fast.training.ranks import rank_and_ranks
@@ -105,38 +105,35 @@ def prune(
     keep = _keep_rule(keep, budget, method)
     check_merge(merge)
     given = {"target": target, "surrogate": surrogate or train_surrogate, "classes": classes, "scores": scores}
-    missing = [f"--{flag.replace('_', '-')}" for flag in found.needs if not given[flag]]
-    if missing:
-        raise UsageError(f"--method {method} needs {' and '.join(missing)}. `dp4tl-fast prune --help` says what they are")
-    if len(set(target)) < len(target):
-        raise UsageError(f"--target {max(target, key=target.count)}: given twice")
-    beton, targets = Beton(source), [Beton(t) for t in target]
-    for t in targets:
-        if t.num_samples == 0:
-            raise UsageError(f"{t.path}: the target has no images, but a method needs some to vote")
+    _check_given(method, found.needs, given)
+    beton, targets = Beton(source), _open_targets(target)
     uses_targets = "target" in found.needs
-    training_s = 0.0
     first = rank_and_ranks()[0] == 0  # of torchrun's processes: the one that writes
     if train_surrogate and "surrogate" in found.needs:
         if rank_and_ranks()[1] > 1:
             raise UsageError("--train-surrogate: train it in one process first, then give it by --surrogate under torchrun")
-        surrogate, training_s = _train_surrogate(
-            beton, train_surrogate, surrogate_epochs, arch, size=size, backend=backend, device=device, workers=workers, seed=seed
-        )
+        with watch.section("training"):
+            surrogate = _train_surrogate(
+                beton, train_surrogate, surrogate_epochs, arch, size=size,
+                backend=backend, device=device, workers=workers, seed=seed,
+            )  # fmt: skip
     inputs = _inputs(
-        beton, found, surrogate, arch,
+        beton, found, surrogate, arch, watch,
         cache=None if cache == "none" else Path(cache) if cache else Path(out).parent / ".dp4tl-cache",
         groups=groups, clusters=clusters, seed=seed, picked=classes, table=scores,
         loading={"backend": backend, "batch_size": batch_size, "size": size, "device": device, "workers": workers},
     )  # fmt: skip
-    all_scores = [found.score(inputs, inputs.target(t)) for t in targets] if uses_targets else [found.score(inputs)]
-    sizes = inputs.sizes(all_scores[0].unit)
-    keep = keep or str(np.count_nonzero(all_scores[0].values[sizes > 0]))
-    weights = [t.num_samples for t in targets] if uses_targets else [1]
-    choice = choose(all_scores, weights, sizes, keep, merge, reverse, seed)
+    with watch.section("counting"):
+        all_scores = [found.score(inputs, inputs.target(t)) for t in targets] if uses_targets else [found.score(inputs)]
+    with watch.section("selection"):
+        sizes = inputs.sizes(all_scores[0].unit)
+        keep = keep or str(np.count_nonzero(all_scores[0].values[sizes > 0]))
+        weights = [t.num_samples for t in targets] if uses_targets else [1]
+        choice = choose(all_scores, weights, sizes, keep, merge, reverse, seed)
     if not first:
         return {}
-    seconds = surrogate_seconds(surrogate) | {"scoring": time.perf_counter() - start - training_s}
+    spent = watch.lap()
+    seconds = surrogate_seconds(surrogate) | {"scoring": sum(spent.values()) - spent.get("training", 0.0)}
     if inputs.saved:
         seconds["cached"] = inputs.saved  # what an earlier run spent counts, too
     parameters = {"keep": keep, "reverse": reverse, "seed": seed} | ({"merge": merge} if len(all_scores) > 1 else {})
@@ -149,11 +146,12 @@ def prune(
         selection.save(path)
         return selection
 
-    selection = write(Path(out), choice, targets)
-    each = _paths_for_each(out, target) if len(all_scores) > 1 else {}
-    for path, t, one in zip(each.values(), targets, all_scores, strict=False):
-        write(Path(path), choose([one], [1], sizes, keep, "sum", reverse, seed), [t])
-    profile = _profile(inputs, time.perf_counter() - start - training_s)
+    with watch.section("writing"):
+        selection = write(Path(out), choice, targets)
+        each = _paths_for_each(out, target) if len(all_scores) > 1 else {}
+        for path, t, one in zip(each.values(), targets, all_scores, strict=False):
+            write(Path(path), choose([one], [1], sizes, keep, "sum", reverse, seed), [t])
+    profile = _profile(watch)
     _tell(selection, beton, choice, out, profile)
     if materialize:
         from dp4tl_fast.beton.subset import subset
@@ -165,6 +163,22 @@ def prune(
 
         report_selections([out, *each.values()], source, report)
     return {"kind": "prune", **selection.to_dict(), "profile": profile, "per_target": each}
+
+
+def _check_given(method: str, needs: Sequence[str], given: dict[str, Any]) -> None:
+    missing = [f"--{flag}" for flag in needs if not given[flag]]
+    if missing:
+        raise UsageError(f"--method {method} needs {' and '.join(missing)}. `dp4tl-fast prune --help` says what they are")
+
+
+def _open_targets(paths: list[str]) -> list[Beton]:
+    if len(set(paths)) < len(paths):
+        raise UsageError(f"--target {max(paths, key=paths.count)}: given twice")
+    targets = [Beton(path) for path in paths]
+    for t in targets:
+        if t.num_samples == 0:
+            raise UsageError(f"{t.path}: the target has no images, but a method needs some to vote")
+    return targets
 
 
 def _keep_rule(keep: str, budget: float, method: str) -> str:
@@ -189,8 +203,8 @@ def _paths_for_each(out: str, targets: list[str]) -> dict[str, str]:
 
 
 def _inputs(
-    beton: Beton, found: Any, surrogate: str | None, arch: str | None, *, cache: Path | None, groups: str, clusters: int,
-    seed: int, picked: list[str], table: str, loading: dict[str, Any],
+    beton: Beton, found: Any, surrogate: str | None, arch: str | None, watch: Stopwatch, *, cache: Path | None, groups: str,
+    clusters: int, seed: int, picked: list[str], table: str, loading: dict[str, Any],
 ) -> SourceInputs:  # fmt: skip
     """What the method may look at; the surrogate is loaded only for methods that need one."""
     from dp4tl_fast.scoring import SourceInputs
@@ -199,7 +213,7 @@ def _inputs(
     if surrogate is not None and "surrogate" in found.needs:
         from dp4tl_fast.embedding import Surrogate
 
-        network = Surrogate(surrogate, arch, **loading)
+        network = Surrogate(surrogate, arch, watch, **loading)
         if found.logits and (network.num_classes != beton.num_classes or network.compact):
             raise UsageError(
                 f"--surrogate {surrogate} knows {network.num_classes} classes, but {beton.path} has {beton.num_classes}. "
@@ -210,11 +224,10 @@ def _inputs(
 
 def _train_surrogate(
     source: Beton, out: str, epochs: int, arch: str | None, *, size: int, **settings: Any
-) -> tuple[str, float]:
-    """Pretrain a small network in a run folder, or take the one that is there. Returns the folder and the seconds spent."""
+) -> str:
+    """Pretrain a small network in a run folder, or take the one that is there. Returns the folder."""
     from dp4tl_fast.pretrain import PretrainConfig, pretrain
 
-    start = time.perf_counter()
     cli.message(f"training the surrogate in {out}")
     side: dict[str, Any] = {"size": size} if size else {}
     resume = (Path(out) / "config.yaml").exists()
@@ -225,7 +238,7 @@ def _train_surrogate(
             forgetting=True, **side, **settings,
         )
     )  # fmt: skip
-    return out, time.perf_counter() - start
+    return out
 
 
 def _selection(
@@ -251,10 +264,19 @@ def _selection(
     return Selection.of_records(beton, records, parameters=parameters, **about)
 
 
-def _profile(inputs: SourceInputs, total: float) -> dict[str, float]:
-    """Where the time went, in seconds: ``forward`` is the surrogate, ``other`` everything but it and waiting for images."""
-    passes = inputs.surrogate.profile if inputs.surrogate else {"wait_for_images": 0.0, "forward": 0.0}
-    return {**passes, "other": total - sum(passes.values()), "total": total}
+SECTIONS = ("start", "training", "loading", "forward", "counting", "selection", "writing")
+
+
+def _profile(watch: Stopwatch) -> dict[str, float]:
+    """Seconds of each section, in ``total``, and ``overhead``: what besides the forward pass grows with the data, over it.
+
+    ``start`` is what every command needs: importing torch, opening the files, reading the surrogate's weights.
+    """
+    spent = watch.lap()
+    profile = {name: spent[name] for name in SECTIONS if name in spent} | {"total": sum(spent.values())}
+    if spent.get("forward"):
+        profile["overhead"] = sum(spent[name] for name in SECTIONS[2:] if name != "forward") / spent["forward"]
+    return profile
 
 
 def _tell(selection: Selection, beton: Beton, choice: Choice, out: str, profile: dict[str, float]) -> None:
@@ -265,7 +287,8 @@ def _tell(selection: Selection, beton: Beton, choice: Choice, out: str, profile:
         f"kept {len(selection.kept_classes)} of {beton.num_classes} classes, {selection.kept_samples:,} of "
         f"{beton.num_samples:,} samples{cut} -> {out}" + (f"\nfirst: {first}" if first else "")
     )
-    cli.message("seconds: " + ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in profile.items()))
+    share = f" ({100 * profile['overhead']:.1f} % of the forward pass besides it)" if "overhead" in profile else ""
+    cli.message("seconds: " + ", ".join(f"{name} {profile[name]:.2f}" for name in profile if name != "overhead") + share)
 
 
 def surrogate_seconds(surrogate: str | None) -> dict[str, float]:

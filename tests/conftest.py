@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -11,3 +12,11 @@ if not torch.cuda.is_available():
 # Hypothesis would fail an example that took 200 ms: a first import or a compilation does, and a busy machine.
 settings.register_profile("no clock", deadline=None)
 settings.load_profile("no clock")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Files for the prune command; see ``pruning_data.make``. Tests leave them as they are."""
+    import pruning_data
+
+    return pruning_data.make(tmp_path_factory.mktemp("pruning"))

@@ -6,7 +6,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dp4tl_fast import models
 from dp4tl_fast.errors import UsageError
 from dp4tl_fast.mapping import baselines
 from dp4tl_fast.mapping.feature_mapping import class_groups, class_means, feature_mapping, kmeans_groups, nearest_groups
@@ -161,22 +160,6 @@ def test_el2n(n, classes, seed):
     np.testing.assert_allclose(
         baselines.el2n(torch.from_numpy(logits), torch.from_numpy(y)), np.linalg.norm(error, axis=1), rtol=1e-4, atol=1e-6
     )  # fp32 softmax
-
-
-@pytest.mark.parametrize("chunk", [1, 4, 32])
-def test_grand_is_the_norm_of_each_images_gradient(chunk):
-    torch.manual_seed(0)
-    model = models.build("small-4", 5)
-    for _ in range(3):  # running statistics that are not the initial ones
-        model(torch.randn(8, 3, 12, 12))
-    model.eval()
-    images, y = torch.randn(9, 3, 12, 12), torch.randint(0, 5, (9,))
-    expected = []
-    for image, label in zip(images, y, strict=True):
-        model.zero_grad()
-        torch.nn.functional.cross_entropy(model(image[None]), label[None]).backward()
-        expected.append(float(torch.cat([p.grad.flatten() for p in model.parameters()]).double().norm()))
-    np.testing.assert_allclose(baselines.grand(model, images, y, chunk), expected, rtol=1e-4)  # fp32, another order of sums
 
 
 @FEW

@@ -7,11 +7,10 @@ Class-level methods return one score a class, sample-level ones one score a sour
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from torch import nn
 
 from dp4tl_fast.errors import UsageError
 from dp4tl_fast.mapping.feature_mapping import Groups, class_means
@@ -100,29 +99,6 @@ def el2n(logits: torch.Tensor, y: torch.Tensor) -> np.ndarray:
     error = logits.float().softmax(1)
     error[torch.arange(len(y), device=y.device), y] -= 1
     return error.double().norm(dim=1).cpu().numpy()
-
-
-def grand(model: nn.Module, images: torch.Tensor, y: torch.Tensor, chunk: int = 32) -> np.ndarray:
-    """GraNd (arXiv 2107.07075): norm of the gradient of one image's cross entropy by all weights. The hard are kept first.
-
-    The model is in eval mode: batch normalisation uses its running statistics, so that an image's gradient does not
-    depend on its neighbours. Holds ``chunk`` gradients at a time.
-    """
-    from torch.func import functional_call, grad, vmap
-
-    weights = {k: v.detach() for k, v in model.named_parameters()}
-    buffers = dict(model.named_buffers())
-
-    def loss(w: dict[str, torch.Tensor], image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        logits = functional_call(model, (w, buffers), (image[None],))
-        return nn.functional.cross_entropy(logits, label[None])
-
-    def squared_norm(image: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        return torch.stack([g.square().sum() for g in grad(loss)(weights, image, label).values()]).sum()
-
-    norms: Callable[..., torch.Tensor] = vmap(squared_norm)
-    parts = [norms(xs, ys) for xs, ys in zip(images.split(chunk), y.split(chunk), strict=True)]
-    return torch.cat(parts).sqrt().double().cpu().numpy() if parts else np.zeros(0)
 
 
 # -- shared -----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,88 @@
+"""The cache of features: found again when it may be, computed again when it must be, safe against crashes and company."""
+
+import json
+import multiprocessing
+import os
+import signal
+
+import numpy as np
+from pruning_data import forward_passes, run
+from safetensors.torch import load_file, save_file
+
+from dp4tl_fast import embedding
+from dp4tl_fast.training import checkpoint
+
+
+def test_a_second_method_or_ratio_reads_no_image(data, tmp_path, monkeypatch):
+    calls = forward_passes(monkeypatch)
+    run(data, tmp_path / "a.json", method="fm")
+    assert sorted(calls) == ["red.beton", "source.beton"]
+    first = run(data, tmp_path / "b.json", method="fm", keep="1")
+    run(data, tmp_path / "c.json", method="moderate")
+    run(data, tmp_path / "d.json", method="lm")
+    assert sorted(calls) == ["red.beton", "source.beton"]
+    assert first["seconds"]["cached"] > 0  # what the first run spent counts towards the selection's cost
+    run(data, tmp_path / "e.json", "blue", method="lm")
+    assert calls[2:] == ["blue.beton"]
+    run(data, tmp_path / "f.json", method="lm", cache="none")
+    assert calls[3:] == ["red.beton"]
+
+
+def test_other_weights_or_data_are_not_found_in_the_cache(data, tmp_path, monkeypatch):
+    calls = forward_passes(monkeypatch)
+    before = run(data, tmp_path / "a.json")
+    tensors = load_file(checkpoint.find_weights(data / "surrogate"))
+    tensors["fc.bias"] = tensors["fc.bias"].clone()
+    tensors["fc.bias"][3] += 1000
+    save_file(tensors, tmp_path / "other.safetensors")
+    after = run(data, tmp_path / "b.json", surrogate=str(tmp_path / "other.safetensors"), arch="small-4", size=16)
+    assert len(calls) == 2 and after["scores"] == [0, 0, 0, 9] != before["scores"]
+    copy = tmp_path / "red.beton"
+    copy.write_bytes((data / "blue.beton").read_bytes())
+    run(data, tmp_path / "c.json", target=[str(copy)])
+    copy.write_bytes((data / "red.beton").read_bytes())
+    run(data, tmp_path / "d.json", target=[str(copy)])
+    assert len(calls) == 4 and json.loads((tmp_path / "d.json").read_text())["scores"] == before["scores"]
+
+
+def test_damaged_cache_files_are_computed_again(data, tmp_path, capsys):
+    before = run(data, tmp_path / "a.json")
+    (file,) = (tmp_path / "cache").glob("features-*.npy")
+    for damage in (file.read_bytes()[:100], b"", b"garbage" * 99):
+        file.write_bytes(damage)
+        assert run(data, tmp_path / "b.json")["scores"] == before["scores"]
+        assert "computing it again" in capsys.readouterr().err
+
+
+def killed_while_filling(path):
+    def fill(out):
+        out[0] = 1
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    embedding.cached(path, (4,), np.dtype("<f4"), fill)
+
+
+def fill_and_count(path, log):
+    def fill(out):
+        with open(log, "a") as file:
+            file.write("x")
+        out[:] = 7
+
+    assert embedding.cached(path, (1000,), np.dtype("<f4"), fill).array[999] == 7
+
+
+def test_cache_survives_a_kill_and_concurrent_runs(tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    path = tmp_path / "a.npy"
+    process = spawn.Process(target=killed_while_filling, args=(path,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and not path.exists()
+    assert embedding.cached(path, (4,), np.dtype("<f4"), lambda out: out.fill(2)).array.tolist() == [2] * 4
+    assert not list(tmp_path.glob(".*partial"))
+    many = [spawn.Process(target=fill_and_count, args=(tmp_path / "b.npy", tmp_path / "log")) for _ in range(3)]
+    for process in many:
+        process.start()
+    for process in many:
+        process.join()
+    assert [p.exitcode for p in many] == [0] * 3 and (tmp_path / "log").read_text() == "x"  # the others waited

@@ -1,0 +1,87 @@
+"""Where surrogates come from, and scores that come from elsewhere."""
+
+import numpy as np
+import pytest
+import torch
+from pruning_data import run
+
+from dp4tl_fast import models
+from dp4tl_fast.beton import Beton
+from dp4tl_fast.errors import Dp4tlError, UsageError
+from dp4tl_fast.selection import Selection
+from dp4tl_fast.training import checkpoint
+
+
+def test_train_surrogate_counts_its_cost_and_is_reused(data, tmp_path):
+    options = {"surrogate": None, "train_surrogate": str(tmp_path / "net"), "arch": "small-4", "size": 16, "surrogate_epochs": 1}
+    result = run(data, tmp_path / "a.json", method="forgetting", keep="0.5", **options)
+    assert result["seconds"]["surrogate"] > 0 and len(np.load(tmp_path / "net/forgetting.npy")) == 48
+    stamp = checkpoint.find_weights(tmp_path / "net").stat().st_mtime_ns
+    run(data, tmp_path / "b.json", method="lm", **options)
+    assert checkpoint.find_weights(tmp_path / "net").stat().st_mtime_ns == stamp
+
+
+def test_published_and_timm_surrogates(data, tmp_path, monkeypatch):
+    """Weights as torchvision publishes them, from its download cache (filled here with a random network)."""
+    from torchvision.models import MobileNet_V3_Small_Weights, mobilenet_v3_small
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    weights = MobileNet_V3_Small_Weights.IMAGENET1K_V1
+    folder = tmp_path / "hub/checkpoints"
+    folder.mkdir(parents=True)
+    torch.save(mobilenet_v3_small().state_dict(), folder / weights.url.rpartition("/")[2])
+    published = {"surrogate": "torchvision:DEFAULT", "method": "fm"}  # its 1000 classes are not the source's: fm may
+    result = run(data, tmp_path / "a.json", arch="mobilenet_v3_small", **published)
+    assert result["surrogate"]["size"] == 224 and sum(result["scores"]) == 9
+    with pytest.raises(UsageError, match="knows 1000 classes"):
+        run(data, tmp_path / "b.json", arch="mobilenet_v3_small", surrogate="torchvision:DEFAULT")
+    with pytest.raises(UsageError, match="are IMAGENET1K_V1"):
+        run(data, tmp_path / "b.json", arch="mobilenet_v3_small", surrogate="torchvision:BEST")
+    with pytest.raises(Dp4tlError, match="--arch"):
+        run(data, tmp_path / "b.json", surrogate="torchvision:DEFAULT")
+
+    network = models.build("timm:test_resnet", 4)
+    torch.save({f"module.{k}": v for k, v in network.state_dict().items()}, tmp_path / "w.pt")
+    timm = run(data, tmp_path / "t.json", surrogate=str(tmp_path / "w.pt"), arch="timm:test_resnet", size=32)
+    assert sum(timm["scores"]) == 9
+    with pytest.raises(UsageError, match="unknown architecture timm:nothing"):
+        run(data, tmp_path / "b.json", surrogate=str(tmp_path / "w.pt"), arch="timm:nothing")
+
+
+def test_forgetting_was_counted_for_every_record(data):
+    counts = np.load(data / "surrogate/forgetting.npy")
+    assert counts.shape == (48,) and counts.min() == 0  # four plain colours: some record is never forgotten
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_imported_scores_of_records(data, tmp_path, kind):
+    source = Beton(data / "source.beton")
+    rows = {"index": source.index.tolist()[::-1], "score": list(range(48))}
+    path = tmp_path / f"s.{kind}"
+    if kind == "csv":
+        path.write_text("index,score\n" + "".join(f"{i},{s}\n" for i, s in zip(*rows.values(), strict=True)))
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table(rows), path)
+    run(data, tmp_path / "a.json", method="influence", scores=str(path), keep="10")
+    assert Selection.load(tmp_path / "a.json").indices(source).tolist() == list(range(10))
+
+
+TABLES = {
+    "no-score": ("class,value\nclass0,1\n", "needs a column score"),
+    "missing": ("class,score\nclass0,1\n", "3 of 4 are missing"),
+    "repeated": ("record,score\n" + "".join(f"{i // 2},1\n" for i in range(96)), "48 are repeated"),
+    "unknown": ("class,score\nclass9,1\n", "class9"),
+    "nan": ("class,score\nclass0,nan\n", "'nan'"),
+    "ragged": ("class,score\nclass0,1,2\n", "row 0 has 3 fields"),
+}
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_bad_score_tables(data, tmp_path, case):
+    text, message = TABLES[case]
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        run(data, tmp_path / "s.json", method="influence", scores=str(tmp_path / "t.csv"))

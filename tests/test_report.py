@@ -1,0 +1,67 @@
+"""The page of a selection: one file, without a network, in a real browser."""
+
+import os
+import re
+import shutil
+
+import pytest
+from pruning_data import run
+
+
+@pytest.fixture(scope="module")
+def page_file(data, tmp_path_factory):
+    """The report of a selection for two targets, by clusters (so that every section is there)."""
+    root = tmp_path_factory.mktemp("page")
+    run(data, root / "s.json", "red", "blue", method="fm", merge="turns", report=str(root / "r.html"))
+    run(data, root / "k.json", "red", "blue", method="fm", groups="kmeans", clusters=5, report=str(root / "k.html"))
+    return root
+
+
+def test_report_is_one_file_with_plots_beside(page_file):
+    html = (page_file / "r.html").read_text()
+    assert not re.findall(r"(?:src|href)=\"(?!data:|#)[^\"]*\"", html), "the page must work without a network"
+    assert html.count("data:image/jpeg;base64,") == 3 * 4  # every class of each selection
+    assert "Overlap" in html and "s.red" in html and "labels_sha256" in html and "clusters kept" not in html
+    assert "clusters kept" in (page_file / "k.html").read_text()
+    for name in ("r-s-scores.svg", "r-s-scores.png", "r-s.red-scores.svg", "k-k-clusters.png"):
+        assert (page_file / name).stat().st_size > 1000
+    assert (page_file / "r-s-scores.png").read_bytes().startswith(b"\x89PNG")
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_report_in_a_browser(page_file, scheme):
+    """Headless Chromium on file://, as wide as a phone: no request, no error, nothing overflows, the table sorts."""
+    if BROWSER is None:
+        needs = "needs chromium: `make setup` installs it, or apt-get install chromium"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(needs)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 360, "height": 740}, color_scheme=scheme)
+        requests, errors = [], []
+        page.on("request", lambda r: requests.append(r.url))
+        page.on("pageerror", lambda e: errors.append(str(e)))
+        page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+        page.goto((page_file / "r.html").as_uri())
+        assert [r for r in requests if not r.startswith("data:")] == [(page_file / "r.html").as_uri()]
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+        ink, paper = (
+            sum(map(int, re.findall(r"\d+", page.evaluate(f"getComputedStyle(document.body).{name}"))[:3]))
+            for name in ("color", "backgroundColor")
+        )
+        assert (ink > paper) == (scheme == "dark") and abs(ink - paper) > 500  # of 765: readable
+        page.click("summary >> nth=0")
+        names = "[...document.querySelector('table.sortable').tBodies[0].rows].map(r => r.cells[%d].textContent)"
+        assert page.evaluate(names % 2) == ["1", "2", "3", "4"]
+        for _ in range(2):
+            page.click("table.sortable >> nth=0 >> button:has-text('id')")
+        assert page.evaluate(names % 1) == ["3", "2", "1", "0"]
+        page.click("table.sortable >> nth=0 >> button:has-text('class')")
+        assert page.evaluate(names % 0) == ["class0", "class1", "class2", "class3"]
+        assert not errors
+        browser.close()
