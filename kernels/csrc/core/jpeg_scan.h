@@ -26,12 +26,13 @@ struct PairEntry {
 };
 constexpr uint8_t kNone = 255;
 
-// Several symbols that fit into the bits looked up, for blocks that are not wanted.
+// Several symbols whose codes fit into the bits looked up, for blocks that are not wanted.
 struct SkipEntry {
   uint8_t advance;  // coefficients passed before the end of the block, if that is among them
-  uint8_t bits;     // kEnds | bits of all; 0: not even one symbol fits
+  uint8_t bits;     // kEnds | bits of all, with the values'; 0: not even one code fits
 };
 constexpr uint8_t kEnds = 0x80;
+constexpr int kSkipMost = kSkipBits + 15;  // bits of an entry
 
 struct HuffmanTable {
   HuffmanEntry entries[1 << kAcBits];  // a DC table uses the first 1 << kDcBits

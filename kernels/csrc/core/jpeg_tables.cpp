@@ -27,12 +27,13 @@ void fill(int symbol, bool ac, int code_bits, int rest_bits, HuffmanEntry* to) {
   }
 }
 
-// False if the counts over-fill the code space, or a DC symbol is none.
-bool build(const HuffmanSpec& spec, bool ac, HuffmanTable& table) {
+// False if the counts over-fill the code space, or a DC symbol is none. code_bits: of each entry, 0 where the code is longer.
+bool build(const HuffmanSpec& spec, bool ac, HuffmanTable& table, uint8_t code_bits[1 << kAcBits]) {
   const uint8_t *counts = spec.bytes, *symbols = spec.bytes + 16;
   const int bits = ac ? kAcBits : kDcBits;
   std::memset(table.entries, 0, sizeof table.entries);
   std::memset(table.symbols, 0, sizeof table.symbols);
+  std::memset(code_bits, 0, size_t{1} << bits);
   std::memcpy(table.symbols, symbols, static_cast<size_t>(spec.symbols));
   int code = 0, at = 0;
   for (int length = 1; length <= 16; ++length, code <<= 1) {
@@ -42,6 +43,7 @@ bool build(const HuffmanSpec& spec, bool ac, HuffmanTable& table) {
       if (length > bits) continue;
       const int rest_bits = bits - length;
       fill(symbols[at], ac, length, rest_bits, &table.entries[code << rest_bits]);
+      std::memset(code_bits + (code << rest_bits), length, size_t{1} << rest_bits);
     }
     table.limit[length] = static_cast<uint32_t>(code) << (16 - length);
   }
@@ -68,15 +70,15 @@ void build_pairs(HuffmanTable& table) {
   }
 }
 
-void build_skip(HuffmanTable& table) {
+// As many symbols as have their codes among the bits; the value bits of the last may lie behind them.
+void build_skip(HuffmanTable& table, const uint8_t code_bits[1 << kAcBits]) {
   for (int i = 0; i < 1 << kSkipBits; ++i) {
     int bits = 0, advance = 0, ends = 0;
-    while (!ends) {
+    while (!ends && bits < kSkipBits) {
       const int window = (i << bits & ((1 << kSkipBits) - 1)) >> (kSkipBits - kAcBits);
       const HuffmanEntry e = table.entries[window];
-      const int length = e.bits & kPartial ? (e.bits & 127) + e.value : e.bits;
-      if (length == 0 || bits + length > kSkipBits) break;
-      bits += length;
+      if (code_bits[window] == 0 || bits + code_bits[window] > kSkipBits) break;
+      bits += e.bits & kPartial ? code_bits[window] + e.value : e.bits;
       if (e.run == kEndOfBlock) {
         ends = kEnds;
       } else {
@@ -105,10 +107,11 @@ const HuffmanTable* HuffmanCache::get(const HuffmanSpec& spec, Kind kind) {
       slot = std::min_element(slots_.begin(), slots_.end(), [](const Slot& a, const Slot& b) { return a.used < b.used; });
     }
     slot->key.clear();  // matches nothing, should building fail
-    if (!build(spec, kind != Kind::kDc, *slot->table)) return nullptr;
+    uint8_t code_bits[1 << kAcBits];
+    if (!build(spec, kind != Kind::kDc, *slot->table, code_bits)) return nullptr;
     if (kind != Kind::kDc) build_pairs(*slot->table);
     slot->table->has_skip = kind == Kind::kAcWithSkip;
-    if (slot->table->has_skip) build_skip(*slot->table);
+    if (slot->table->has_skip) build_skip(*slot->table, code_bits);
     slot->key.assign(spec.bytes, spec.bytes + n);
     slot->kind = kind;
   }
