@@ -1,9 +1,12 @@
 # Two commands: `make demo` shows the whole pipeline, `make test` checks all of it. Both set up what they need.
 PY := .venv/bin/python
-.PHONY: help demo test setup lint native-test clean
+CMAKE := .venv/bin/cmake
+CTEST := .venv/bin/ctest
+NINJA := -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath .venv/bin/ninja)
+.PHONY: help demo test setup lint native-test arm64-test clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 demo:  ## set up the default install and run the pipeline on embedded data (about 5 minutes on 2 cores)
 	@scripts/setup.sh default
@@ -18,9 +21,16 @@ test: setup lint  ## set up everything and run all tests
 	@$(MAKE) --no-print-directory native-test
 
 native-test:  ## the C++ tests under AddressSanitizer and UBSan
-	@.venv/bin/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath .venv/bin/ninja) -DDP4TL_TESTS=ON -DDP4TL_SANITIZE=ON -DDP4TL_PYTHON=OFF >/dev/null
-	@.venv/bin/cmake --build build/sanitize >/dev/null
-	.venv/bin/ctest --test-dir build/sanitize --output-on-failure
+	@$(CMAKE) -S . -B build/sanitize $(NINJA) -DDP4TL_TESTS=ON -DDP4TL_SANITIZE=ON -DDP4TL_PYTHON=OFF >/dev/null
+	@$(CMAKE) --build build/sanitize >/dev/null
+	$(CTEST) --test-dir build/sanitize --output-on-failure
+
+ARM64_LACKS := install g++-aarch64-linux-gnu, qemu-user-static and libjpeg for arm64 first:\n  dpkg --add-architecture arm64 && apt-get update\n  apt-get install g++-aarch64-linux-gnu qemu-user-static libjpeg62-turbo-dev:arm64   (Ubuntu: libjpeg-turbo8-dev:arm64)\n
+arm64-test:  ## the C++ tests cross-built for 64-bit ARM, under qemu (installs nothing)
+	@command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64-static >/dev/null && [ -e /usr/lib/aarch64-linux-gnu/libjpeg.so ] || { printf 'arm64-test: $(ARM64_LACKS)' >&2; exit 2; }
+	@$(CMAKE) -S . -B build/arm64 $(NINJA) --no-warn-unused-cli -DCMAKE_TOOLCHAIN_FILE=kernels/csrc/arm64.cmake -DDP4TL_TESTS=ON -DDP4TL_PYTHON=OFF >/dev/null
+	@$(CMAKE) --build build/arm64 >/dev/null
+	$(CTEST) --test-dir build/arm64 --output-on-failure
 
 lint:  ## ruff and mypy
 	@scripts/setup.sh all

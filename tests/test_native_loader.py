@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -63,6 +65,16 @@ def test_fast_mode_is_close_to_exact(beton: Beton, transform: str) -> None:
     # Pictures of a few pixels are all edge: the bound of one level is for those of 16 x 16 and more.
     large = torch.from_numpy(np.minimum(beton.images["width"], beton.images["height"]) >= 16)
     assert error[large].max() < 1
+
+
+def test_the_purest_colours_keep_their_levels(tmp_path: Path) -> None:
+    """Converting yellow passes the top of 16 bits on the way, if done in the wrong order."""
+    corners = [[r, g, b] for r in (0, 255) for g in (0, 255) for b in (0, 255)]
+    flat = [np.full((32, 32, 3), colour, np.uint8) for colour in corners]
+    beton = write(tmp_path / "pure.beton", [jpeg(image, subsampling=s) for image in flat for s in (0, 2)])
+    images, *_ = load(beton, transform="resize", size=32)
+    expected = np.stack([decoded(beton, i) for i in range(beton.num_samples)]).transpose(0, 3, 1, 2)
+    assert (images.int() - torch.from_numpy(expected).int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
