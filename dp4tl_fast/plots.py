@@ -52,28 +52,29 @@ def cluster_votes(selection: Selection) -> Figure | None:
 
 
 def _bars(scores: np.ndarray, kept: np.ndarray, x_label: str, y_label: str, title: str) -> Figure:
-    """Bars from the first to the last unit, the cut behind the last kept one, and the cumulative share."""
-    figure = _figure(9, 3.2)
-    axes = figure.subplots()
-    axes.bar(np.arange(len(scores)), scores, color=np.where(kept, KEPT, DROPPED), width=1.0)
-    cut = int(np.flatnonzero(kept).max(initial=-1)) + 1
-    axes.axvline(cut - 0.5, color=CUT, lw=1.2, ls="--")
-    axes.set_xlabel(x_label)
+    """Bars from the first to the last unit and the cut behind the last kept one; below, the share of all votes so far."""
+    places, cut = np.arange(len(scores)), int(np.flatnonzero(kept).max(initial=-1)) + 1
+    shares = y_label == "votes" and scores.sum() > 0
+    figure = _figure(9, 4.4 if shares else 3.2)
+    axes, *below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2]) if shares else [figure.subplots()]
+    axes.bar(places, scores, color=np.where(kept, KEPT, DROPPED), width=1.0)
     axes.set_ylabel(y_label)
     if y_label == "votes":
         axes.set_yscale("symlog", linthresh=1)
         axes.set_ylim(bottom=0)
-    axes.margins(x=0.01)
-    if y_label == "votes" and scores.sum() > 0:
+    for share in below:
         carried = 100 * np.cumsum(scores) / scores.sum()
-        share = axes.twinx()
-        share.plot(np.arange(len(scores)), carried, color=INK, lw=1.2)
-        share.plot([cut - 1], [carried[cut - 1]], "o", color=CUT, ms=4)
-        share.set_ylabel("share of all votes, %")
-        share.set_ylim(0, 101)
-        _style(share)
+        share.fill_between(places, carried, color=KEPT, alpha=0.25, where=places < cut, lw=0)
+        share.plot(places, carried, color=KEPT, lw=1.6)
+        share.plot([cut - 1], [carried[cut - 1]], "o", color=CUT, ms=5)
+        share.set_ylabel("% of all votes")
+        share.set_ylim(0, 105)
         title += f", with {100 * scores[kept].sum() / scores.sum():.0f} % of the votes"
-    _style(axes)
+    for each in (axes, *below):
+        each.axvline(cut - 0.5, color=CUT, lw=1.2, ls="--")
+        each.margins(x=0.01)
+        _style(each)
+    (below or [axes])[-1].set_xlabel(x_label)
     axes.set_title(title, fontsize=10)
     figure.patch.set_alpha(0)
     return figure

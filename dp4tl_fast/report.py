@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dp4tl_fast import cli
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.compare import compare, find_runs, table_rows
@@ -101,13 +103,37 @@ def report_selections(paths: Sequence[str], source: str, out: str) -> None:
 
 
 def _overlap(selections: list[tuple[str, Selection, Path]]) -> dict[str, Any] | None:
-    """Kept classes that each pair shares, of those that either keeps; for selections of one source."""
+    """What each pair keeps alike, of what either keeps, for selections of one source.
+
+    In classes; in samples where single records were chosen, if the source is at hand (else two selections that take
+    different records of the same classes would look alike, and nothing is said).
+    """
     names = [name for name, _, _ in selections]
     if len(names) < 2 or any(s.source != selections[0][1].source for _, s, _ in selections):
         return None
-    kept = [set(s.kept_classes) for _, s, _ in selections]
-    rows = [[f"{100 * len(a & b) / len(a | b):.0f} %" for b in kept] for a in kept]
-    return {"names": [Path(n).stem for n in names], "rows": rows}
+    unit, kept = "classes", [np.array(s.kept_classes) for _, s, _ in selections]
+    if any(s.records is not None for _, s, _ in selections):
+        beton = _source(*selections[0][1:])
+        if beton is None:
+            return None
+        unit, kept = "samples", [s.indices(beton) for _, s, _ in selections]
+
+    def share(a: np.ndarray, b: np.ndarray) -> str:
+        both = len(np.intersect1d(a, b, assume_unique=True))
+        return f"{100 * both / (len(a) + len(b) - both):.0f} %"
+
+    rows = [[share(a, b) for b in kept] for a in kept]
+    return {"names": [Path(n).stem for n in names], "rows": rows, "unit": unit}
+
+
+def _source(selection: Selection, path: Path) -> Beton | None:
+    """The selection's source, unless it is gone or is another file by now."""
+    try:
+        beton = Beton(path)
+        selection.check(beton)
+    except Dp4tlError:
+        return None
+    return beton
 
 
 def _selections(runs: list[tuple[Path, dict[str, Any]]]) -> list[tuple[str, Selection, Path]]:
@@ -125,11 +151,7 @@ def _describe(name: str, selection: Selection, source: Path) -> dict[str, Any]:
     from dp4tl_fast import plots
 
     order, kept = selection.ranking(), set(selection.kept_classes)
-    try:
-        beton: Beton | None = Beton(source)
-        selection.check(beton)  # type: ignore[arg-type]
-    except Dp4tlError:
-        beton = None
+    beton = _source(selection, source)
     names = beton.class_names if beton else [str(c) for c in range(len(order))]
 
     ranks = {c: rank for rank, c in enumerate(order.tolist())}
@@ -175,7 +197,6 @@ def _describe(name: str, selection: Selection, source: Path) -> dict[str, Any]:
 
 def first_image(beton: Beton, class_id: int) -> Any:
     """The first record of a class, decoded. uint8 ``[h, w, 3]``."""
-    import numpy as np
     from PIL import Image
 
     i = int((beton.labels == class_id).argmax())

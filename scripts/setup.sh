@@ -8,10 +8,13 @@ python=${PYTHON:-python3}
 say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }
 fail() { say "$*"; exit 2; }
 
+browser() { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null
+ready() { ls kernels/_native*.so >/dev/null 2>&1 && { [ "$what" != all ] || browser; }; }
+
 stamp=.venv/.stamp-$what
 inputs=(pyproject.toml setup.py CMakeLists.txt scripts/setup.sh $(git ls-files kernels/csrc 2>/dev/null || find kernels/csrc -type f))
 now=$(cat "${inputs[@]}" | sha256sum | cut -c1-16)
-[ -f "$stamp" ] && [ "$(cat "$stamp")" = "$now" ] && ls kernels/_native*.so >/dev/null 2>&1 && exit 0
+[ -f "$stamp" ] && [ "$(cat "$stamp")" = "$now" ] && ready && exit 0
 
 command -v "$python" >/dev/null || fail "No $python found. Install Python 3.10 or newer, or name one: make ... PYTHON=/path/to/python3"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
@@ -29,6 +32,7 @@ if [ "$what" = all ]; then
   command -v pkg-config >/dev/null || packages+=(pkg-config)
   pkg-config --exists opencv4 2>/dev/null || packages+=(libopencv-dev)
   pkg-config --exists libturbojpeg 2>/dev/null || packages+=(libturbojpeg0-dev)
+  browser || packages+=(chromium) # the reports are tested in it
 fi
 if [ ${#packages[@]} -gt 0 ]; then
   root=()

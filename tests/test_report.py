@@ -7,6 +7,8 @@ import shutil
 import pytest
 from pruning_data import run
 
+from dp4tl_fast.report import report
+
 
 @pytest.fixture(scope="module")
 def page_file(data, tmp_path_factory):
@@ -22,10 +24,23 @@ def test_report_is_one_file_with_plots_beside(page_file):
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)[^\"]*\"", html), "the page must work without a network"
     assert html.count("data:image/jpeg;base64,") == 3 * 4  # every class of each selection
     assert "Overlap" in html and "s.red" in html and "labels_sha256" in html and "clusters kept" not in html
-    assert "clusters kept" in (page_file / "k.html").read_text()
+    assert "Classes that both keep" in html
+    clusters = (page_file / "k.html").read_text()
+    assert "clusters kept" in clusters and "Samples that both keep" in clusters
     for name in ("r-s-scores.svg", "r-s-scores.png", "r-s.red-scores.svg", "k-k-clusters.png"):
         assert (page_file / name).stat().st_size > 1000
     assert (page_file / "r-s-scores.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_overlap_of_record_selections_is_of_records(data, tmp_path):
+    """The middle and the ends of every class: the same classes, and no record in common."""
+    for name, reverse in (("a", False), ("b", True)):
+        run(data, tmp_path / f"{name}.json", method="moderate", keep="0.5", reverse=reverse)
+    files = [str(tmp_path / f"{name}.json") for name in "ab"]
+    for source, expected in ((str(data / "source.beton"), ["100 %", "0 %", "0 %", "100 %"]), ("", [])):
+        report(dirs=files, out=str(tmp_path / "r.html"), source=source)
+        table = (tmp_path / "r.html").read_text().partition('id="overlap"')[2].partition("</table>")[0]
+        assert re.findall(r"<td>(.*?)</td>", table) == expected
 
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
