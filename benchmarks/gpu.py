@@ -1,14 +1,14 @@
 """Feeding a GPU: images a second that arrive on it as normalised fp16, how busy it is kept, and the share of the copies.
 
-Needs a CUDA GPU. ``native`` and ``ffcv`` decode on the CPU and copy; ``dali`` copies JPEGs and decodes there (nvJPEG). The
-same suite runs on the CPU under test, to keep it alive where there is no GPU.
+Needs a CUDA GPU. ``native`` and ``ffcv`` decode on the CPU and copy; ``dali`` and torchvision copy JPEGs and decode there
+(nvJPEG). The same suite runs on the CPU under test, to keep it alive where there is no GPU.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from benchmarks.harness import Suite, interleave
 from benchmarks.parity import class_folders, converted
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.loaders import BaseLoader, LoaderSpec, open_loader
+from dp4tl_fast.loaders.augment import parameters
 
 BACKENDS = ("native", "ffcv", "dali")
 IMAGES, BATCH, SIZE = 10_000, 256, 224
@@ -31,6 +32,38 @@ class Repeated:
 
     def indices(self, beton: Beton) -> np.ndarray:
         return np.sort(np.resize(np.arange(beton.num_samples), self.images))
+
+
+class Torchvision:
+    """The peer that needs nothing but torchvision: whole JPEGs decoded on the device in batches, then cropped one by one."""
+
+    def __init__(self, beton: Beton, images: int, spec: LoaderSpec) -> None:
+        self.beton, self.spec, self.epoch = beton, spec, 0
+        self._records = Repeated(images).indices(beton)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        order = np.random.default_rng(self.epoch).permutation(self._records)
+        for start in range(0, len(order), self.spec.batch_size):
+            records = order[start : start + self.spec.batch_size]
+            yield self._images(records), torch.from_numpy(self.beton.labels[records]).to(self.spec.device)
+
+    def _images(self, records: np.ndarray) -> torch.Tensor:
+        from torchvision.io import ImageReadMode, decode_jpeg
+        from torchvision.transforms.v2 import functional as tv
+
+        spec, rows = self.spec, self.beton.images[records]
+        jpegs = [torch.from_numpy(np.array(self.beton.payload(int(r)))) for r in records]
+        boxes, mirror = parameters(spec, self.epoch, records, rows["height"], rows["width"], 0)
+        decoded = decode_jpeg(jpegs, ImageReadMode.RGB, spec.device)
+        pairs = zip(decoded, boxes.tolist(), strict=True)
+        crops = [tv.resized_crop(whole, *box, [spec.size] * 2, antialias=True) for whole, box in pairs]
+        crops = [tv.horizontal_flip(crop) if m else crop for crop, m in zip(crops, mirror, strict=True)]
+        return tv.normalize(tv.to_dtype(torch.stack(crops), torch.float16, scale=True), list(spec.mean), list(spec.std))
+
+    def close(self) -> None: ...
 
 
 def run(suite: Suite) -> None:
@@ -50,8 +83,9 @@ def measure(suite: Suite, photos: Beton, device: str, images: int, batch: int, s
     spec = LoaderSpec(
         batch_size=batch, size=size, transform="random_resized_crop", flip=True, shuffle=True, dtype="float16", device=device
     )
-    loaders = {b: open_loader(photos, Repeated(images), spec, b) for b in BACKENDS}  # type: ignore[arg-type]
-    busy: dict[str, list[float]] = {b: [] for b in BACKENDS}
+    loaders: dict[str, BaseLoader | Torchvision] = {"torchvision": Torchvision(photos, images, spec)}
+    loaders |= {b: open_loader(photos, Repeated(images), spec, b) for b in BACKENDS}  # type: ignore[arg-type]
+    busy: dict[str, list[float]] = {b: [] for b in loaders}
     try:
         speeds = interleave({b: _epoch(loader, device, busy[b]) for b, loader in loaders.items()})
         rounds = len(speeds["native"])
@@ -59,14 +93,14 @@ def measure(suite: Suite, photos: Beton, device: str, images: int, batch: int, s
         if device != "cpu":
             suite.add("device-busy", {b: values[-rounds:] for b, values in busy.items()}, "%")
         rate = _copy_rate(device, spec)
-        shares = {b: [100 * speed / rate for speed in speeds[b]] for b in BACKENDS if b != "dali"}
+        shares = {b: [100 * speed / rate for speed in speeds[b]] for b in ("native", "ffcv")}
         suite.add("time-in-copies-of-pixels", shares, "% of the epoch")
     finally:
         for loader in loaders.values():
             loader.close()
 
 
-def _epoch(loader: BaseLoader, device: str, busy: list[float]) -> Callable[[], float]:
+def _epoch(loader: BaseLoader | Torchvision, device: str, busy: list[float]) -> Callable[[], float]:
     """A subject: images a second of one epoch. Notes the mean of the driver's utilisation, sampled at every batch."""
 
     def images_per_second() -> float:

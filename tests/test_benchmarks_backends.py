@@ -13,7 +13,7 @@ from benchmarks import gpu, io, parity
 from benchmarks.harness import Suite
 from benchmarks.loaders import Images
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.loaders import BACKENDS
+from dp4tl_fast.loaders import BACKENDS, LoaderSpec, open_loader
 
 
 @pytest.fixture(scope="module")
@@ -21,13 +21,30 @@ def beton(tmp_path_factory: pytest.TempPathFactory) -> Beton:
     return write(tmp_path_factory.mktemp("suites") / "small.beton", [jpeg(picture(60, 50, i)) for i in range(30)])
 
 
+@pytest.mark.filterwarnings("ignore:The image decoding")  # torchvision says that it will leave it to TorchCodec
 def test_the_gpu_suite_measures_every_backend(beton: Beton) -> None:
     suite = Suite(name="gpu")
     gpu.measure(suite, beton, "cpu", images=90, batch=16, size=32)
     rows = {(row.case, row.subject): row for row in suite.rows}
-    for backend in gpu.BACKENDS:
-        assert rows["images-on-the-device", backend].value > 0
+    for subject in (*gpu.BACKENDS, "torchvision"):
+        assert rows["images-on-the-device", subject].value > 0
     assert rows["time-in-copies-of-pixels", "native"].value > 0
+
+
+@pytest.mark.filterwarnings("ignore:The image decoding")  # torchvision says that it will leave it to TorchCodec
+def test_the_gpu_suites_peer_delivers_what_the_backends_do(beton: Beton) -> None:
+    options = {"batch_size": 16, "size": 32, "transform": "random_resized_crop", "flip": True, "dtype": "float16"}
+    spec = LoaderSpec(**options, with_index=True)
+    peer = gpu.Torchvision(beton, 30, spec)
+    batches = list(peer)
+    images, labels = (torch.cat(column) for column in zip(*batches, strict=True))
+    assert images.dtype == torch.float16 and [len(b[1]) for b in batches] == [16, 14]
+    records = np.random.default_rng(0).permutation(30)
+    assert labels.tolist() == beton.labels[records].tolist()
+    with open_loader(beton, None, spec, "torchvision") as oracle:
+        wanted = torch.cat([x for x, *_ in oracle])[records]
+    # Its own JPEG library may round another way, and it rounds to whole levels: a level is below 0.02.
+    assert (images.float() - wanted.float()).abs().max() <= 0.04
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the suite would run")
