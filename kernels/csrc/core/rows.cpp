@@ -89,18 +89,16 @@ void add_baseline(const void* data, float* sum, int64_t n) {
   for (int64_t i = 0; i < n; ++i) sum[i] += widen(row[i]);
 }
 
-// The largest of a row of 16-bit floats, from the extreme keys (see `keys` below).
+// The largest of a row of 16-bit floats, from the largest key (see `keys` below).
 template <class T>
 struct Extreme {
-  bool nan;
   uint16_t mask, bits;  // the columns whose (bits & mask) are these hold it: zero has two signs
   float value;
-  Extreme(int16_t high, int16_t low) {
+  explicit Extreme(int16_t high) {
     bits = static_cast<uint16_t>(high ^ (high >> 15 & 0x7fff));
     mask = (bits & 0x7fff) == 0 ? 0x7fff : 0xffff;
     bits &= mask;
     value = widen(T{bits});
-    nan = high > T::kInfinityBits || low < static_cast<int16_t>(~T::kInfinityBits);
   }
 };
 
@@ -146,9 +144,6 @@ DP4TL_AVX2 inline int16_t largest(__m256i keys) {
   const __m128i reversed = _mm_sub_epi16(_mm_set1_epi16(0x7fff), x);  // unsigned, largest first
   return static_cast<int16_t>(0x7fff - _mm_extract_epi16(_mm_minpos_epu16(reversed), 0));
 }
-DP4TL_AVX2 inline int16_t smallest(__m256i keys) {
-  return static_cast<int16_t>(~largest(_mm256_xor_si256(keys, _mm256_set1_epi16(-1))));
-}
 
 template <class T>
 DP4TL_AVX2 Best argmax16_avx2(const void* data, const float*, int64_t n) {
@@ -161,8 +156,10 @@ DP4TL_AVX2 Best argmax16_avx2(const void* data, const float*, int64_t n) {
     high = _mm256_max_epi16(high, x);
     low = _mm256_min_epi16(low, x);
   }
-  const Extreme<T> top(largest(high), smallest(low));
-  if (top.nan) return kNanRow;
+  const __m256i beyond = _mm256_or_si256(_mm256_cmpgt_epi16(high, _mm256_set1_epi16(T::kInfinityBits)),
+                                         _mm256_cmpgt_epi16(_mm256_set1_epi16(~T::kInfinityBits), low));
+  if (_mm256_movemask_epi8(beyond)) return kNanRow;
+  const Extreme<T> top(largest(high));
   const __m256i mask = _mm256_set1_epi16(static_cast<int16_t>(top.mask));
   const __m256i bits = _mm256_set1_epi16(static_cast<int16_t>(top.bits));
   for (int64_t k = 0;; k = std::min(k + 16, n - 16)) {
@@ -230,10 +227,9 @@ DP4TL_AVX512 Best argmax16_avx512(const void* data, const float*, int64_t n) {
     high = _mm512_max_epi16(high, x);
     low = _mm512_min_epi16(low, x);
   }
-  const Extreme<T> top(
-      largest(_mm256_max_epi16(_mm512_castsi512_si256(high), _mm512_extracti64x4_epi64(high, 1))),
-      smallest(_mm256_min_epi16(_mm512_castsi512_si256(low), _mm512_extracti64x4_epi64(low, 1))));
-  if (top.nan) return kNanRow;
+  if (_mm512_cmpgt_epi16_mask(high, _mm512_set1_epi16(T::kInfinityBits)) |
+      _mm512_cmplt_epi16_mask(low, _mm512_set1_epi16(~T::kInfinityBits))) return kNanRow;
+  const Extreme<T> top(largest(_mm256_max_epi16(_mm512_castsi512_si256(high), _mm512_extracti64x4_epi64(high, 1))));
   const __m512i mask = _mm512_set1_epi16(static_cast<int16_t>(top.mask));
   const __m512i bits = _mm512_set1_epi16(static_cast<int16_t>(top.bits));
   for (int64_t k = 0;; k = std::min(k + 32, n - 32)) {
