@@ -30,13 +30,9 @@ TRANSFER: dict[str, dict[str, Any]] = {
 
 
 def run(suite: Suite) -> None:
-    data = suite.require_data()
     with tempfile.TemporaryDirectory(prefix="dp4tl-end-to-end-") as folder:
         root = Path(folder)
-        source, train, test = root / "source.beton", root / "train.beton", root / "test.beton"
-        convert(str(data / "tiny-imagenet/train"), str(source))
-        convert(str(data / "cifar10/train"), str(train))
-        convert(str(data / "cifar10/test"), str(test))
+        source, train, test = convert_all(suite.require_data(), root).values()
         pretrain(PretrainConfig(source=str(source), out=str(root / "surrogate"), **SURROGATE))
         for keep in KEEP:
             prune(
@@ -47,6 +43,14 @@ def run(suite: Suite) -> None:
             for name in ("full", *(f"{m}-{k}" for k in KEEP for m in ("lm", "random"))):
                 _one(root, name, seed, source, train, test)
         _record(suite, root)
+
+
+def convert_all(data: Path, root: Path) -> dict[str, Path]:
+    """``source`` (Tiny-ImageNet), ``train`` and ``test`` (CIFAR-10) as .beton files in ``root``."""
+    folders = {"source": "tiny-imagenet/train", "train": "cifar10/train", "test": "cifar10/test"}
+    for name, folder in folders.items():
+        convert(str(data / folder), str(root / f"{name}.beton"))
+    return {name: root / f"{name}.beton" for name in folders}
 
 
 def _one(root: Path, name: str, seed: int, source: Path, train: Path, test: Path) -> None:
