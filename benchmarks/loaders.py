@@ -142,6 +142,9 @@ def run(suite: Suite) -> None:
         suite.goal("jpeg", goal=3.0, measured=best_peer_ratio(samples, "ours"), unit="x best peer")
         suite.goal("jpeg-indexed", goal=4.5, measured=best_peer_ratio(samples, "ours-entry-points"), unit="x best peer")
 
+        few = ("ours", "ours-entry-points", "ffcv", "dali-cpu")
+        case(suite, "jpeg-1-thread", {s: (*subjects[s][:3], 1) for s in few}, "ffcv")
+
         samples = case(suite, "raw-2-threads", {s: (s, raw, files, 2) for s in ("ours", "ffcv")}, "ffcv")
         suite.goal("raw", goal=5.0, measured=best_peer_ratio(samples, "ours"), unit="x best peer")
 

@@ -11,7 +11,7 @@ from dp4tl_fast.beton import Beton, BetonWriter
 from dp4tl_fast.beton.format import MODE_RAW
 from dp4tl_fast.errors import SelectionError, UsageError
 from dp4tl_fast.mapping.keep import num_kept
-from dp4tl_fast.selection import Selection, rank
+from dp4tl_fast.selection import Selection, rank, records_of
 
 
 def write_beton(path, labels):
@@ -42,6 +42,18 @@ def test_rank_is_by_score_then_tie_break_then_id(pairs):
 def test_indices_are_the_records_of_the_kept_classes(source):
     assert select(source, [2, 0]).indices(source).tolist() == [0, 1, 3, 4, 5]
     assert select(source, [2, 0]).kept_samples == 5
+
+
+@pytest.mark.parametrize("layout", ["class", "shuffled"])
+def test_records_of_classes_in_either_layout(tmp_path, layout):
+    rng = np.random.default_rng(3)
+    for trial in range(10):
+        labels = rng.integers(0, 9, 40)
+        labels = labels if layout == "shuffled" else np.sort(labels)
+        beton = write_beton(tmp_path / f"{trial}.beton", labels)
+        assert beton.layout == layout
+        kept = rng.permutation(beton.num_classes)[: 1 + trial % 9].tolist()
+        assert records_of(beton, kept).tolist() == np.flatnonzero(np.isin(labels, kept)).tolist()
 
 
 def test_set_operations(source):

@@ -167,6 +167,11 @@ class Beton:
         return np.bincount(self.labels, minlength=self.num_classes)
 
     @cached_property
+    def class_stops(self) -> np.ndarray:
+        """Records of this class and all lower ones, int64 ``[num_classes]``: where each class ends in layout ``class``."""
+        return np.cumsum(self.class_counts)
+
+    @cached_property
     def class_bytes(self) -> np.ndarray:
         """Stored image bytes per class, int64 ``[num_classes]``."""
         return np.bincount(self.labels, weights=self.sizes, minlength=self.num_classes).astype(np.int64)

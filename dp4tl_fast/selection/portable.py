@@ -243,6 +243,11 @@ def rank(scores: np.ndarray, tie_breaks: np.ndarray | None = None) -> np.ndarray
 
 def records_of(beton: Beton, classes: list[int]) -> np.ndarray:
     """Record numbers of these classes, ascending int64."""
+    if beton.layout == "class":  # each class is one range: no look at the other records
+        stops = beton.class_stops
+        starts = stops - beton.class_counts
+        ranges = [np.arange(starts[c], stops[c]) for c in sorted(set(classes))]
+        return np.concatenate([np.zeros(0, np.int64), *ranges])
     wanted = np.zeros(beton.num_classes, bool)
     wanted[classes] = True
     return np.flatnonzero(wanted[beton.labels])
