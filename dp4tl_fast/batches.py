@@ -55,7 +55,9 @@ def open_eval(path: str | Path, selection: Selection | None, config: PretrainCon
     """Every record of the surviving classes once over all processes, in file order, centre-cropped."""
     beton = Beton(path)
     size = eval_size(config)
-    spec = LoaderSpec(size=size, crop_ratio=crop_ratio(size), **share(config))
+    mine = share(config)
+    mine["batch_size"] //= config.accumulate  # what is known to fit in memory
+    spec = LoaderSpec(size=size, crop_ratio=crop_ratio(size), **mine)
     return open_loader(beton, selection.for_split(beton) if selection else None, spec, config.backend)
 
 

@@ -24,6 +24,7 @@ from dp4tl_fast.training.ranks import Votes, first_does, process_group, rank_and
 if TYPE_CHECKING:
     from dp4tl_fast.learner import Learner
     from dp4tl_fast.loaders import BaseLoader
+    from dp4tl_fast.profiling import Profiler
     from dp4tl_fast.training.loop import Run
     from dp4tl_fast.training.watch import NonFiniteLoss
 
@@ -84,13 +85,14 @@ class Training:
         self.first = rank_and_ranks()[0] == 0
         self.total = len(loader) * config.epochs
         self.votes = Votes()
+        self.log: Log | Quiet = Quiet()
+        self.profiler: Profiler | Quiet = Quiet()
 
     def run(self) -> None:
         """Train to the end, or save and raise ``cli.Terminated``."""
         import yaml
 
         from dp4tl_fast.training import loop
-        from dp4tl_fast.training.watch import NonFiniteLoss
 
         config, run = self.config, self.learner.run
         if config.resume:
@@ -98,21 +100,37 @@ class Training:
         self._grow()
         if self.first:  # only now: all input is good
             write_atomically(self.out / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
-        with (
-            loop.graceful_stop() as self.stopped,
-            Log(self.out, config, self.total, run) if self.first else Quiet() as self.log,
-        ):
-            try:
-                done = loop.train(
-                    run, self.loader, self.learner.prepare, self._rate, epochs=config.epochs, how=self.learner.how,
-                    on_step=self._on_step, on_epoch=self._on_epoch,
-                )  # fmt: skip
-            except NonFiniteLoss as error:
-                raise self._explain(error) from None
+        with contextlib.ExitStack() as stack:
+            self.stopped = stack.enter_context(loop.graceful_stop())
+            if self.first:
+                self.log = stack.enter_context(Log(self.out, config, self.total, run))
+            if self.first and config.profile:
+                from dp4tl_fast.profiling import Profiler
+
+                device = self.learner.normalise.device
+                self.profiler = Profiler(self.out, run, self.loader, device, self.total - run.step)
+            done = self._train()
             self.votes.close()
         if not done:
             self._save()
             raise cli.Terminated(f"{self.out}: saved at step {run.step} of {self.total}; go on with --resume")
+
+    def _train(self) -> bool:
+        """Whether the end was reached. What stops the loop is put into words here."""
+        from dp4tl_fast.training import loop, memory
+        from dp4tl_fast.training.watch import NonFiniteLoss
+
+        try:
+            return loop.train(
+                self.learner.run, self.loader, self.learner.prepare, self._rate, epochs=self.config.epochs,
+                how=self.learner.how, on_step=self._on_step, on_epoch=self._on_epoch,
+            )  # fmt: skip
+        except NonFiniteLoss as error:
+            raise self._explain(error) from None
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
+        raise TrainingError(self._what_fits())  # here, where the failed step's tensors are gone
 
     def _rate(self, step: int) -> float:
         from dp4tl_fast.training.schedule import learning_rate
@@ -125,6 +143,7 @@ class Training:
 
     def _on_step(self, run: Run) -> bool:
         self.log.step(run)
+        self.profiler.step(run)
         return self.votes.any(self.stopped())
 
     def _on_epoch(self, run: Run, metrics: dict[str, float]) -> None:
@@ -174,6 +193,29 @@ class Training:
         return TrainingError(
             f"{self.out}: the loss is not finite in step {error.step}, {whose}. {good}. Lower the learning rate (--lr), clip "
             "the gradient (--clip-norm), lengthen the warm-up, or use --precision bf16 or fp32"
+        )
+
+    def _what_fits(self) -> str:
+        """How to go on after memory ran out."""
+        from dp4tl_fast.training import memory
+
+        spec, config, ranks = self.loader.spec, self.config, rank_and_ranks()[1]
+        mine = spec.batch_size // config.accumulate  # images that this process tried to hold at a time
+        if ranks > 1:  # the others are waiting for this process's gradient: no trial
+            fit, found = mine // 2, "would take half the memory"
+        else:
+            learner = self.learner
+            fit = memory.most_that_fit(learner.run, learner.prepare, mine // 2, spec.size, spec.views, learner.how)
+            found = "fit"
+        if not fit:
+            return (
+                f"{self.out}: out of memory with {mine} images of {spec.size} pixels, and a single one does not fit. "
+                "Use a smaller --size or --arch"
+            )
+        parts = next(n for n in range(1, spec.batch_size + 1) if spec.batch_size % n == 0 and spec.batch_size // n <= fit)
+        return (
+            f"{self.out}: out of memory with {mine} images of {spec.size} pixels at a time; {fit} {found}: use --accumulate "
+            f"{parts}, which keeps the batch of {config.batch_size}, or --batch-size {fit * ranks}"
         )
 
     def _grow(self) -> None:

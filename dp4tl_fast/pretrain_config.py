@@ -59,6 +59,7 @@ class PretrainConfig:
         checkpoint_every: Save after every so many epochs, and after the last.
         keep_last: Checkpoints that stay, newest first; the best (val_top_1, else the lowest loss) stays besides.
         tensorboard: Write TensorBoard events.
+        profile: Trace a few steps (trace.json, profile.json) and say what bounds the run.
         resume: Go on from the run folder's newest checkpoint.
     """
 
@@ -106,6 +107,7 @@ class PretrainConfig:
     checkpoint_every: int = 1
     keep_last: int = 2
     tensorboard: bool = True
+    profile: bool = False
     resume: bool = False
 
     def __post_init__(self) -> None:

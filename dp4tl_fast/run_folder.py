@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dp4tl_fast.training.loop import Run
 
 # Flags that may differ between a run and its continuation: they do not change what is computed.
-FREE_ON_RESUME = {"resume", "out", "workers", "tensorboard", "checkpoint_every", "val_every", "keep_last"}
+FREE_ON_RESUME = {"resume", "out", "workers", "tensorboard", "checkpoint_every", "val_every", "keep_last", "profile"}
 
 
 def settings_of(config: PretrainConfig, selection: Selection | None) -> dict[str, Any]:
@@ -101,18 +101,12 @@ class Log:
 
 
 class Quiet:
-    """In place of ``Log`` in the processes that write nothing."""
+    """In place of ``Log``, and of the profiler, where nothing is written."""
 
     def step(self, run: Run) -> None:
         pass
 
     def epoch(self, metrics: dict[str, float]) -> None:
-        pass
-
-    def __enter__(self) -> Quiet:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
         pass
 
 

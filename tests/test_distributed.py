@@ -8,11 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
+from small_runs import noisy_colours
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.convert import convert
@@ -30,15 +29,8 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(CASES.parent.parent)}  #
 def data(tmp_path_factory):
     """Four classes of noisy colours: 24 images each as source, 19 in all to validate (which two processes cannot share evenly)."""
     root = tmp_path_factory.mktemp("data")
-    random = np.random.default_rng(0)
-    for name, per_class in (("source", (24,) * 4), ("val", (5, 5, 5, 4))):
-        for c, colour in enumerate(((220, 40, 40), (40, 200, 60), (50, 60, 220), (200, 200, 60))):
-            folder = root / name / f"class{c}"
-            folder.mkdir(parents=True)
-            for i in range(per_class[c]):
-                pixels = np.clip(np.array(colour) + random.normal(0, 40, (20, 24, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / f"{i}.jpg")
-        convert(str(root / name), str(root / f"{name}.beton"))
+    noisy_colours(root, "source", (24,) * 4)
+    noisy_colours(root, "val", (5, 5, 5, 4))
     return root
 
 

@@ -8,15 +8,13 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
+from small_runs import noisy_colours
 
 from dp4tl_fast import models
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.convert import convert
 from dp4tl_fast.errors import CheckpointError, Dp4tlError, SelectionError, TrainingError, UsageError
 from dp4tl_fast.finetune import finetune
 from dp4tl_fast.pretrain import PretrainConfig, pretrain
@@ -35,22 +33,14 @@ FAST = {
     "precision": "fp32",
     "workers": 1,
 }
-COLOURS = ((220, 40, 40), (40, 200, 60), (50, 60, 220), (200, 200, 60))
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Four classes of noisy colours, 24 images each, as source; the same classes, 10 each, as target."""
     root = tmp_path_factory.mktemp("data")
-    random = np.random.default_rng(0)
     for name, n in (("source", 24), ("val", 5), ("target", 10)):
-        for c, colour in enumerate(COLOURS):
-            folder = root / name / f"class{c}"
-            folder.mkdir(parents=True)
-            for i in range(n):
-                pixels = np.clip(np.array(colour) + random.normal(0, 40, (20, 24, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / f"{i}.jpg")
-        convert(str(root / name), str(root / f"{name}.beton"))
+        noisy_colours(root, name, (n,) * 4)
     return root
 
 

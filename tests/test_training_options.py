@@ -3,43 +3,25 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
+from small_runs import noisy_colours, run
 from torch import nn
 from torch.nn import functional as F
 
 from dp4tl_fast import models
-from dp4tl_fast.convert import convert
 from dp4tl_fast.errors import UsageError
-from dp4tl_fast.pretrain import pretrain
 from dp4tl_fast.pretrain_config import PretrainConfig
 from dp4tl_fast.training import checkpoint
 from dp4tl_fast.training.ema import Ema
 from dp4tl_fast.training.loop import Run, Stepping, gradients, split
 from dp4tl_fast.training.supervised import Supervised
 
-FAST = {"arch": "small-4", "size": 16, "batch_size": 8, "epochs": 3, "lr": 0.05, "tensorboard": False, "precision": "fp32",
-        "workers": 1}  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Three classes of noisy colours, 16 images each."""
-    root, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    for c, colour in enumerate(((220, 40, 40), (40, 200, 60), (50, 60, 220))):
-        (root / f"images/{c}").mkdir(parents=True)
-        for i in range(16):
-            pixels = np.clip(np.array(colour) + random.normal(0, 40, (20, 20, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(root / f"images/{c}/{i}.jpg")
-    convert(str(root / "images"), str(root / "s.beton"))
-    return root / "s.beton"
-
-
-def run(data, out, **changes):
-    return pretrain(PretrainConfig(source=str(data), out=str(out), **{**FAST, **changes}))
+    return noisy_colours(tmp_path_factory.mktemp("data"), "s", (16, 16, 16))
 
 
 def metrics(out):
