@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -75,7 +76,8 @@ def many_records(source: Path, target: Path) -> None:
         new.write(allocations.tobytes())
 
 
-def child(program: str, *arguments: str) -> dict[str, float]:
+def child(program: str, *arguments: str) -> Any:
+    """What a Python program in a process of its own printed last, as JSON."""
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])

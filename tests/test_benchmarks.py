@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from benchmarks import scale
 from benchmarks.harness import Suite, interleave, percentile, ratio
 from benchmarks.summary import write_results
 
@@ -48,3 +49,23 @@ def test_results_and_page(tmp_path):
 def test_ratio_to_must_be_measured():
     with pytest.raises(ValueError, match="none of the subjects"):
         Suite(name="demo").add("case", {"ours": [1.0]}, "s", ratio_to="peer")
+
+
+def test_scale_measures_every_subject_and_puts_21k_on_paper(tmp_path, monkeypatch):
+    for name, value in {"FILES": 400, "RECORDS": 4000, "CLASSES": 100, "IMAGES_21K": 10_000}.items():
+        monkeypatch.setattr(scale, name, value)
+    monkeypatch.setattr(scale, "interleave", lambda subjects, warmup: {n: [f() and 1.0, f()] for n, f in subjects.items()})
+    suite = Suite(name="scale", data=tmp_path)
+    scale.run(suite)
+    rows = {row.case: row.value for row in suite.rows}
+    for what in ("verify {:,} records", "verify {:,} records, peak memory"):
+        assert rows[what.format(400)] > 0 and rows[what.format(4000)] > 0
+    assert {"convert 40 files", "convert 400 files", "open 4,000 records for loading"} <= rows.keys()
+    assert "on paper, ImageNet-21k: select a fifth of the classes of 10,000 records" in rows
+    assert rows["on paper, ImageNet-21k: tables in the file"] == (32 + 24) * 10_000 / 2**20  # FFCV aligns a row to 32 bytes
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_21k_lies_on_the_line_through_both_points(monkeypatch):
+    monkeypatch.setattr(scale, "IMAGES_21K", 1000)
+    assert scale._at_21k([10, 100], [[1.0, 2.0], [10.0, 2.0]]) == [100.0, 2.0]
