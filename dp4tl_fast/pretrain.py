@@ -35,7 +35,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 
     Reads only the records of the selection. Interrupted runs (Ctrl-C, SIGTERM, a crash) go on with --resume. Under torchrun
     the processes share each batch, and the first writes the run folder. Shipped recipes, for --config NAME: resnet18,
-    resnet50, resnet101, resnet152, vit_b_16 and adversarial_resnet18 (the paper's), moco_v2_resnet50, small_32px.
+    resnet50, resnet101, resnet152, vit_b_16, adversarial_resnet18 and moco_v2_resnet101 (the paper's), moco_v3_vit_b_16,
+    fast_resnet50, small_32px, small_64px.
     """
     source = Beton(config.source)
     selection = Selection.load(config.selection) if config.selection else None

@@ -17,6 +17,17 @@ from dp4tl_fast.training.loop import Batches, Normalise, Run, Stepping, evaluate
 from dp4tl_fast.training.schedule import learning_rate
 from dp4tl_fast.training.supervised import Supervised, hits
 
+Descent = Callable[..., torch.optim.Optimizer]
+
+
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], lr: float, *, name: str = "adam", weight_decay: float = 0.0
+) -> torch.optim.Optimizer:
+    """Adam, or SGD with momentum 0.9; all parameters are decayed alike."""
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=weight_decay)
+    return torch.optim.Adam(parameters, lr, weight_decay=weight_decay)
+
 
 @torch.inference_mode()
 def features(
@@ -42,14 +53,15 @@ def linear_probe(
     epochs: int,
     lr: float,
     batch_size: int,
+    descent: Descent = make_optimizer,
     on_epoch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Adam and a per-step cosine on a fresh linear classifier over features ``[n, d]`` and labels ``[n]``."""
+    """``descent`` and a per-step cosine on a fresh linear classifier over features ``[n, d]`` and labels ``[n]``."""
     x, y = train_set
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     classifier = nn.Linear(x.shape[1], num_classes).to(x.device)
-    optimizer = torch.optim.Adam(classifier.parameters(), lr=lr)
+    optimizer = descent(classifier.parameters(), lr)
     total = epochs * -(-len(x) // batch_size)
     step, accuracies = 0, []
     for _ in range(epochs):
@@ -77,13 +89,14 @@ def full_finetune(
     epochs: int,
     lr: float,
     precision: torch.dtype | None,
+    descent: Descent = make_optimizer,
     on_epoch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Adam and a per-step cosine on all weights, with a fresh classifier. Changes ``model``."""
+    """``descent`` and a per-step cosine on all weights, with a fresh classifier. Changes ``model``."""
     torch.manual_seed(seed)
     models.replace_head(model, num_classes)
     model.to(normalise.device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    optimizer = descent(model.parameters(), lr)
     total = epochs * len(train_loader)
     accuracies: list[float] = []
 
