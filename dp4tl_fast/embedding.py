@@ -1,26 +1,21 @@
-"""What a surrogate makes of a .beton: one forward pass, kept in memory-mapped files for the next method or ratio."""
+"""Surrogates: where they come from, and what they make of a .beton, in one pass that is kept (``cache.py``)."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from dp4tl_fast import cli, models
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton.sidecars import read_checksums
+from dp4tl_fast.cache import shared
 from dp4tl_fast.errors import UsageError
-from dp4tl_fast.files import commit, partial_path, write_atomically
 from dp4tl_fast.loaders import IMAGENET_MEAN, IMAGENET_STD, LoaderSpec, open_loader
 from dp4tl_fast.loaders.order import rank_batches
 from dp4tl_fast.stopwatch import Stopwatch
@@ -59,6 +54,11 @@ class Surrogate:
         self._backend = backend
         self.identity = {"arch": meta["arch"], "size": self.size, "weights_sha256": checkpoint.weights_hash(path, self.model)}
         self._pixels = {"mean": mean, "std": std, "crop_ratio": crop_ratio, "backend": backend, "device": self.place.type}
+
+    def training_seconds(self) -> dict[str, float]:
+        """What training it took, as ``{"surrogate": seconds}``, where its run folder is at hand."""
+        summary = Path(self.path) / "summary.json"
+        return {"surrogate": float(json.loads(summary.read_text())["pretrain_s"])} if summary.is_file() else {}
 
     def batches(self, beton: Beton, what: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """This process's images of a file once, in file order, normalised, and their labels; on the device."""
@@ -146,89 +146,18 @@ class Surrogate:
         return torch.from_numpy(stored.array), stored.saved
 
 
-@dataclass(frozen=True)
-class Stored:
-    array: np.ndarray  # mapped copy-on-write: the file never changes
-    saved: float  # seconds that an earlier run spent on it; 0 if it was computed now
+def train_surrogate(source: Beton, out: str, epochs: int, arch: str | None, *, size: int, **settings: Any) -> str:
+    """Pretrain a small network in a run folder, or take the one that is there. Returns the folder."""
+    from dp4tl_fast.pretrain import PretrainConfig, pretrain
 
-
-def shared(path: Path | None, shape: tuple[int, ...], dtype: np.dtype, compute: Callable[[np.ndarray], None]) -> Stored:
-    """``cached`` for all processes of torchrun together, each of which returns the whole array.
-
-    ``compute`` fills this process's part of an array of zeros; the parts are added. The first process keeps the file.
-    """
-    rank, ranks = rank_and_ranks()
-    if ranks == 1:
-        return cached(path, shape, dtype, compute)
-    found = _open(path, shape, dtype) if path is not None and rank == 0 else None
-    hit = torch.tensor([0.0 if found is None else 1.0, 0.0 if found is None else found.saved], dtype=torch.float64)
-    dist.broadcast(hit, 0)
-    array = np.zeros(shape, dtype) if found is None else np.array(found.array)
-    if not hit[0]:
-        compute(array)
-    dist.all_reduce(torch.from_numpy(array))
-    if not hit[0] and rank == 0 and path is not None:
-        cached(path, shape, dtype, lambda out: np.copyto(out, array))
-    return Stored(array, float(hit[1]))
-
-
-def cached(path: Path | None, shape: tuple[int, ...], dtype: np.dtype, compute: Callable[[np.ndarray], None]) -> Stored:
-    """An array that is computed once: ``compute`` fills it, unless ``path`` already holds it.
-
-    The file is written under a temporary name, synced and renamed, so that one that is there is complete. Processes that
-    want the same array at the same time wait for the first (the kernel drops the lock of one that dies). A file that is
-    not such an array (a damaged disk) is computed again.
-    """
-    if path is None:
-        array: np.ndarray = np.empty(shape, dtype)
-        compute(array)
-        return Stored(array, 0.0)
-    start = time.perf_counter()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path.with_suffix(".lock")):
-        found = _open(path, shape, dtype)
-        if found is not None:
-            return found
-        partial = partial_path(path)
-        mapped = np.lib.format.open_memmap(partial, "w+", dtype, shape)
-        try:
-            compute(mapped)
-            mapped.flush()
-        except BaseException:
-            partial.unlink()
-            raise
-        del mapped
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        write_atomically(_seconds_path(path), json.dumps({"seconds": time.perf_counter() - start}))
-        commit(partial, path)
-        found = _open(path, shape, dtype)
-        assert found is not None  # it was just written under the lock
-        return Stored(found.array, 0.0)
-
-
-def _open(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> Stored | None:
-    try:
-        array = np.load(path, mmap_mode="c", allow_pickle=False)
-        seconds = float(json.loads(_seconds_path(path).read_text())["seconds"])
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, KeyError, EOFError) as error:
-        cli.message(f"{path}: damaged ({error}); computing it again")
-        return None
-    if array.shape != shape or array.dtype != dtype:
-        cli.message(f"{path}: holds {array.dtype} {list(array.shape)}, not {dtype} {list(shape)}; computing it again")
-        return None
-    return Stored(array, seconds)
-
-
-def _seconds_path(path: Path) -> Path:
-    return path.with_suffix(".json")
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on this file; it stays, empty, for the next."""
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    cli.message(f"training the surrogate in {out}")
+    side: dict[str, Any] = {"size": size} if size else {}
+    resume = (Path(out) / "config.yaml").exists()
+    pretrain(
+        PretrainConfig(
+            source=str(source.path), out=out, arch=arch or "resnet18", epochs=epochs, warmup_epochs=epochs / 4,
+            batch_size=min(256, source.num_samples), checkpoint_every=epochs, tensorboard=False, resume=resume,
+            forgetting=True, **side, **settings,
+        )
+    )  # fmt: skip
+    return out

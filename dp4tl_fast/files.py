@@ -4,9 +4,35 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
+
+from dp4tl_fast.errors import UsageError
+
+
+def check_outputs(outputs: Mapping[str, str | Path], inputs: Iterable[str | Path]) -> None:
+    """Refuse, before anything expensive is done, what cannot be written or would replace what is read.
+
+    Args:
+        outputs: Files to write, by the flag that names them.
+        inputs: Files that are read.
+
+    Raises:
+        UsageError: An output is a folder, lies below something that is no writable folder, or is an input or another output.
+    """
+    taken = {Path(path).resolve(): "an input" for path in inputs}
+    for flag, name in outputs.items():
+        path = Path(name)
+        if path.is_dir():
+            raise UsageError(f"{flag} {path}: is a folder. Give the name of a file in it")
+        folder = next(p for p in path.absolute().parents if p.exists())
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise UsageError(f"{flag} {path}: cannot be written, for {folder} is not a folder that can be written to")
+        if path.resolve() in taken:
+            raise UsageError(f"{flag} {path}: is {taken[path.resolve()]}, too. Choose another name")
+        taken[path.resolve()] = flag
 
 
 def write_atomically(path: str | Path, data: str | bytes) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from dp4tl_fast import cli
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.errors import UsageError
+from dp4tl_fast.files import check_outputs
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.stopwatch import Stopwatch
 
@@ -106,21 +106,30 @@ def prune(
     check_merge(merge)
     given = {"target": target, "surrogate": surrogate or train_surrogate, "classes": classes, "scores": scores}
     _check_given(method, found.needs, given)
+    if surrogate and train_surrogate:
+        raise UsageError("--surrogate and --train-surrogate: give one of them")
+    if seed < 0:
+        raise UsageError(f"--seed {seed}: must be at least 0")
+    if surrogate_epochs < 1:
+        raise UsageError(f"--surrogate-epochs {surrogate_epochs}: must be at least 1")
+    cache_folder = None if cache == "none" else Path(cache) if cache else Path(out).parent / ".dp4tl-cache"
+    _check_files([source, *target, surrogate, scores], out, report, materialize, cache_folder)
     beton, targets = Beton(source), _open_targets(target)
     uses_targets = "target" in found.needs
     first = rank_and_ranks()[0] == 0  # of torchrun's processes: the one that writes
     if train_surrogate and "surrogate" in found.needs:
         if rank_and_ranks()[1] > 1:
             raise UsageError("--train-surrogate: train it in one process first, then give it by --surrogate under torchrun")
+        from dp4tl_fast import embedding
+
         with watch.section("training"):
-            surrogate = _train_surrogate(
+            surrogate = embedding.train_surrogate(
                 beton, train_surrogate, surrogate_epochs, arch, size=size,
                 backend=backend, device=device, workers=workers, seed=seed,
             )  # fmt: skip
     inputs = _inputs(
         beton, found, surrogate, arch, watch,
-        cache=None if cache == "none" else Path(cache) if cache else Path(out).parent / ".dp4tl-cache",
-        groups=groups, clusters=clusters, seed=seed, picked=classes, table=scores,
+        cache=cache_folder, groups=groups, clusters=clusters, seed=seed, picked=classes, table=scores,
         loading={"backend": backend, "batch_size": batch_size, "size": size, "device": device, "workers": workers},
     )  # fmt: skip
     with watch.section("counting"):
@@ -133,7 +142,9 @@ def prune(
     if not first:
         return {}
     spent = watch.lap()
-    seconds = surrogate_seconds(surrogate) | {"scoring": sum(spent.values()) - spent.get("training", 0.0)}
+    seconds = {"scoring": sum(spent.values()) - spent.get("training", 0.0)}
+    if inputs.surrogate:
+        seconds |= inputs.surrogate.training_seconds()
     if inputs.saved:
         seconds["cached"] = inputs.saved  # what an earlier run spent counts, too
     parameters = {"keep": keep, "reverse": reverse, "seed": seed} | ({"merge": merge} if len(all_scores) > 1 else {})
@@ -169,6 +180,13 @@ def _check_given(method: str, needs: Sequence[str], given: dict[str, Any]) -> No
     missing = [f"--{flag}" for flag in needs if not given[flag]]
     if missing:
         raise UsageError(f"--method {method} needs {' and '.join(missing)}. `dp4tl-fast prune --help` says what they are")
+
+
+def _check_files(inputs: list[str | None], out: str, report: str, materialize: str, cache: Path | None) -> None:
+    outputs: dict[str, str | Path] = {"--out": out, "--report": report, "--materialize": materialize}
+    if cache is not None:
+        outputs["--cache"] = cache / "features"
+    check_outputs({flag: path for flag, path in outputs.items() if path}, [path for path in inputs if path])
 
 
 def _open_targets(paths: list[str]) -> list[Beton]:
@@ -222,25 +240,6 @@ def _inputs(
     return SourceInputs(beton, network, cache, groups, clusters, seed, picked, table)
 
 
-def _train_surrogate(
-    source: Beton, out: str, epochs: int, arch: str | None, *, size: int, **settings: Any
-) -> str:
-    """Pretrain a small network in a run folder, or take the one that is there. Returns the folder."""
-    from dp4tl_fast.pretrain import PretrainConfig, pretrain
-
-    cli.message(f"training the surrogate in {out}")
-    side: dict[str, Any] = {"size": size} if size else {}
-    resume = (Path(out) / "config.yaml").exists()
-    pretrain(
-        PretrainConfig(
-            source=str(source.path), out=out, arch=arch or "resnet18", epochs=epochs, warmup_epochs=epochs / 4,
-            batch_size=min(256, source.num_samples), checkpoint_every=epochs, tensorboard=False, resume=resume,
-            forgetting=True, **side, **settings,
-        )
-    )  # fmt: skip
-    return out
-
-
 def _selection(
     path: Path, beton: Beton, inputs: SourceInputs, choice: Choice, *, parameters: dict[str, Any], **about: Any
 ) -> Selection:
@@ -289,14 +288,6 @@ def _tell(selection: Selection, beton: Beton, choice: Choice, out: str, profile:
     )
     share = f" ({100 * profile['overhead']:.1f} % of the forward pass besides it)" if "overhead" in profile else ""
     cli.message("seconds: " + ", ".join(f"{name} {profile[name]:.2f}" for name in profile if name != "overhead") + share)
-
-
-def surrogate_seconds(surrogate: str | None) -> dict[str, float]:
-    """What training the surrogate took, where its run folder is at hand."""
-    summary = Path(surrogate or "") / "summary.json"
-    return (
-        {"surrogate": float(json.loads(summary.read_text())["pretrain_s"])} if surrogate and summary.is_file() else {}
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.embedding import Surrogate, shared
+from dp4tl_fast.cache import shared
+from dp4tl_fast.embedding import Surrogate
 from dp4tl_fast.errors import UsageError
 from dp4tl_fast.files import write_atomically
 from dp4tl_fast.mapping.feature_mapping import Groups, class_groups, kmeans_groups, nearest_groups
@@ -47,6 +48,8 @@ class SourceInputs:
     table: str
 
     def __post_init__(self) -> None:
+        if self.group_rule == "kmeans":
+            self._check_clusters()  # before any image is read
         self.num_classes = self.beton.num_classes
         self.class_names = self.beton.class_names
         self.saved = 0.0
@@ -78,9 +81,8 @@ class SourceInputs:
     def _clusters(self) -> Groups:
         if self.group_rule not in ("classes", "kmeans"):
             return nearest_groups(self.features, load_centroids(self.group_rule).to(self.place))
+        self._check_clusters()
         k, width = self.num_clusters, self.features.shape[1]
-        if k > len(self.features):
-            raise UsageError(f"--clusters {k}: more than the {len(self.features)} records of {self.beton.path}")
 
         def compute(out: np.ndarray) -> None:
             rank, ranks = rank_and_ranks()
@@ -94,6 +96,12 @@ class SourceInputs:
         stored = shared(path, (k, width), np.dtype("<f4"), compute)
         self.saved += stored.saved
         return nearest_groups(self.features, torch.from_numpy(stored.array).to(self.place))
+
+    def _check_clusters(self) -> None:
+        if not 1 <= self.num_clusters <= self.beton.num_samples:
+            raise UsageError(
+                f"--clusters {self.num_clusters}: must be from 1 to the {self.beton.num_samples} records of {self.beton.path}"
+            )
 
     def sizes(self, unit: str) -> np.ndarray:
         """Records of every class, cluster or sample, int64 ``[units]``."""

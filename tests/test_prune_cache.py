@@ -3,13 +3,16 @@
 import json
 import multiprocessing
 import os
+import resource
 import signal
 
 import numpy as np
+import pytest
 from pruning_data import forward_passes, run
 from safetensors.torch import load_file, save_file
 
-from dp4tl_fast import embedding
+from dp4tl_fast import cache
+from dp4tl_fast.errors import UsageError
 from dp4tl_fast.training import checkpoint
 
 
@@ -59,7 +62,7 @@ def killed_while_filling(path):
         out[0] = 1
         os.kill(os.getpid(), signal.SIGKILL)
 
-    embedding.cached(path, (4,), np.dtype("<f4"), fill)
+    cache.cached(path, (4,), np.dtype("<f4"), fill)
 
 
 def fill_and_count(path, log):
@@ -68,7 +71,7 @@ def fill_and_count(path, log):
             file.write("x")
         out[:] = 7
 
-    assert embedding.cached(path, (1000,), np.dtype("<f4"), fill).array[999] == 7
+    assert cache.cached(path, (1000,), np.dtype("<f4"), fill).array[999] == 7
 
 
 def test_cache_survives_a_kill_and_concurrent_runs(tmp_path):
@@ -78,7 +81,7 @@ def test_cache_survives_a_kill_and_concurrent_runs(tmp_path):
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL and not path.exists()
-    assert embedding.cached(path, (4,), np.dtype("<f4"), lambda out: out.fill(2)).array.tolist() == [2] * 4
+    assert cache.cached(path, (4,), np.dtype("<f4"), lambda out: out.fill(2)).array.tolist() == [2] * 4
     assert not list(tmp_path.glob(".*partial"))
     many = [spawn.Process(target=fill_and_count, args=(tmp_path / "b.npy", tmp_path / "log")) for _ in range(3)]
     for process in many:
@@ -86,3 +89,16 @@ def test_cache_survives_a_kill_and_concurrent_runs(tmp_path):
     for process in many:
         process.join()
     assert [p.exitcode for p in many] == [0] * 3 and (tmp_path / "log").read_text() == "x"  # the others waited
+
+
+def fill_a_small_disk(path):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # no file may grow further: what a full disk does
+    with pytest.raises(UsageError, match=r"cannot hold 4\.0 MB .* Give another folder, or none"):
+        cache.cached(path, (1_000_000,), np.dtype("<f4"), lambda out: out.fill(1))
+
+
+def test_a_full_disk_is_an_error_before_anything_is_computed(tmp_path):
+    process = multiprocessing.get_context("spawn").Process(target=fill_a_small_disk, args=(tmp_path / "a.npy",))
+    process.start()
+    process.join()
+    assert process.exitcode == 0 and [p.name for p in tmp_path.iterdir()] == ["a.lock"]

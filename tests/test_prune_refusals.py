@@ -32,6 +32,16 @@ REFUSED = {
     "nan-gradients": (["--surrogate={b}/nan.safetensors", "--method=grand"], "gradients of record 0"),
     "clusters": (["--surrogate={d}/surrogate", "--method=fm", "--groups=kmeans", "--clusters=49"], "--clusters 49"),
     "keeps-nothing": (["--surrogate={d}/surrogate", "--budget=0.01"], "keeps nothing"),
+    "no-clusters": (["--surrogate={d}/surrogate", "--method=ssl-prototypes", "--clusters=-3"], "--clusters -3"),
+    "cache-is-a-file": (["--surrogate={d}/surrogate", "--cache={d}/red.beton"], "--cache {d}/red.beton/features: cannot be"),
+    "out-is-a-folder": (["--surrogate={d}/surrogate", "--out={d}"], "--out {d}: is a folder"),
+    "report-below-a-file": (["--surrogate={d}/surrogate", "--report={d}/red.beton/r.html"], "is not a folder that can be"),
+    "out-is-the-source": (["--surrogate={d}/surrogate", "--out={d}/source.beton"], "source.beton: is an input, too"),
+    "materialize-is-the-target": (["--method=random", "--materialize={d}/red.beton"], "red.beton: is an input, too"),
+    "seed": (["--method=random", "--seed=-1"], "--seed -1"),
+    "surrogate-epochs": (["--train-surrogate={d}/new", "--surrogate-epochs=0"], "--surrogate-epochs 0"),
+    "two-surrogates": (["--surrogate={d}/surrogate", "--train-surrogate={d}/new"], "give one of them"),
+    "not-weights": (["--surrogate={d}/source.classes.json"], "source.classes.json: not a state dict"),
     "keep-and-budget": (["--surrogate={d}/surrogate", "--keep=1", "--budget=0.1"], "give one of them"),
     "neither": (["--surrogate={d}/surrogate"], "Give --keep"),
     "no-surrogate": (["--keep=1"], "needs --surrogate"),
@@ -53,10 +63,12 @@ def test_bad_input_is_one_clear_line(data, bad, tmp_path, capsys, case):
     if "{b}" in flags[0] or case == "no-forgetting":
         arguments += ["--arch=small-4", "--size=16"]
     common = [f"--source={data / 'source.beton'}", f"--target={data / 'red.beton'}", f"--out={tmp_path / 'o.json'}"]
+    before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
     assert dispatch(["prune", *common, *arguments]) == 2
+    assert before == {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
     text = capsys.readouterr().err.replace("\r", "\n")
     lines = [line for line in text.splitlines() if line.startswith("dp4tl-fast ")]
-    assert len(lines) == 1 and needle in lines[0] and "Traceback" not in text
+    assert len(lines) == 1 and needle.format(d=data) in lines[0] and "Traceback" not in text
     assert not (tmp_path / "o.json").exists()
 
 

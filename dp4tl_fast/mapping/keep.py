@@ -44,6 +44,8 @@ def check(keep: str) -> None:
     rule, colon, value = keep.partition(":")
     if rule in ("samples", "budget") or (rule == "auto" and colon):
         _fraction(keep, value)
+    elif rule != "auto" and keep.strip().isdigit() and int(keep) == 0:
+        raise UsageError("--keep 0: would keep nothing. Give a whole number from 1, or a fraction above 0")
     elif rule != "auto":
         num_kept(keep, 2**63)
 

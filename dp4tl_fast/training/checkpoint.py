@@ -125,7 +125,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, A
         try:
             body = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise CheckpointError(f"{file}: not a state dict that loads without unpickling objects ({error})") from None
+            reason = str(error).splitlines()[0]  # torch adds a page of advice
+            raise CheckpointError(f"{file}: not a state dict that loads without unpickling objects ({reason})") from None
         body = body.get("state_dict", body.get("model", body)) if isinstance(body, dict) else body
         if not isinstance(body, dict) or not all(isinstance(v, torch.Tensor) for v in body.values()):
             raise CheckpointError(f"{file}: holds no plain dictionary of tensors")
