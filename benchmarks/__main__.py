@@ -39,7 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
     everywhere = [name for name in SUITES if name != "gpu"]  # that one is for a machine with a GPU
     for name in everywhere if options.name == "all" else [options.name]:
         suite = Suite(name=name, data=options.data)
-        importlib.import_module(SUITES[name]).run(suite)
+        try:
+            importlib.import_module(SUITES[name]).run(suite)
+        except ModuleNotFoundError as error:
+            extras = "'.[bench,dali,ffcv]', on a GPU also '.[bench-gpu]'"
+            parser.error(f"suite {name!r} compares with {error.name}, not installed here. Run pip install {extras}")
         for key, value in suite.results().items():
             result[key] += value
         if options.out is not None:  # after every suite, so that a later failure loses nothing

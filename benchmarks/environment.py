@@ -10,7 +10,7 @@ from pathlib import Path
 
 PACKAGES = (
     "dp4tl_fast", "torch", "torchvision", "triton", "numpy", "ffcv", "nvidia-dali-cuda130", "numba", "pillow",
-    "scikit-learn", "faiss-cpu", "fastkmeans", "flash-kmeans",
+    "scikit-learn", "faiss-cpu", "fastkmeans", "flash-kmeans", "spdl",
 )  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def run(suite: Suite) -> None:
     try:
         torch.cuda.utilization()
     except ModuleNotFoundError as error:
-        raise SystemExit(f"suite 'gpu' asks the driver how busy the GPU is: {error}. Run `pip install nvidia-ml-py`") from None
+        raise SystemExit(f"suite 'gpu' asks the driver how busy the GPU is: {error}. Run pip install '.[bench-gpu]'") from None
     with tempfile.TemporaryDirectory() as name:
         photos = converted(class_folders(suite.require_data() / "imagenet-sample"), Path(name) / "photos.beton")
         measure(suite, photos, "cuda", IMAGES, BATCH, SIZE)

@@ -7,6 +7,7 @@ Limits, measured beside the subjects: reading the logits once (``label_counts``)
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 
@@ -29,6 +30,8 @@ Subjects = dict[str, Callable[[], object]]
 
 
 def run(suite: Suite) -> None:
+    for peer in ("faiss", "fastkmeans", "sklearn", *(["flash_kmeans"] * torch.cuda.is_available())):
+        importlib.import_module(peer)  # a missing one ends the suite now, not after minutes
     check_results("cpu")
     _label_counts(suite)
     _nearest_centroid(suite)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
 from benchmarks import scale
+from benchmarks.__main__ import main
 from benchmarks.harness import Suite, interleave, percentile, ratio
 from benchmarks.summary import write_results
 
@@ -69,3 +71,11 @@ def test_scale_measures_every_subject_and_puts_21k_on_paper(tmp_path, monkeypatc
 def test_21k_lies_on_the_line_through_both_points(monkeypatch):
     monkeypatch.setattr(scale, "IMAGES_21K", 1000)
     assert scale._at_21k([10, 100], [[1.0, 2.0], [10.0, 2.0]]) == [100.0, 2.0]
+
+
+def test_a_peer_that_is_not_installed_is_one_clear_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(SystemExit) as stop:
+        main(["kernels", "--out", str(tmp_path / "kernels.json")])
+    assert stop.value.code == 2 and not (tmp_path / "kernels.json").exists()
+    assert "suite 'kernels' compares with faiss, not installed here" in capsys.readouterr().err
