@@ -17,7 +17,7 @@ from benchmarks.harness import Suite
 # name -> module with run(suite); imported only when asked for, because some need torch, FFCV or DALI.
 SUITES = {
     name: f"benchmarks.{name}"
-    for name in ("kernels", "loaders", "io", "startup", "convert", "end_to_end", "auto", "scale", "parity", "gpu")
+    for name in ("kernels", "loaders", "io", "startup", "convert", "end_to_end", "training", "auto", "scale", "parity", "gpu")
 }
 
 

@@ -7,15 +7,14 @@ the answer is a line with its seconds. All deliver random resized crops, mirrore
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.child import serve
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH = 256
@@ -160,25 +159,23 @@ SUBJECTS = {
 }  # fmt: skip
 
 
-def main() -> None:
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever a library prints is not an answer
-    options = json.loads(sys.argv[2])
-    epoch = SUBJECTS[sys.argv[1]](options)
-    print("ready", file=answers)
-    for number, _ in enumerate(sys.stdin):
+def subject(name: str, options: dict[str, Any]) -> Callable[[int], float]:
+    """Seconds of an epoch of the loader of that name."""
+    epoch = SUBJECTS[name](options)
+
+    def seconds(number: int) -> float:
         start = time.perf_counter()
         loader = epoch()
         if hasattr(loader, "set_epoch"):
             loader.set_epoch(number)
         batches = sum(1 for _ in loader)
-        seconds = time.perf_counter() - start
+        spent = time.perf_counter() - start
         if batches != -(-options["images"] // BATCH):
-            raise SystemExit(f"{sys.argv[1]}: {batches} batches of {BATCH} are not {options['images']} images")
-        print(seconds, file=answers)
-    answers.flush()
-    os._exit(0)  # FFCV's and DALI's threads and finalizers would hold the exit up
+            raise SystemExit(f"{name}: {batches} batches of {BATCH} are not {options['images']} images")
+        return spent
+
+    return seconds
 
 
 if __name__ == "__main__":
-    main()
+    serve(subject)

@@ -7,8 +7,6 @@ allocate anew every epoch (FFCV) and for us; the slow ones, which do not, get fe
 from __future__ import annotations
 
 import io
-import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -16,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.child import Child
 from benchmarks.harness import Suite, interleave
 from dp4tl_fast.beton import Beton, BetonWriter
 from dp4tl_fast.beton.format import MODE_JPEG
@@ -74,31 +73,16 @@ def write_files(source: Path, folder: Path) -> None:
         (folder / f"{i:06}{'.jpg' if row['mode'] == MODE_JPEG else '.bmp'}").write_bytes(data)
 
 
-class Child:
-    """A subject's process."""
+class Loading(Child):
+    """A loader's process; called, it gives the images a second of one epoch."""
 
     def __init__(self, subject: str, file: Path, folder: Path, threads: int) -> None:
-        self.name = subject
         self.images = SLOW_EPOCH if subject in SLOW else EPOCH
         options = {"file": str(file), "folder": str(folder), "threads": threads, "images": self.images, "size": SIZE}
-        command = [sys.executable, "-m", "benchmarks.loader_subjects", subject, json.dumps(options)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        self._read()
-
-    def _read(self) -> str:
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self.name}: {self._process.stderr.read()[-2000:]}")
-        return line
+        super().__init__("benchmarks.loader_subjects", subject, options)
 
     def __call__(self) -> float:
-        """Images a second of one epoch."""
-        print("epoch", file=self._process.stdin, flush=True)
-        return self.images / float(self._read())
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
+        return self.images / self.work()
 
 
 def case(suite: Suite, name: str, subjects: dict[str, tuple[str, Path, Path, int]], ratio_to: str) -> dict[str, list[float]]:
@@ -106,7 +90,7 @@ def case(suite: Suite, name: str, subjects: dict[str, tuple[str, Path, Path, int
     children = {}
     for label, arguments in subjects.items():
         try:
-            children[label] = Child(*arguments)
+            children[label] = Loading(*arguments)
         except RuntimeError as error:
             print(f"{suite.name}/{name}: {label} is left out: {str(error).splitlines()[-1][:160]}", file=sys.stderr)
     try:

@@ -1,0 +1,70 @@
+"""Training a small network on real JPEGs: the PyTorch reference ImageNet script's way, with FFCV, and ours.
+
+The same network, batch, resolution and fp32 for all; what differs is how images come and what the loop does around the
+step. Each is a process of its own with the threads its users would give it (one a core for loading, one a core for torch), and
+runs an epoch when it is its turn. About 6 minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.child import Child
+from benchmarks.harness import ROUNDS, Suite, interleave
+from dp4tl_fast.convert import convert
+
+SUBJECTS = ("reference", "ffcv", "ours")
+IMAGES, BATCH, SIZE, ARCH = 3072, 128, 96, "small-16"
+
+
+class Training(Child):
+    """A subject's process; called, it gives the samples a second of one epoch, and keeps the share spent waiting for data."""
+
+    def __init__(self, subject: str, options: dict[str, Any]) -> None:
+        super().__init__("benchmarks.training_subjects", subject, options)
+        self.waits: list[float] = []
+
+    def __call__(self) -> float:
+        told = self.work()
+        self.waits.append(told["wait_s"] / told["seconds"])
+        return told["samples"] / told["seconds"]
+
+
+def repeat_images(data: Path, folder: Path, images: int) -> None:
+    """Class folders of links to the images of ``imagenet-sample``, each as often as it takes to have ``images`` files."""
+    found = sorted(p for p in (data / "imagenet-sample").rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
+    if not found:
+        raise SystemExit(f"{data}: no imagenet-sample there. Unpack imagenet-sample.tar")
+    for i in range(images):
+        image = found[i % len(found)]
+        link = folder / image.parent.name / f"{i:06}.JPEG"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(image.resolve())
+
+
+def run(suite: Suite) -> None:
+    with tempfile.TemporaryDirectory(prefix="dp4tl-training-") as name:
+        root = Path(name)
+        repeat_images(suite.require_data(), root / "images", IMAGES)
+        convert(str(root / "images"), str(root / "source.beton"))
+        options = {
+            "folder": str(root / "images"), "file": str(root / "source.beton"), "batch": BATCH, "size": SIZE, "arch": ARCH,
+            "threads": len(os.sched_getaffinity(0)),
+        }  # fmt: skip
+        children: dict[str, Training] = {}
+        try:
+            for subject in SUBJECTS:
+                children[subject] = Training(subject, options)
+            samples = interleave(children)
+        finally:
+            for child in children.values():
+                child.close()
+    rows = suite.add("samples", samples, "samples/s", ratio_to="reference")
+    waits = {subject: child.waits[-ROUNDS:] for subject, child in children.items()}  # without the warm-up
+    suite.add("data-wait", waits, "share")
+    suite.goal("vs-reference", goal=1.0, measured=rows["ours"].ratio or 0.0, unit="x reference script")
+    suite.goal("data-wait-share", goal=0.05, measured=median(waits["ours"]), unit="of the time", at_most=True)
