@@ -28,16 +28,23 @@ void register_jpeg(nb::module_& m) {
         "data"_a, "The same coefficients as a baseline JPEG: pixels are identical. RuntimeError: not a JPEG, or damaged.");
   m.def("jpeg_add_index",
         [](nb::bytes data, int pixels) -> nb::object {
-          std::string result;
+          thread_local JpegIndexer indexer(kernels_for("auto"));
           JpegIndexer::Result what;
           {
             nb::gil_scoped_release free;
-            thread_local JpegIndexer indexer(kernels_for("auto"));
-            what = indexer.run(static_cast<const uint8_t*>(data.data()), data.size(), pixels, result);
+            what = indexer.run(static_cast<const uint8_t*>(data.data()), data.size(), pixels);
           }
           if (what == JpegIndexer::Result::kDamaged) throw Error("its entropy-coded data are damaged");
           if (what != JpegIndexer::Result::kIndexed) return data;
-          return nb::bytes(result.data(), result.size());
+          const std::string& segment = indexer.segment();
+          PyObject* whole = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(data.size() + segment.size()));
+          if (!whole) throw nb::python_error();
+          const nb::object result = nb::steal(whole);
+          char* to = PyBytes_AS_STRING(whole);
+          std::memcpy(to, data.c_str(), indexer.at());
+          std::memcpy(to + indexer.at(), segment.data(), segment.size());
+          std::memcpy(to + indexer.at() + segment.size(), data.c_str() + indexer.at(), data.size() - indexer.at());
+          return result;
         },
         "data"_a, "pixels"_a = 64,
         "The same JPEG with one more segment: an index of places about every `pixels` pixels of a row where the native loader can\n"

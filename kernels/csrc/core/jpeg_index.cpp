@@ -59,7 +59,7 @@ int read_index(const JpegHeader& h, const uint8_t* data, size_t size, int last, 
   return interval;
 }
 
-JpegIndexer::Result JpegIndexer::run(const uint8_t* data, size_t size, int pixels, std::string& out) {
+JpegIndexer::Result JpegIndexer::run(const uint8_t* data, size_t size, int pixels) {
   JpegHeader h;
   if (size > UINT32_MAX || size < 2 || !parse_jpeg(data, size, h)) return Result::kUnusual;
   if (data[size - 2] != 0xFF || data[size - 1] != 0xD9) return Result::kDamaged;
@@ -83,12 +83,10 @@ JpegIndexer::Result JpegIndexer::run(const uint8_t* data, size_t size, int pixel
   entries_.resize(static_cast<size_t>(n) + 1);
   if (!kernels_.index_scan(scan, mcus, entries_.data())) return Result::kDamaged;
 
-  const size_t scan_header = h.scan - (8 + 2 * static_cast<size_t>(h.components));  // where its FF DA stands
+  at_ = h.scan - (8 + 2 * static_cast<size_t>(h.components));  // where the scan's own segment begins
   const size_t payload = kFixed + static_cast<size_t>(n) * entry_bytes(h);
-  out.clear();
-  out.reserve(size + payload + 4);
-  out.append(reinterpret_cast<const char*>(data), scan_header);
-  out += "\xFF\xEF";
+  std::string& out = segment_;
+  out = "\xFF\xEF";
   put16(out, static_cast<uint32_t>(payload + 2));
   out.append("DP4TL\0", 6);
   out += {static_cast<char>(kVersion), static_cast<char>(h.components)};
@@ -104,7 +102,6 @@ JpegIndexer::Result JpegIndexer::run(const uint8_t* data, size_t size, int pixel
     for (int c = 0; c < h.components; ++c) put16(out, static_cast<uint16_t>(entry.dc[c]));
     before = bits;
   }
-  out.append(reinterpret_cast<const char*>(data) + scan_header, size - scan_header);
   return Result::kIndexed;
 }
 

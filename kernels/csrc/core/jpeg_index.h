@@ -33,13 +33,18 @@ class JpegIndexer {
     kUnusual,  // not a JPEG that parse_jpeg takes
     kDamaged,
   };
-  // The same JPEG with an entry about every `pixels` pixels of a row in `out`. Reads all entropy-coded data, so that it finds damage.
-  Result run(const uint8_t* data, size_t size, int pixels, std::string& out);
+  // Makes the segment, with an entry about every `pixels` pixels of a row. Reads all entropy-coded data, so that it finds damage.
+  Result run(const uint8_t* data, size_t size, int pixels);
+  // It belongs before byte at() of the JPEG. Valid until the next run.
+  const std::string& segment() const { return segment_; }
+  size_t at() const { return at_; }
 
  private:
   const Kernels& kernels_;
   HuffmanCache tables_;
   std::vector<ScanEntry> entries_;
+  std::string segment_;
+  size_t at_ = 0;
 };
 
 }  // namespace dp4tl

@@ -49,11 +49,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* input, size_t size) {
   } catch (const Error&) {
   }
   static JpegIndexer indexer(kernels_for("auto"));
-  std::string indexed;
-  if (indexer.run(data, size, 8 + input[0] % 64, indexed) == JpegIndexer::Result::kIndexed) {  // then the index is a right one
+  if (indexer.run(data, size, 8 + input[0] % 64) == JpegIndexer::Result::kIndexed) {  // then the index is a right one
+    std::vector<uint8_t> indexed(data, data + size);
+    indexed.insert(indexed.begin() + static_cast<ptrdiff_t>(indexer.at()), indexer.segment().begin(), indexer.segment().end());
     Pixels again;
     const bool before = decoders[0]->decode(data, size, width, height, r, pixels);
-    if (before != decoders[0]->decode(reinterpret_cast<const uint8_t*>(indexed.data()), indexed.size(), width, height, r, again)) __builtin_trap();
+    if (before != decoders[0]->decode(indexed.data(), indexed.size(), width, height, r, again)) __builtin_trap();
   }
   try {
     make_sequential(data, size);

@@ -11,6 +11,8 @@
 // jpeglib.h needs size_t and FILE before it.
 #include <jpeglib.h>
 
+#include "core/jpeg_index.h"
+
 namespace dp4tl::test {
 
 struct JpegOptions {
@@ -68,6 +70,13 @@ inline std::vector<uint8_t> encode(const JpegOptions& o, unsigned seed) {
   std::vector<uint8_t> bytes(out, out + size);
   std::free(out);
   return bytes;
+}
+
+// The JPEG with the indexer's segment.
+inline std::vector<uint8_t> insert_index(const JpegIndexer& indexer, const std::vector<uint8_t>& jpeg) {
+  std::vector<uint8_t> whole(jpeg);
+  whole.insert(whole.begin() + static_cast<ptrdiff_t>(indexer.at()), indexer.segment().begin(), indexer.segment().end());
+  return whole;
 }
 
 struct Reference {

@@ -2,7 +2,6 @@
 #include <cstdio>
 #include <string>
 
-#include "core/jpeg_index.h"
 #include "tests/check.h"
 #include "tests/jpegs.h"
 
@@ -19,9 +18,9 @@ int main(int argc, char** argv) {
         o.progressive = progressive, o.restart_interval = restart, o.gray = h == 0;
         if (h) o.h = h, o.v = v;
         const std::vector<uint8_t> plain = encode(o, static_cast<unsigned>(++seed));
-        std::string jpeg;
-        const auto result = dp4tl::JpegIndexer(dp4tl::kernels_for("auto")).run(plain.data(), plain.size(), 8, jpeg);
-        if (result != dp4tl::JpegIndexer::Result::kIndexed) jpeg.assign(plain.begin(), plain.end());
+        dp4tl::JpegIndexer indexer(dp4tl::kernels_for("auto"));
+        const bool indexed = indexer.run(plain.data(), plain.size(), 8) == dp4tl::JpegIndexer::Result::kIndexed;
+        const std::vector<uint8_t> jpeg = indexed ? insert_index(indexer, plain) : plain;
         std::FILE* file = std::fopen((std::string(argv[1]) + "/jpeg_" + std::to_string(seed)).c_str(), "wb");
         CHECK(file);
         const uint8_t crop[4] = {40, 90, 200, 120};

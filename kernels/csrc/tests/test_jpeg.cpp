@@ -6,7 +6,6 @@
 #include <string>
 
 #include "core/error.h"
-#include "core/jpeg_index.h"
 #include "core/jpeg_transcode.h"
 #include "tests/check.h"
 #include "tests/jpegs.h"
@@ -50,10 +49,10 @@ void check_crops(const Kernels& kernels, const std::vector<uint8_t>& jpeg, const
 
 // The JPEG with an index, or as it is if it needs none.
 std::vector<uint8_t> with_index(const Kernels& kernels, const std::vector<uint8_t>& jpeg, int pixels) {
-  std::string out;
-  const JpegIndexer::Result result = JpegIndexer(kernels).run(jpeg.data(), jpeg.size(), pixels, out);
+  JpegIndexer indexer(kernels);
+  const JpegIndexer::Result result = indexer.run(jpeg.data(), jpeg.size(), pixels);
   CHECK(result == JpegIndexer::Result::kIndexed || result == JpegIndexer::Result::kPlain, "refused");
-  return result == JpegIndexer::Result::kPlain ? jpeg : std::vector<uint8_t>(out.begin(), out.end());
+  return result == JpegIndexer::Result::kPlain ? jpeg : insert_index(indexer, jpeg);
 }
 
 std::vector<JpegOptions> ordinary() {
@@ -184,8 +183,7 @@ void damaged(const Kernels& kernels) {
     Pixels pixels;
     const Rect r{static_cast<int>(random() % 40), static_cast<int>(random() % 30), 25, 15};
     (decoder.decode(exact.data(), exact.size(), o.width, o.height, r, pixels, 1 << round % 4) ? decoded : refused) += 1;
-    std::string indexed;
-    JpegIndexer(kernels).run(exact.data(), exact.size(), 16, indexed);
+    JpegIndexer(kernels).run(exact.data(), exact.size(), 16);
     try {
       turbo.decode(exact.data(), exact.size(), o.width, o.height, r);
     } catch (const Error&) {
