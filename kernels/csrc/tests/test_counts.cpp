@@ -19,6 +19,15 @@ uint16_t bf16(float x) {  // small integers only: exact
   return static_cast<uint16_t>(bits >> 16);
 }
 
+uint16_t f16(float x) {  // small integers, infinities and NaNs only
+  const auto sign = static_cast<uint16_t>(std::signbit(x) ? 0x8000 : 0);
+  if (std::isnan(x)) return sign | 0x7e00;
+  if (std::isinf(x)) return sign | 0x7c00;
+  int exponent = 0;
+  const float fraction = std::frexp(std::fabs(x), &exponent);  // in [0.5, 1), or 0
+  return x == 0 ? sign : static_cast<uint16_t>(sign | ((exponent + 14) << 10) | (static_cast<int>(fraction * 2048) & 1023));
+}
+
 Best plain(const std::vector<float>& row) {
   Best best = {-INFINITY, 0};
   for (size_t k = 0; k < row.size(); ++k) {
@@ -68,6 +77,7 @@ int main() {
   std::mt19937 random(1);
   for (int isa = 0; isa <= static_cast<int>(best_isa()); ++isa) {
     check_rows<float>(Scalar::f32, static_cast<Isa>(isa), random, [](float x) { return x; });
+    check_rows<uint16_t>(Scalar::f16, static_cast<Isa>(isa), random, f16);
     check_rows<uint16_t>(Scalar::bf16, static_cast<Isa>(isa), random, bf16);
   }
   check_threads();
