@@ -62,6 +62,7 @@ def compare(runs: list[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
                 "bytes_read": median(s["bytes_read"] for _, s in group),
                 **_accuracy("lp", runs, folders),
                 **_accuracy("ff", runs, folders),
+                **_accuracy("knn", runs, folders),
             }
         )
     return sorted(rows, key=lambda r: (r["arch"], r["name"] != "full", -r["classes_kept"], r["name"]))
@@ -100,12 +101,14 @@ def table_rows(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
         "bytes read",
         "LP %",
         "FF %",
+        *(["kNN %"] if (knn := any(r["knn_mean"] is not None for r in rows)) else []),
     ]
     cells = [
         [
             r["name"], str(r["classes_kept"]), f"{r['samples']:,}", f"{r['pretrain_s']:.1f} s", times(r["speedup"]),
             times(r["speedup_with_pruning"]), f"{r['bytes_read'] / 1e6:,.1f} MB",
             percent(r["lp_mean"], r["lp_std"]), percent(r["ff_mean"], r["ff_std"]),
+            *([percent(r["knn_mean"], r["knn_std"])] if knn else []),
         ]
         for r in rows
     ]  # fmt: skip

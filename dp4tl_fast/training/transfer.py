@@ -1,11 +1,12 @@
-"""Finetuning on a target: linear probe (LP) and full finetuning (FF), recipes of arXiv 2310.08782.
+"""Finetuning on a target: linear probe (LP) and full finetuning (FF), recipes of arXiv 2310.08782; and a kNN probe.
 
-Both report the *last* epoch's test accuracy first; the best over epochs, which the paper reports, stands beside it.
+LP and FF report the *last* epoch's test accuracy first; the best over epochs, which the paper reports, stands beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,14 @@ from dp4tl_fast.training.schedule import learning_rate
 from dp4tl_fast.training.supervised import Supervised, hits
 
 Descent = Callable[..., torch.optim.Optimizer]
+KNN_ROWS = 1024  # test features compared at a time: bounds the memory of the similarities
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    last: float  # top-1 accuracy on the test set after the last epoch
+    best: float  # after the epoch that was best there
+    predicted: torch.Tensor  # int64 [n], after the last epoch, on the CPU
 
 
 def make_optimizer(
@@ -55,7 +64,7 @@ def linear_probe(
     batch_size: int,
     descent: Descent = make_optimizer,
     on_epoch: Callable[[], None] = lambda: None,
-) -> dict[str, float]:
+) -> Result:
     """``descent`` and a per-step cosine on a fresh linear classifier over features ``[n, d]`` and labels ``[n]``."""
     x, y = train_set
     generator = torch.Generator().manual_seed(seed)
@@ -73,9 +82,35 @@ def linear_probe(
             optimizer.step()
             step += 1
         with torch.no_grad():
-            accuracies.append(float((classifier(test_set[0]).argmax(1) == test_set[1]).float().mean()))
+            predicted = classifier(test_set[0]).argmax(1)
+        accuracies.append(float((predicted == test_set[1]).float().mean()))
         on_epoch()
-    return {"last": accuracies[-1], "best": max(accuracies)}
+    return Result(accuracies[-1], max(accuracies), predicted.cpu())
+
+
+def knn_probe(
+    train_set: tuple[torch.Tensor, torch.Tensor],
+    test_set: tuple[torch.Tensor, torch.Tensor],
+    num_classes: int,
+    *,
+    neighbours: int,
+    temperature: float,
+) -> Result:
+    """Vote of the nearest training features by cosine, each weighing exp(similarity / temperature) (Wu et al. 2018).
+
+    Features ``[n, d]`` and labels ``[n]``. Nothing is trained or drawn: no classifier's settings blur what the features are
+    worth, which is why self-supervised pretraining is watched with it.
+    """
+    x, y = F.normalize(train_set[0], dim=1), train_set[1]
+    predicted = []
+    for rows in F.normalize(test_set[0], dim=1).split(KNN_ROWS):
+        similarity, nearest = (rows @ x.T).topk(min(neighbours, len(x)), dim=1)
+        votes = torch.zeros(len(rows), num_classes, device=rows.device)
+        votes.scatter_add_(1, y[nearest], (similarity / temperature).exp())
+        predicted.append(votes.argmax(1))
+    found = torch.cat(predicted)
+    accuracy = float((found == test_set[1]).float().mean())
+    return Result(accuracy, accuracy, found.cpu())
 
 
 def full_finetune(
@@ -91,7 +126,7 @@ def full_finetune(
     precision: torch.dtype | None,
     descent: Descent = make_optimizer,
     on_epoch: Callable[[], None] = lambda: None,
-) -> dict[str, float]:
+) -> Result:
     """``descent`` and a per-step cosine on all weights, with a fresh classifier. Changes ``model``."""
     torch.manual_seed(seed)
     models.replace_head(model, num_classes)
@@ -99,9 +134,15 @@ def full_finetune(
     optimizer = descent(model.parameters(), lr)
     total = epochs * len(train_loader)
     accuracies: list[float] = []
+    predicted: list[torch.Tensor] = []
+
+    def count(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        predicted.append(logits.argmax(1))
+        return hits(logits, labels)
 
     def score(run: Run, metrics: dict[str, float]) -> None:
-        accuracies.append(evaluate(model, test_loader, normalise, hits)["top_1"])
+        predicted.clear()
+        accuracies.append(evaluate(model, test_loader, normalise, count)["top_1"])
         on_epoch()
 
     scaler = torch.amp.GradScaler(normalise.device.type, enabled=precision == torch.float16)
@@ -110,4 +151,4 @@ def full_finetune(
         lambda step: learning_rate(step, schedule="cosine", peak=lr, total_steps=total, warmup_steps=0),
         epochs=epochs, how=Stepping(precision), on_epoch=score,
     )  # fmt: skip
-    return {"last": accuracies[-1], "best": max(accuracies)}
+    return Result(accuracies[-1], max(accuracies), torch.cat(predicted).cpu())

@@ -1,0 +1,31 @@
+"""A target by its .beton file, or by name: a data set of torchvision's is converted once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from dp4tl_fast import cli
+from dp4tl_fast.beton import Beton
+
+CACHE = ".dp4tl-cache"  # beside a command's --out
+
+
+def open_target(spec: str, out: str) -> Beton:
+    """``x.beton``, or ``torchvision:NAME?root=DIR&split=test``, whose .beton is kept in the cache beside ``out``.
+
+    Raises:
+        BetonError, SourceError: It is missing, malformed, or torchvision does not know it.
+    """
+    if not spec.startswith("torchvision:"):
+        return Beton(spec)
+    from dp4tl_fast.convert import convert
+
+    digest = hashlib.sha256(spec.encode()).hexdigest()[:8]
+    name = re.sub(r"[^A-Za-z0-9]+", "-", spec.removeprefix("torchvision:").split("root=")[0]).strip("-")
+    path = Path(out).absolute().parent / CACHE / f"{name}-{digest}.beton"
+    if not path.exists():
+        cli.message(f"{spec}: converting it to {path}, once")
+    convert(spec, str(path), resume=path.exists())
+    return Beton(path)
