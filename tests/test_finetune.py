@@ -8,8 +8,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from small_runs import noisy_colours
 from sklearn.neighbors import KNeighborsClassifier
+from small_runs import noisy_colours
 
 from dp4tl_fast import accuracy
 from dp4tl_fast.beton import Beton
@@ -93,7 +93,7 @@ def test_few_shots_are_balanced_drawn_anew_and_enough(runs, tmp_path):
     for mode in ("lp", "ff", "knn"):
         summary = finetune(**arguments(runs, mode=mode, out=str(tmp_path / mode), epochs=2, seeds=2, shots=3))
         assert summary["shots"] == 3 and len(summary["top_1"]) == 2
-    with pytest.raises(UsageError, match="--shots 8: class .* has only 7 images"):
+    with pytest.raises(UsageError, match=r"--shots 8: class .* has only 7 images"):
         finetune(**arguments(runs, mode="lp", out=str(tmp_path / "x"), shots=8))
     assert not (tmp_path / "x").exists()
 
