@@ -142,5 +142,9 @@ def make_optimizer(modules: Sequence[nn.Module], name: str, lr: float, weight_de
     plain = [p for p in parameters if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=0.9, fused=True)
+        optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9, fused=True)
+        # torch takes uninitialised memory for the momentum, and leaves it so if loss scaling skips the very first step.
+        for p in parameters:
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return optimizer
     return torch.optim.AdamW(groups, lr=lr, fused=True)

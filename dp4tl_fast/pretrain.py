@@ -128,6 +128,8 @@ class Training:
             )  # fmt: skip
         except NonFiniteLoss as error:
             raise self._explain(error) from None
+        except OSError as error:  # a log on a full disk, a file system that went away
+            raise TrainingError(f"{self.out}: stopped at step {self.learner.run.step}: {error}. Mend it, then --resume") from None
         except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
                 raise

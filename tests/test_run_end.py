@@ -1,5 +1,6 @@
 """How a run ends early, what it keeps, what it says: memory, disks, changed files, the profile."""
 
+import errno
 import json
 import resource
 import subprocess
@@ -112,6 +113,17 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_goes_on_later(data, tmp_path)
     a, b = (checkpoint.read_weights(tmp_path / n)[0] for n in ("whole", "r"))
     for name in a:  # threads of their own: not the same bits
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_log_that_cannot_be_written_is_one_line(data, tmp_path, monkeypatch):
+    from dp4tl_fast.run_folder import Log
+
+    def full(self, metrics):
+        raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+
+    monkeypatch.setattr(Log, "epoch", full)
+    with pytest.raises(TrainingError, match=r"stopped at step 6: .*No space left on device.* --resume"):
+        run(data, tmp_path / "r")
 
 
 def test_bad_input_overwrites_nothing(data, tmp_path):

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from dp4tl_fast import models
 from dp4tl_fast.errors import UsageError
-from dp4tl_fast.pretrain_config import PretrainConfig
+from dp4tl_fast.learner import make_optimizer
+from dp4tl_fast.pretrain_config import OPTIMIZERS, PretrainConfig
 from dp4tl_fast.training import checkpoint
 from dp4tl_fast.training.ema import Ema
 from dp4tl_fast.training.loop import Run, Stepping, gradients, split
@@ -153,18 +154,30 @@ def test_half_precision_learns_and_resumes_to_the_same_bits(data, tmp_path, prec
     assert all(torch.equal(a[k], b[k]) and a[k].dtype != torch.float16 for k in a)
 
 
-def test_loss_scaling_skips_a_step_that_overflows():
-    """A gradient of 2^14 overflows fp32 once it is scaled by 2^120: no weight moves, and the scale falls."""
-    model = network()
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120, growth_interval=10**6)
-    run = Run(model, Supervised(), torch.optim.SGD(model.parameters(), 0.1, fused=True), scaler)
-    before = [p.detach().clone() for p in model.parameters()]
-    batch = 2.0**14 * torch.ones(4, 3, 4, 4), torch.arange(4), torch.arange(4)
-    gradients(run, Plain(), batch, Stepping())
-    scaler.step(run.optimizer)
-    scaler.update()
-    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-    assert scaler.get_scale() == 2.0**119
+@pytest.mark.parametrize("clip_norm", [0.0, 1e6])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_loss_scaling_skips_a_first_step_that_overflows(name, clip_norm):
+    """A gradient of 2^14 overflows fp32 once it is scaled by 2^120: no weight moves, the scale falls, and nothing remembers it."""
+    steps = {}
+    for skipped in (True, False):
+        model, goal = network(), Supervised()
+        optimizer = make_optimizer((model, goal), name, 0.1, 0.0)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120 if skipped else 2.0**10, growth_interval=10**6)
+        run = Run(model, goal, optimizer, scaler)
+        before = [p.detach().clone() for p in model.parameters()]
+        for size in ((2.0**14, 1e-3) if skipped else (1e-3,)):
+            gradients(run, Plain(), (size * torch.ones(4, 3, 4, 4), torch.arange(4), torch.arange(4)), Stepping())
+            if clip_norm:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(run.parameters, clip_norm)
+            scaler.step(optimizer)
+            scaler.update()
+            if size > 1:
+                assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+                assert scaler.get_scale() == 2.0**119
+                scaler.update(2.0**10)
+        steps[skipped] = [p.detach() for p in model.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(steps[True], steps[False], strict=True))
 
 
 # -- the network ------------------------------------------------------------------------------------------------------

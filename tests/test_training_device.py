@@ -1,0 +1,65 @@
+"""Pretraining on the device there is. On a GPU batches are copied while the step before them computes: nothing may be lost,
+mixed up or counted twice for that."""
+
+import json
+import math
+
+import pytest
+import torch
+from small_runs import noisy_colours, run
+
+from dp4tl_fast import cli
+from dp4tl_fast.pretrain import Training
+from dp4tl_fast.training import checkpoint
+from dp4tl_fast.training.loop import ahead
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return noisy_colours(tmp_path_factory.mktemp("data"), "s", (16, 16, 16))
+
+
+def rows(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_batches_arrive_whole_and_in_order():
+    batches = [
+        ((torch.full((8, 3, 64, 64), i, dtype=torch.uint8), torch.full((8, 3, 64, 64), i + 1, dtype=torch.uint8)),
+         torch.full((8,), i), torch.full((8,), i)) for i in range(20)
+    ]  # fmt: skip
+    for i, ((a, b), labels, index) in enumerate(ahead(iter(batches), DEVICE)):
+        assert a.device.type == labels.device.type == DEVICE.type and not index.is_cuda
+        assert (a == i).all() and (b == i + 1).all() and (labels == i).all() and (index == i).all()
+    assert i == 19
+
+
+@pytest.mark.parametrize("objective", ["supervised", "moco", "moco_v3", "adversarial"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_every_objective_trains(data, tmp_path, objective, precision):
+    run(data, tmp_path / "r", objective=objective, precision=precision, moco_queue=32, ema_decay=0.9, clip_norm=5.0)
+    assert all(math.isfinite(row["loss"]) for row in rows(tmp_path / "r"))
+
+
+def test_a_stop_in_mid_epoch_resumes_at_its_place(data, tmp_path, monkeypatch):
+    run(data, tmp_path / "whole")
+    plain = Training._on_step
+    monkeypatch.setattr(Training, "_on_step", lambda self, state: plain(self, state) or state.step == 9)
+    with pytest.raises(cli.Terminated):
+        run(data, tmp_path / "cut")
+    monkeypatch.undo()
+    state = checkpoint.load_state(checkpoint.checkpoints(tmp_path / "cut/checkpoint")[-1])
+    assert state["loader"]["batch"] == 3 and state["tally"]["samples"] == 24  # 6 batches an epoch; the one ahead is not counted
+    run(data, tmp_path / "cut", resume=True)
+    a, b = (checkpoint.read_weights(tmp_path / name)[0] for name in ("whole", "cut"))
+    for name in a:  # cuDNN may add in another order
+        torch.testing.assert_close(a[name], b[name], rtol=1e-2, atol=1e-3)
+    assert [row["samples"] for row in rows(tmp_path / "cut")] == [48, 48, 48]
+
+
+def test_the_profile_counts_the_gpu(data, tmp_path):
+    run(data, tmp_path / "r", profile=True)
+    busy = json.loads((tmp_path / "r/profile.json").read_text())["gpu_busy_share"]
+    assert busy > 0 if DEVICE.type == "cuda" else busy is None
