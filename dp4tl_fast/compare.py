@@ -101,7 +101,7 @@ def table_rows(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
         "bytes read",
         "LP %",
         "FF %",
-        *(["kNN %"] if (knn := any(r["knn_mean"] is not None for r in rows)) else []),
+        *(["kNN %"] if (knn := any(r.get("knn_mean") is not None for r in rows)) else []),
     ]
     cells = [
         [
