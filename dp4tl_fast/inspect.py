@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,11 @@ import numpy as np
 from dp4tl_fast import cli
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton import format as fmt
+from dp4tl_fast.beton import jpeg
 from dp4tl_fast.beton.layout import label_mixing
 from dp4tl_fast.beton.verify import verify as verify_records
+
+LOOKED_AT, HEADER_BYTES = 200, 1 << 18  # JPEGs, and bytes of each, that say whether there are entry points
 
 TYPE_NAMES = {
     fmt.TYPE_FLOAT: "float", fmt.TYPE_INT: "int", fmt.TYPE_RGB: "RGB image", fmt.TYPE_BYTES: "bytes",
@@ -55,6 +59,7 @@ def describe(beton: Beton) -> dict[str, Any]:
         "label_mixing": label_mixing(beton.labels),
         "jpeg": int((images["mode"] == fmt.MODE_JPEG).sum()),
         "raw": int((images["mode"] == fmt.MODE_RAW).sum()),
+        "entry_points": _entry_points(beton),
         "image_bytes": int(sizes.sum()),
         "width": _spread(images["width"]),
         "height": _spread(images["height"]),
@@ -64,6 +69,17 @@ def describe(beton: Beton) -> dict[str, Any]:
             {"id": i, "name": name, "samples": int(counts[i]), "bytes": int(sizes[i])} for i, name in enumerate(names)
         ],
     }
+
+
+def _entry_points(beton: Beton) -> dict[str, int]:
+    """Of up to ``LOOKED_AT`` JPEGs spread over the file: how many have entry points for partial decoding."""
+    jpegs = np.flatnonzero(beton.images["mode"] == fmt.MODE_JPEG)
+    some = jpegs[np.linspace(0, len(jpegs) - 1, min(LOOKED_AT, len(jpegs)), dtype=np.int64)]
+    found = 0
+    for i in some.tolist():
+        with suppress(ValueError):
+            found += jpeg.has_entry_points(beton.payload(i)[:HEADER_BYTES].tobytes())
+    return {"found": found, "looked_at": len(some)}
 
 
 def _spread(values: np.ndarray) -> dict[str, int]:
@@ -86,6 +102,10 @@ def as_text(result: dict[str, Any]) -> str:
         f"layout      {result['layout']}: {mixing['distinct_classes']:.1f} distinct classes in {mixing['window']} "
         f"consecutive records, {mixing['distinct_classes_if_shuffled']:.1f} in a uniform shuffle",
     ]
+    if points := result["entry_points"]["looked_at"]:
+        found = result["entry_points"]["found"]
+        remedy = "" if found == points else ", which speed up the native loader; `dp4tl-fast relayout` adds them"
+        lines.append(f"partial     {found} of {points} JPEGs looked at have entry points for partial decoding{remedy}")
     if "verified" in result:
         checked = result["verified"]
         with_checksums = "checksums and headers" if checked["checksums"] else "headers (the file has no checksums)"

@@ -44,6 +44,18 @@ def test_inspect_describes_the_file(beton_path: Path, capsys: pytest.CaptureFixt
     assert result["label_mixing"]["window"] == 12
 
 
+@pytest.mark.parametrize(("side", "entry_points", "found"), [(200, "on", 6), (200, "off", 0), (100, "on", 0)])
+def test_inspect_counts_entry_points(
+    tmp_path: Path, side: int, entry_points: str, found: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tree" / "a").mkdir(parents=True)
+    for i in range(6):
+        Image.effect_noise((side, side), 50 + i).save(tmp_path / "tree" / "a" / f"{i}.jpg")
+    convert(str(tmp_path / "tree"), str(tmp_path / "o.beton"), entry_points=entry_points)
+    assert inspect(str(tmp_path / "o.beton"))["entry_points"] == {"found": found, "looked_at": 6}
+    assert ("relayout` adds them" in capsys.readouterr().err) == (found == 0)
+
+
 def test_inspect_of_a_file_by_ffcv(tmp_path: Path) -> None:
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"
 _SOF = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
 _REWRITABLE = frozenset({0xC2, 0xC9, 0xCA})  # progressive; arithmetic coding: sequential, progressive
-_SOS, _APP0, _APP2, _APP14, _APP15, _COM = 0xDA, 0xE0, 0xE2, 0xEE, 0xEF, 0xFE
+_SOS, _DRI, _APP0, _APP2, _APP14, _APP15, _COM = 0xDA, 0xDD, 0xE0, 0xE2, 0xEE, 0xEF, 0xFE
 SAMPLINGS = {  # luma's (horizontal, vertical) factors over chroma's 1 x 1: those all decoders know
     (1, 1): "4:4:4", (2, 1): "4:2:2", (1, 2): "4:4:0", (2, 2): "4:2:0", (4, 1): "4:1:1", (1, 4): "4:4:1",
 }  # fmt: skip
@@ -106,6 +106,18 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
             raise ValueError(f"segment {marker:02X} at byte {at} ends at {stop}, but there are {size} bytes")
         yield marker, at, stop
         at = stop
+
+
+def has_entry_points(data: bytes) -> bool:
+    """Whether the native loader can begin in the middle: an index segment (``csrc/core/jpeg_index.h``), or restart markers.
+
+    Raises:
+        ValueError: The markers are damaged.
+    """
+    return any(
+        (marker == _APP15 and data[at + 4 : at + 10] == b"DP4TL\0") or (marker == _DRI and data[at + 4 : stop] != b"\0\0")
+        for marker, at, stop in _segments(data)
+    )
 
 
 def why_not_plain(header: JpegHeader) -> str:
