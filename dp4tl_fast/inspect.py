@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from dp4tl_fast import cli
-from dp4tl_fast.beton import Beton
+from dp4tl_fast.beton import Beton, jpeg
 from dp4tl_fast.beton import format as fmt
-from dp4tl_fast.beton import jpeg
 from dp4tl_fast.beton.layout import label_mixing
 from dp4tl_fast.beton.verify import verify as verify_records
 
