@@ -53,6 +53,8 @@ class Given:
 def build(config: PretrainConfig, source: Beton, selection: Selection | None, total_steps: int) -> Learner:
     """Network, objective and optimiser on their device, freshly initialised from the seed: the same on every rank."""
     device = pick_device(config.device)
+    if device.index is not None and ranks.rank_and_ranks()[1] > 1:
+        raise UsageError(f"--device {config.device}: torchrun gives each process a GPU of its own. Use --device {device.type}")
     precision = pick_precision(config.precision, device)
     torch.manual_seed(config.seed)
     classes = selection.kept_classes if selection else list(range(source.num_classes))

@@ -1,6 +1,7 @@
 """Training on tensors in memory, alone or under torchrun: ``python distributed_cases.py FOLDER OBJECTIVE...``.
 
-Both ways see the same global batches; the first process writes the final weights, buffers and metrics to ``OBJECTIVE.pt``.
+Both ways see the same global batches; the first process writes the final weights, buffers and metrics to ``OBJECTIVE.pt``. At
+the end all stop together at a loss that is not finite.
 """
 
 import sys
@@ -15,6 +16,7 @@ from dp4tl_fast.training.loop import Run, Stepping, evaluate, train
 from dp4tl_fast.training.moco import MoCo
 from dp4tl_fast.training.moco_v3 import MoCoV3
 from dp4tl_fast.training.supervised import Supervised, hits
+from dp4tl_fast.training.watch import NonFiniteLoss
 
 SAMPLES, BATCH, EPOCHS, WIDTH = 24, 8, 2, 6
 
@@ -87,7 +89,37 @@ def case(objective, out):
         torch.save({**state, "history": history}, out)
 
 
+class Poisoned(Supervised):
+    """In the fifth step the last process's loss is not a number."""
+
+    step = 0
+
+    def forward(self, model, images, labels, index=None):
+        loss, sums = super().forward(model, images, labels)
+        rank, world = ranks.rank_and_ranks()
+        return (loss * float("nan") if self.step == 4 and rank == world - 1 else loss), sums
+
+    def after_step(self, model):
+        self.step += 1
+
+
+def not_finite():
+    """Every process stops at the same step; the one whose images they were knows them."""
+    torch.manual_seed(0)
+    model, goal, (rank, world) = network(False), Poisoned(), ranks.rank_and_ranks()
+    run = Run(model, goal, torch.optim.SGD(model.parameters(), 0.1), torch.amp.GradScaler("cpu", enabled=False))
+    batches = Tensors(torch.randn(1, SAMPLES, 3, 8, 8), torch.arange(SAMPLES) % 4, BATCH)
+    try:
+        train(run, batches, Same(), lambda step: 0.1, epochs=3)
+    except NonFiniteLoss as error:
+        told = None if error.index is None else error.index.tolist()
+        assert (error.step, run.epoch) == (4, 1) and told == (batches.batches[1].tolist() if rank == world - 1 else None)
+        return
+    raise AssertionError("trained on")
+
+
 if __name__ == "__main__":
     with ranks.process_group():
         for name in sys.argv[2:]:
             case(name, f"{sys.argv[1]}/{name}.pt")
+        not_finite()

@@ -1,14 +1,17 @@
 """Objectives against hand computations, and each can learn a batch by heart."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from small_runs import noisy_colours, run
 from torch.nn import functional as F
 
 from dp4tl_fast import models
 from dp4tl_fast.loaders import IMAGENET_MEAN, IMAGENET_STD
+from dp4tl_fast.training import checkpoint
 from dp4tl_fast.training.adversarial import Adversarial
 from dp4tl_fast.training.moco import MoCo, embed, follow
 from dp4tl_fast.training.moco_v3 import MoCoV3
@@ -178,6 +181,15 @@ def test_patches_of_a_vit_are_found(arch):
     assert models.patch_projection(models.build("small-4", 2)) is None
 
 
+def test_moco_v3_leaves_a_vits_patches_as_they_were_drawn(tmp_path):
+    source = noisy_colours(tmp_path, "s", (4, 4))
+    run(source, tmp_path / "r", arch="timm:vit_tiny_patch16_224", size=224, objective="moco_v3", optimizer="adamw", lr=1e-3,
+        schedule="constant", epochs=2)  # fmt: skip
+    one, two = (checkpoint.load_model(c)[0] for c in checkpoint.checkpoints(tmp_path / "r/checkpoint"))
+    assert torch.equal(models.patch_projection(one).weight, models.patch_projection(two).weight)
+    assert not torch.equal(one.blocks[0].attn.qkv.weight, two.blocks[0].attn.qkv.weight)
+
+
 @pytest.mark.parametrize("arch", ["small-4", "alexnet"])
 def test_headless_shares_everything_but_the_classifier(arch):
     model = models.build(arch, 3).eval()
@@ -268,30 +280,14 @@ def test_each_colour_happens_as_often_as_asked():
 
 @pytest.mark.parametrize("objective", ["moco", "moco_v3", "adversarial"])
 def test_objectives_run_and_resume_through_the_command(objective, tmp_path):
-    from PIL import Image
-
-    from dp4tl_fast.convert import convert
-    from dp4tl_fast.pretrain import PretrainConfig, pretrain
-    from dp4tl_fast.training import checkpoint
-
-    random = np.random.default_rng(0)
-    for c in range(3):
-        (tmp_path / f"images/{c}").mkdir(parents=True)
-        for i in range(8):
-            Image.fromarray(random.integers(0, 255, (20, 20, 3), dtype=np.uint8)).save(tmp_path / f"images/{c}/{i}.jpg")
-    convert(str(tmp_path / "images"), str(tmp_path / "s.beton"))
-    common = {
-        "source": str(tmp_path / "s.beton"), "arch": "small-4", "size": 16, "batch_size": 8, "lr": 0.05, "tensorboard": False,
-        "objective": objective, "moco_queue": 32, "precision": "fp32", "workers": 1, "epochs": 3, "schedule": "constant",
-    }  # fmt: skip
-    pretrain(PretrainConfig(**common, out=str(tmp_path / "whole")))
-    # A run cut after its first epoch: its newest checkpoint is removed, as if it had not been written.
-    pretrain(PretrainConfig(**common, out=str(tmp_path / "cut")))
-    import shutil
-
+    source = noisy_colours(tmp_path, "s", (8, 8, 8))
+    common = {"objective": objective, "moco_queue": 32, "schedule": "constant"}
+    run(source, tmp_path / "whole", **common)
+    # A run cut after its first epochs: its newest checkpoint is removed, as if it had not been written.
+    run(source, tmp_path / "cut", **common)
     shutil.rmtree(checkpoint.checkpoints(tmp_path / "cut/checkpoint")[-1])
     (tmp_path / "cut/summary.json").unlink()
-    pretrain(PretrainConfig(**common, out=str(tmp_path / "cut"), resume=True))
+    run(source, tmp_path / "cut", resume=True, **common)
     a, _ = checkpoint.read_weights(tmp_path / "whole")
     b, _ = checkpoint.read_weights(tmp_path / "cut")
     assert all(torch.equal(a[k], b[k]) for k in a)
