@@ -3,7 +3,7 @@ PY := .venv/bin/python
 CMAKE := .venv/bin/cmake
 CTEST := .venv/bin/ctest
 NINJA := -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath .venv/bin/ninja)
-.PHONY: help demo test setup lint native-test arm64-test clean
+.PHONY: help demo test setup lint native-test arm64-test cpu-test clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -31,6 +31,14 @@ arm64-test:  ## the C++ tests cross-built for 64-bit ARM, under qemu (installs n
 	@$(CMAKE) -S . -B build/arm64 $(NINJA) --no-warn-unused-cli -DCMAKE_TOOLCHAIN_FILE=kernels/csrc/arm64.cmake -DDP4TL_TESTS=ON -DDP4TL_PYTHON=OFF >/dev/null
 	@$(CMAKE) --build build/arm64 >/dev/null
 	$(CTEST) --test-dir build/arm64 --output-on-failure
+
+cpu-test:  ## the C++ tests as processors with x86-64-v2 alone and with AVX2 run them, under qemu (installs nothing)
+	@command -v qemu-x86_64-static >/dev/null || { echo 'cpu-test: apt-get install qemu-user-static first' >&2; exit 2; }
+	@$(CMAKE) -S . -B build/plain $(NINJA) -DDP4TL_TESTS=ON -DDP4TL_PYTHON=OFF >/dev/null
+	@$(CMAKE) --build build/plain >/dev/null
+	@for cpu in Nehalem Haswell; do for test in build/plain/test_*; do \
+	  printf '%s %s: ' $$cpu $${test##*/}; qemu-x86_64-static -cpu $$cpu $$test 2>build/plain/log || { cat build/plain/log; exit 1; }; echo passed; \
+	done; done
 
 lint:  ## ruff and mypy
 	@scripts/setup.sh all
