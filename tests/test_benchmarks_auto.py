@@ -39,9 +39,17 @@ def test_end_to_end_compares_with_the_full_run(data, monkeypatch):
     suite = Suite(name="end_to_end", data=data)
     end_to_end.run(suite)
     cases = ["pretraining", "pretraining with pruning", "bytes read", "cifar10 linear probe", "cifar10 full finetuning"]
-    subjects = {f"{name} classes" for name in ("full 4", "lm 2", "random 2")}
+    subjects = {f"{name} classes" for name in ("full 4", "lm 2", "fm 2", "random 2")}
     assert {(row.case, row.subject) for row in suite.rows} == {(case, s) for case in cases for s in subjects}
     assert {row.rounds for row in suite.rows} == {len(end_to_end.SEEDS)}
     full = {row.case: row.value for row in suite.rows if row.subject == "full 4 classes"}
     halves = [row.value for row in suite.rows if row.case == "bytes read" and row.subject != "full 4 classes"]
     assert all(0.4 * full["bytes read"] < value < 0.6 * full["bytes read"] for value in halves)
+    goals = {goal.id: goal.measured for goal in suite.goals}
+    assert set(goals) == {"end_to_end/speedup-at-50", "end_to_end/lossless-ratio-lm", "end_to_end/lossless-ratio-fm"}
+    lossless = {m: 0.0 if full["cifar10 linear probe"] - _value(suite, m) > end_to_end.LOSS else 0.5 for m in ("lm", "fm")}
+    assert {m: goals[f"end_to_end/lossless-ratio-{m}"] for m in lossless} == lossless
+
+
+def _value(suite, method):
+    return next(r.value for r in suite.rows if r.case == "cifar10 linear probe" and r.subject.startswith(method))
