@@ -15,6 +15,7 @@ from dp4tl_fast.beton import Beton
 from dp4tl_fast.errors import UsageError
 from dp4tl_fast.files import check_outputs
 from dp4tl_fast.selection import Selection
+from dp4tl_fast.selection.names import readable
 from dp4tl_fast.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def prune(
     cache: str = "",
     materialize: str = "",
     report: str = "",
+    names: str = "",
     backend: str = "native",
     batch_size: int = 256,
     size: int = 0,
@@ -90,6 +92,7 @@ def prune(
             --out, none keeps nothing.
         materialize: Also copy the surviving records to this .beton.
         report: Also write this HTML page.
+        names: Text file of names for people, for the page: the class's name, a tab, what to show (Tiny-ImageNet's words.txt).
         backend: What reads the images: native, ffcv, dali or torchvision.
         batch_size: Images a forward pass.
         size: Side of the images the surrogate sees; 0 is what it was trained with, else 224.
@@ -115,6 +118,7 @@ def prune(
     cache_folder = None if cache == "none" else Path(cache) if cache else Path(out).parent / ".dp4tl-cache"
     _check_files([source, *target, surrogate, scores], out, report, materialize, cache_folder)
     beton, targets = Beton(source), _open_targets(target)
+    shown = readable(beton.class_names, names)
     uses_targets = "target" in found.needs
     first = rank_and_ranks()[0] == 0  # of torchrun's processes: the one that writes
     if train_surrogate and "surrogate" in found.needs:
@@ -163,7 +167,7 @@ def prune(
         for path, t, one in zip(each.values(), targets, all_scores, strict=False):
             write(Path(path), choose([one], [1], sizes, keep, "sum", reverse, seed), [t])
     profile = _profile(watch)
-    _tell(selection, beton, choice, out, profile)
+    _tell(selection, shown, choice, out, profile)
     if materialize:
         from dp4tl_fast.beton.subset import subset
 
@@ -172,7 +176,7 @@ def prune(
     if report:
         from dp4tl_fast.report import report_selections
 
-        report_selections([out, *each.values()], source, report)
+        report_selections([out, *each.values()], source, report, names)
     return {"kind": "prune", **selection.to_dict(), "profile": profile, "per_target": each}
 
 
@@ -278,15 +282,15 @@ def _profile(watch: Stopwatch) -> dict[str, float]:
     return profile
 
 
-def _tell(selection: Selection, beton: Beton, choice: Choice, out: str, profile: dict[str, float]) -> None:
-    unit, names = choice.scores.unit, beton.class_names
+def _tell(selection: Selection, names: list[str], choice: Choice, out: str, profile: dict[str, float]) -> None:
+    unit, source = choice.scores.unit, selection.source
     cut = "" if unit == "classes" else f" ({len(choice.kept):,} of {len(choice.order):,} {unit})"
     first = ", ".join(names[c] for c in choice.order[: min(len(choice.kept), 10)]) if unit == "classes" else ""
     cli.message(
-        f"kept {len(selection.kept_classes)} of {beton.num_classes} classes, {selection.kept_samples:,} of "
-        f"{beton.num_samples:,} samples{cut} -> {out}" + (f"\nfirst: {first}" if first else "")
+        f"kept {len(selection.kept_classes)} of {source['classes']} classes, {selection.kept_samples:,} of "
+        f"{source['samples']:,} samples{cut} -> {out}" + (f"\nfirst: {first}" if first else "")
     )
-    share = f" ({100 * profile['overhead']:.1f} % of the forward pass besides it)" if "overhead" in profile else ""
+    share = f"; all but start and forward is {100 * profile['overhead']:.1f} % of forward" if "overhead" in profile else ""
     cli.message("seconds: " + ", ".join(f"{name} {profile[name]:.2f}" for name in profile if name != "overhead") + share)
 
 

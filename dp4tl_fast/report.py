@@ -18,6 +18,7 @@ from dp4tl_fast.errors import Dp4tlError
 from dp4tl_fast.files import write_atomically
 from dp4tl_fast.run_folder import read_metrics
 from dp4tl_fast.selection import Selection
+from dp4tl_fast.selection.names import readable
 
 THUMBNAILS = 24  # of the first kept, the last kept and the first dropped classes each
 
@@ -29,6 +30,7 @@ def report(
     title: str = "dp4tl_fast report",
     note: list[str] = [],  # noqa: B006
     source: str = "",
+    names: str = "",
 ) -> dict[str, Any]:
     """Write a page that compares runs, or selections: a table, plots, and what each selection kept and dropped.
 
@@ -40,13 +42,15 @@ def report(
         title: The page's title.
         note: Lines to show below the title.
         source: The selections' source .beton, for class names and thumbnails.
+        names: Text file of names for people: the class's name, a tab, what to show (Tiny-ImageNet's words.txt, say).
     """
     files = [d for d in dirs if d.endswith(".json")]
     folders = [Path(d) for d in dirs if d not in files]
     runs = find_runs(folders) if folders else []
     rows = compare(runs)
     selections = _selections(runs) + [(f, Selection.load(f), Path(source)) for f in files]
-    write_page(Path(out), runs, rows, title=title, notes=note, selections=selections)
+    write_page(Path(out), runs, rows, title=title, notes=note, selections=selections, names=names)
+    _save_plots(out, selections[-len(files) :] if files else [])
     cli.message(f"{len(rows)} rows from {len(runs)} runs, {len(selections)} selections -> {out}")
     return {"kind": "report", "out": out, "rows": rows}
 
@@ -59,6 +63,7 @@ def write_page(
     title: str,
     notes: Sequence[str] = (),
     selections: list[tuple[str, Selection, Path]] | None = None,
+    names: str = "",
 ) -> None:
     """Render the page for these runs and selections (name, selection, source file); by default the runs' selections."""
     import jinja2
@@ -79,27 +84,31 @@ def write_page(
         cells=cells,
         plots=[plots.svg(f) for f in figures],
         overlap=_overlap(selections),
-        selections=[_describe(*entry) for entry in selections],
+        selections=[_describe(*entry, names) for entry in selections],
         environment=json.dumps(environment(), indent=1),
     )
     write_atomically(out, html)
 
 
-def report_selections(paths: Sequence[str], source: str, out: str) -> None:
+def report_selections(paths: Sequence[str], source: str, out: str, names: str = "") -> None:
     """A page of selections alone, and its plots as SVG and PNG beside it."""
-    from dp4tl_fast import plots
-
     selections = [(path, Selection.load(path), Path(source)) for path in paths]
     first = selections[0][1]
     title = f"{first.method}: {len(first.kept_classes)} of {first.source['classes']} classes kept"
-    write_page(Path(out), [], [], title=title, selections=selections)
+    write_page(Path(out), [], [], title=title, selections=selections, names=names)
+    _save_plots(out, selections)
+    cli.message(f"report -> {out}")
+
+
+def _save_plots(out: str, selections: list[tuple[str, Selection, Path]]) -> None:
+    from dp4tl_fast import plots
+
     for path, selection, _ in selections:
         stem = Path(out).with_name(f"{Path(out).stem}-{Path(path).stem}")
         for name, figure in (("scores", plots.class_scores(selection)), ("clusters", plots.cluster_votes(selection))):
             if figure is not None:
                 write_atomically(f"{stem}-{name}.svg", plots.svg(figure))
                 plots.save(figure, Path(f"{stem}-{name}.png"))
-    cli.message(f"report -> {out}")
 
 
 def _overlap(selections: list[tuple[str, Selection, Path]]) -> dict[str, Any] | None:
@@ -146,13 +155,13 @@ def _selections(runs: list[tuple[Path, dict[str, Any]]]) -> list[tuple[str, Sele
     return list(found.values())
 
 
-def _describe(name: str, selection: Selection, source: Path) -> dict[str, Any]:
+def _describe(name: str, selection: Selection, source: Path, names_file: str) -> dict[str, Any]:
     """What the page shows of a selection; without thumbnails where the source file is gone."""
     from dp4tl_fast import plots
 
     order, kept = selection.ranking(), set(selection.kept_classes)
     beton = _source(selection, source)
-    names = beton.class_names if beton else [str(c) for c in range(len(order))]
+    names = readable(beton.class_names, names_file) if beton else [str(c) for c in range(len(order))]
 
     ranks = {c: rank for rank, c in enumerate(order.tolist())}
 

@@ -7,7 +7,9 @@ import shutil
 import pytest
 from pruning_data import run
 
+from dp4tl_fast.errors import UsageError
 from dp4tl_fast.report import report
+from dp4tl_fast.selection.names import readable
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +32,21 @@ def test_report_is_one_file_with_plots_beside(page_file):
     for name in ("r-s-scores.svg", "r-s-scores.png", "r-s.red-scores.svg", "k-k-clusters.png"):
         assert (page_file / name).stat().st_size > 1000
     assert (page_file / "r-s-scores.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_classes_by_their_names_for_people(page_file, data, tmp_path):
+    """In the page, which has its plots beside it."""
+    (tmp_path / "words.txt").write_text("class0\tcrimson, a deep red\nclass2 navy blue\nclass99\tinfrared\n\nclass1\n")
+    names, source, s = str(tmp_path / "words.txt"), str(data / "source.beton"), str(page_file / "s.json")
+    report(dirs=[s], out=str(tmp_path / "r.html"), source=source, names=names)
+    html = (tmp_path / "r.html").read_text()
+    assert all(f"<td>{name}</td>" in html for name in ("crimson", "class1", "navy blue", "class3")) and "class0" not in html
+    assert (tmp_path / "r-s-scores.png").exists() and (tmp_path / "r-s-scores.svg").exists()
+    assert readable(["class0", "class2"], "") == ["class0", "class2"]
+    (tmp_path / "other.txt").write_text("class\tof nobody\n")
+    for bad in ("other.txt", "no.txt", "r-s-scores.png"):
+        with pytest.raises(UsageError, match=f"--names .*{bad}"):
+            report(dirs=[s], out=str(tmp_path / "r.html"), source=source, names=str(tmp_path / bad))
 
 
 def test_overlap_of_record_selections_is_of_records(data, tmp_path):
@@ -72,10 +89,10 @@ def test_report_in_a_browser(page_file, scheme):
         assert (ink > paper) == (scheme == "dark") and abs(ink - paper) > 500  # of 765: readable
         page.click("summary >> nth=0")
         names = "[...document.querySelector('table.sortable').tBodies[0].rows].map(r => r.cells[%d].textContent)"
-        assert page.evaluate(names % 2) == ["1", "2", "3", "4"]
+        assert page.evaluate(names % 1) == ["1", "2", "3", "4"]
         for _ in range(2):
             page.click("table.sortable >> nth=0 >> button:has-text('id')")
-        assert page.evaluate(names % 1) == ["3", "2", "1", "0"]
+        assert page.evaluate(names % 6) == ["3", "2", "1", "0"]
         page.click("table.sortable >> nth=0 >> button:has-text('class')")
         assert page.evaluate(names % 0) == ["class0", "class1", "class2", "class3"]
         assert not errors

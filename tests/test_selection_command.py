@@ -26,6 +26,9 @@ def test_selection_command(data, tmp_path, capsys):
     a, b, out = tmp_path / "a.json", tmp_path / "b.json", tmp_path / "out.json"
     code, text = command("show", a, "--source", source)
     assert code == 0 and "handpicked, 2 of 4 classes" in text.err and re.search(r"kept +class1", text.err)
+    (tmp_path / "words.txt").write_text("class1\tvermilion\n")
+    code, text = command("show", a, "--source", source, "--names", tmp_path / "words.txt")
+    assert code == 0 and re.search(r"kept +vermilion", text.err) and "class1" not in text.err
     code, text = command("diff", a, b, "--source", source, "--json")
     assert code == 0 and json.loads(text.out)["only"] == [[0], [3]] and "class3" in text.err
     assert command("union", a, b, "--source", source, "--out", out)[0] == 0

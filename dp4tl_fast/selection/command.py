@@ -9,13 +9,14 @@ from typing import Any
 from dp4tl_fast import cli
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.errors import SelectionError, UsageError
+from dp4tl_fast.selection.names import readable
 from dp4tl_fast.selection.portable import Selection
 from dp4tl_fast.selection.upstream import export_indices, import_indices
 
 ACTIONS = {"show": 1, "diff": 2, "union": 2, "intersect": 2, "export": 1, "import": 1}  # action -> files at least
 
 
-def selection(*, action_and_files: list[str], source: str = "", out: str = "", top: int = 20) -> dict[str, Any]:
+def selection(*, action_and_files: list[str], source: str = "", names: str = "", out: str = "", top: int = 20) -> dict[str, Any]:
     """Look at selections, compare and combine them.
 
     show A.json: method, parameters, what is kept, the first classes.
@@ -28,6 +29,7 @@ def selection(*, action_and_files: list[str], source: str = "", out: str = "", t
     Args:
         action_and_files: One of the actions above, and its files.
         source: The source .beton: for class names, and needed by union, intersect, export and import.
+        names: Text file of names for people: the class's name, a tab, what to show (with --source).
         out: File to write.
         top: Classes to list.
     """
@@ -38,7 +40,7 @@ def selection(*, action_and_files: list[str], source: str = "", out: str = "", t
         raise UsageError(f"selection {action}: takes {ACTIONS[action]} file(s), but {len(files)} were given")
     if action in ("show", "diff"):
         beton = Beton(source) if source else None
-        return _show(files[0], beton, top) if action == "show" else _diff(files, beton, top)
+        return _show(files[0], beton, names, top) if action == "show" else _diff(files, beton, names, top)
     if not source or not out:
         raise UsageError(f"selection {action}: needs --source S.beton and --out FILE")
     beton = Beton(source)
@@ -57,9 +59,9 @@ def selection(*, action_and_files: list[str], source: str = "", out: str = "", t
     return {"kind": "selection", "out": out, **result.to_dict()}
 
 
-def _show(path: str, beton: Beton | None, top: int) -> dict[str, Any]:
+def _show(path: str, beton: Beton | None, names_file: str, top: int) -> dict[str, Any]:
     chosen = Selection.load(path)
-    names, kept = _names(chosen, beton), set(chosen.kept_classes)
+    names, kept = _names(chosen, beton, names_file), set(chosen.kept_classes)
     cli.message(f"{path}: {_summary(chosen)}")
     for label, value in (
         ("parameters", chosen.parameters), ("surrogate", chosen.surrogate), ("targets", chosen.targets),
@@ -72,11 +74,11 @@ def _show(path: str, beton: Beton | None, top: int) -> dict[str, Any]:
     return {"kind": "selection", **chosen.to_dict()}
 
 
-def _diff(files: list[str], beton: Beton | None, top: int) -> dict[str, Any]:
+def _diff(files: list[str], beton: Beton | None, names_file: str, top: int) -> dict[str, Any]:
     a, b = (Selection.load(f) for f in files)
     if a.source != b.source:
         raise SelectionError(f"{files[0]} and {files[1]} are of different sources: {a.source} and {b.source}")
-    names = _names(a, beton)
+    names = _names(a, beton, names_file)
     mine, theirs = set(a.kept_classes), set(b.kept_classes)
     both = len(mine & theirs)
     cli.message(f"{both} classes in both; of {len(mine | theirs)} in either, {100 * both / len(mine | theirs):.0f} %")
@@ -86,11 +88,11 @@ def _diff(files: list[str], beton: Beton | None, top: int) -> dict[str, Any]:
     return {"kind": "diff", "both": both, "only": [sorted(mine - theirs), sorted(theirs - mine)]}
 
 
-def _names(chosen: Selection, beton: Beton | None) -> list[str]:
+def _names(chosen: Selection, beton: Beton | None, names_file: str) -> list[str]:
     if beton is None:
         return [str(c) for c in range(chosen.source["classes"])]
     chosen.check(beton)
-    return beton.class_names
+    return readable(beton.class_names, names_file)
 
 
 def _summary(chosen: Selection) -> str:

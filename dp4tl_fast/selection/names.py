@@ -1,0 +1,35 @@
+"""Names for people, where classes are called by an id (``n01443537``): from a list such as Tiny-ImageNet's ``words.txt``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dp4tl_fast.errors import UsageError
+
+
+def readable(names: Sequence[str], path: str) -> list[str]:
+    """The name for people of every class, by its first synonym; ``names`` themselves without a list.
+
+    Args:
+        names: Class names by class id.
+        path: Text file, one class a line: its name, a tab or spaces, what people call it, synonyms after commas. Empty for
+            none. Classes that are not there keep their names.
+
+    Raises:
+        UsageError: The file cannot be read, or names no class of the source.
+    """
+    if not path:
+        return list(names)
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--names {path}: cannot be read as text ({error})") from None
+    pairs = [line.split(None, 1) for line in lines]
+    called = {pair[0]: pair[1].split(",")[0].strip() for pair in pairs if len(pair) == 2}
+    if not any(name in called for name in names):
+        raise UsageError(
+            f"--names {path}: has none of the source's classes ({', '.join(names[:3])} ...). It needs lines such as "
+            "`n01443537<TAB>goldfish, Carassius auratus`"
+        )
+    return [called.get(name, name) for name in names]
