@@ -21,6 +21,15 @@ def test_every_command_teaches(capsys):
     assert dispatch(["--help"]) == 0 and dispatch([]) == 2 and dispatch(["frobnicate"]) == 2
 
 
+def test_help_does_not_wait_for_torch():
+    code = (
+        "import sys\nfrom dp4tl_fast.__main__ import COMMANDS, main\n"
+        "for name in COMMANDS:\n    main([name, '--help'])\n    print(name, 'torch' in sys.modules, file=sys.stderr)"
+    )
+    text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    assert text.split() == [word for name in COMMANDS for word in (name, "False")]
+
+
 def example(*, count: int, name: str = "x", loud: bool = True, items: list[str] = []):  # noqa: B006
     """Do it.
 
