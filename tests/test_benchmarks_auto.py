@@ -14,7 +14,8 @@ def data(tmp_path, monkeypatch):
     images(tmp_path / "cifar10/train", [0, 2], 12, 1)
     images(tmp_path / "cifar10/test", [0, 2], 8, 2)
     small = {"arch": "small-4", "size": 16, "batch_size": 8, "epochs": 2, "workers": 1}
-    monkeypatch.setattr(end_to_end, "SURROGATE", {**end_to_end.SURROGATE, **small, "epochs": 4})
+    for suite in (auto, end_to_end):
+        monkeypatch.setattr(suite, "SURROGATE", {**suite.SURROGATE, **small, "epochs": 4})
     monkeypatch.setattr(end_to_end, "NETWORK", {**end_to_end.NETWORK, **small})
     for mode in end_to_end.TRANSFER:
         monkeypatch.setitem(end_to_end.TRANSFER, mode, {**end_to_end.TRANSFER[mode], "size": 16, "epochs": 2, "workers": 1})
