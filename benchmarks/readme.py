@@ -23,7 +23,37 @@ FILES = ("summary.json", "class-scores.png", "linear-probe.png", "full-finetunin
 
 def blocks() -> dict[str, str]:
     """``{block name: Markdown}``."""
-    return {"demo": _demo(), "backends": markdown_table(capabilities())}
+    return {"demo": _demo(), "backends": markdown_table(capabilities()), "loaders": _loaders()}
+
+
+LOADERS = {  # subject of the suite -> how the README calls it
+    "ours-entry-points": "native, JPEGs with entry points (what `convert` and `relayout` write)",
+    "ours": "native, JPEGs as FFCV wrote them",
+    "ffcv": "FFCV",
+    "torchvision-io": "torchvision's DataLoader, `torchvision.io`",
+    "dali-cpu": "DALI on the CPU",
+    "torchvision-pil": "torchvision's DataLoader, PIL",
+    "spdl": "SPDL",
+}
+
+
+def _loaders() -> str:
+    """Images a second of every loader, JPEG and raw, from the committed run."""
+    result = json.loads((ROOT / "benchmarks/results/loaders.json").read_text())
+    rows = {(r["case"], r["subject"]): r for r in result["rows"]}
+    lines = ["| loader | JPEG images/s | x FFCV | raw images/s | x FFCV |", "| :-- | --: | --: | --: | --: |"]
+    for subject, name in LOADERS.items():
+        cells = []
+        for case in ("jpeg-2-threads", "raw-2-threads"):
+            row = rows.get((case, subject))
+            cells += [f"{row['value']:,.0f}", f"{row.get('ratio', 1.0):.2f}"] if row else ["", ""]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([
+        *lines, "",
+        f"Random resized crop to 224 pixels, mirror, normalise to fp16; ImageNet JPEGs of at most 500 pixels a side; 2 threads, medians of "
+        f"{rows['jpeg-2-threads', 'ours']['rounds']} interleaved epochs. {result['environment']['machine'].split(' (')[0]}.",
+        "",
+    ])  # fmt: skip
 
 
 def _demo() -> str:
