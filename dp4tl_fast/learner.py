@@ -21,9 +21,10 @@ from dp4tl_fast.training.adversarial import Adversarial
 from dp4tl_fast.training.device import pick_device, pick_precision
 from dp4tl_fast.training.ema import Ema
 from dp4tl_fast.training.forgetting import Forgetting
-from dp4tl_fast.training.loop import Normalise, Run, Stepping
+from dp4tl_fast.training.loop import Normalise, Stepping
 from dp4tl_fast.training.moco import MoCo
 from dp4tl_fast.training.moco_v3 import MoCoV3
+from dp4tl_fast.training.state import Run
 from dp4tl_fast.training.supervised import Supervised
 
 

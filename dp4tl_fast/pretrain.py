@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dp4tl_fast.learner import Learner
     from dp4tl_fast.loaders import BaseLoader
     from dp4tl_fast.profiling import Profiler
-    from dp4tl_fast.training.loop import Run
+    from dp4tl_fast.training.state import Run
     from dp4tl_fast.training.watch import NonFiniteLoss
 
 

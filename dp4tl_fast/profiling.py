@@ -11,7 +11,7 @@ import torch
 from dp4tl_fast import cli
 from dp4tl_fast.files import commit, partial_path, write_atomically
 from dp4tl_fast.loaders import BaseLoader
-from dp4tl_fast.training.loop import Run
+from dp4tl_fast.training.state import Run
 
 WARMUP, ACTIVE = 3, 5  # steps
 WAITS_AT_ALL, BUSY = 0.1, 0.85  # shares of the time from which on the loader, or the GPU, is what bounds

@@ -18,7 +18,7 @@ from dp4tl_fast.training.ranks import rank_and_ranks
 
 if TYPE_CHECKING:
     from dp4tl_fast.pretrain_config import PretrainConfig
-    from dp4tl_fast.training.loop import Run
+    from dp4tl_fast.training.state import Run
 
 # Flags that may differ between a run and its continuation: they do not change what is computed.
 FREE_ON_RESUME = {"resume", "out", "workers", "tensorboard", "checkpoint_every", "val_every", "keep_last", "profile"}

@@ -12,9 +12,10 @@ from torch import nn
 from dp4tl_fast.loaders.order import rank_batches
 from dp4tl_fast.training import norm, ranks
 from dp4tl_fast.training.ema import Ema
-from dp4tl_fast.training.loop import Run, Stepping, evaluate, train
+from dp4tl_fast.training.loop import Stepping, evaluate, train
 from dp4tl_fast.training.moco import MoCo
 from dp4tl_fast.training.moco_v3 import MoCoV3
+from dp4tl_fast.training.state import Run
 from dp4tl_fast.training.supervised import Supervised, hits
 from dp4tl_fast.training.watch import NonFiniteLoss
 

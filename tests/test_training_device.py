@@ -11,7 +11,7 @@ from small_runs import noisy_colours, run
 from dp4tl_fast import cli
 from dp4tl_fast.pretrain import Training
 from dp4tl_fast.training import checkpoint
-from dp4tl_fast.training.loop import ahead
+from dp4tl_fast.training.feed import ahead
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -16,7 +16,9 @@ from dp4tl_fast.learner import make_optimizer
 from dp4tl_fast.pretrain_config import OPTIMIZERS, PretrainConfig
 from dp4tl_fast.training import checkpoint
 from dp4tl_fast.training.ema import Ema
-from dp4tl_fast.training.loop import Run, Stepping, gradients, split
+from dp4tl_fast.training.feed import split
+from dp4tl_fast.training.loop import Stepping, gradients
+from dp4tl_fast.training.state import Run
 from dp4tl_fast.training.supervised import Supervised
 
 

@@ -6,7 +6,8 @@ import gc
 
 import torch
 
-from dp4tl_fast.training.loop import Run, Stepping, gradients
+from dp4tl_fast.training.loop import Stepping, gradients
+from dp4tl_fast.training.state import Run
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -14,8 +14,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from dp4tl_fast import models
-from dp4tl_fast.training.loop import Batches, Normalise, Run, Stepping, evaluate, train
+from dp4tl_fast.training.feed import Batches
+from dp4tl_fast.training.loop import Normalise, Stepping, evaluate, train
 from dp4tl_fast.training.schedule import learning_rate
+from dp4tl_fast.training.state import Run
 from dp4tl_fast.training.supervised import Supervised, hits
 
 Descent = Callable[..., torch.optim.Optimizer]

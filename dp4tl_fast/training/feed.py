@@ -1,0 +1,84 @@
+"""Batches on their way from the loader to the step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+if TYPE_CHECKING:
+    from dp4tl_fast.training.state import Tally
+
+
+class Batches(Protocol):
+    """``(images, labels, index)``: uint8 images or a tuple of views of them, int64 labels and sample ids, on the CPU."""
+
+    bytes_read: int
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[tuple[Any, ...]]: ...
+    def set_epoch(self, epoch: int) -> None: ...
+    def state_dict(self) -> dict[str, int]: ...
+    def load_state_dict(self, state: dict[str, int]) -> None: ...
+
+
+def timed(batches: Iterable[tuple[Any, ...]], tally: Tally) -> Iterator[tuple[Any, ...]]:
+    """Pass batches on and count the seconds spent waiting for them."""
+    iterator = iter(batches)
+    while True:
+        start = time.perf_counter()
+        batch = next(iterator, None)
+        tally.data_wait_s += time.perf_counter() - start
+        if batch is None:
+            return
+        yield batch
+
+
+def ahead(batches: Iterator[tuple[Any, ...]], device: torch.device) -> Iterator[tuple[Any, ...]]:
+    """Batches on a GPU, each copied while the step before it computes; on the CPU there is nothing to copy.
+
+    The index stays on the CPU.
+    """
+    if device.type != "cuda":
+        yield from batches
+        return
+    stream = torch.cuda.Stream(device)
+
+    def move(x: Any) -> Any:
+        if isinstance(x, tuple):
+            return tuple(move(view) for view in x)
+        return (x if x.is_cuda else x.pin_memory()).to(device, non_blocking=True)
+
+    def copy(batch: tuple[Any, ...]) -> tuple[tuple[Any, ...], torch.cuda.Event]:
+        with torch.cuda.stream(stream):
+            images, labels, index = batch
+            return (move(images), move(labels), index), stream.record_event()
+
+    waiting = None
+    for batch in batches:
+        arriving = copy(batch)
+        if waiting is not None:
+            yield _arrived(*waiting)
+        waiting = arriving
+    if waiting is not None:
+        yield _arrived(*waiting)
+
+
+def _arrived(batch: tuple[Any, ...], event: torch.cuda.Event) -> tuple[Any, ...]:
+    """The batch, once the compute stream may use it; its memory is not reused before that stream is done with it."""
+    compute = torch.cuda.current_stream()
+    compute.wait_event(event)
+    for part in (*(batch[0] if isinstance(batch[0], tuple) else (batch[0],)), batch[1]):
+        part.record_stream(compute)
+    return batch
+
+
+def split(batch: tuple[Any, ...], parts: int) -> Iterator[tuple[Any, ...]]:
+    """A batch as consecutive parts of nearly equal size, none of them empty."""
+    images, labels, index = batch
+    views = images if isinstance(images, tuple) else (images,)
+    pieces = [x.tensor_split(min(parts, len(labels))) for x in (*views, labels, index)]
+    for *some, y, i in zip(*pieces, strict=True):
+        yield tuple(some) if isinstance(images, tuple) else some[0], y, i

@@ -1,0 +1,158 @@
+"""Everything that changes while training, and so everything that a checkpoint holds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from dp4tl_fast.training import norm, ranks
+from dp4tl_fast.training.ema import Ema
+from dp4tl_fast.training.feed import Batches
+
+
+class Objective(Protocol):
+    """What is learned: ``(network, images, labels, index) -> (mean loss, {metric: sum over the batch})``.
+
+    A ``torch.nn.Module``. ``index`` (int64 ``[batch]``, on the CPU) says which samples these are.
+    """
+
+    views: int  # independently augmented views of each image that it wants
+    classifies: bool  # whether the network's own logits can be validated
+
+    def __call__(
+        self, network: nn.Module, images: Any, labels: torch.Tensor, index: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]: ...
+    def after_step(self, network: nn.Module) -> None: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+@dataclass
+class Tally:
+    """Sums over the part of an epoch that has run; part of the resumable state."""
+
+    samples: int = 0
+    batches: int = 0
+    seconds: float = 0.0
+    data_wait_s: float = 0.0
+    bytes_read: int = 0
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def add(self, name: str, value: torch.Tensor) -> None:
+        self.sums[name] = self.sums[name] + value if name in self.sums else value.double()
+
+    def pooled(self, device: torch.device) -> Tally:
+        """Over all ranks: sums of what was done, the longest of the times. Called on every rank."""
+        names = ranks.first_does(lambda: sorted(self.sums))  # a rank may have had no batch, but then not rank 0
+        counts = torch.tensor([self.samples, self.bytes_read], dtype=torch.double, device=device)
+        sums = ranks.total(torch.cat([counts, *(self.sums.get(n, counts.new_zeros(1)).view(1) for n in names)]))
+        times = ranks.greatest(torch.tensor([self.seconds, self.data_wait_s], dtype=torch.double, device=device)).tolist()
+        named = dict(zip(names, sums[2:], strict=True))
+        return Tally(int(sums[0]), self.batches, times[0], times[1], int(sums[1]), named)
+
+    def metrics(self) -> dict[str, float]:
+        """Rates and means; waits for the device."""
+        n = max(1, self.samples)
+        means = {name: float(value) / n for name, value in self.sums.items()}
+        return {
+            "seconds": self.seconds,
+            "samples": self.samples,
+            "samples_per_s": self.samples / max(self.seconds, 1e-9),
+            "data_wait_s": self.data_wait_s,
+            "bytes_read": self.bytes_read,
+            **means,
+        }
+
+
+class Joint(nn.Module):
+    """Network and objective as one module: DDP sees everything that is trained, in one forward pass a part."""
+
+    def __init__(self, network: nn.Module, objective: Any) -> None:
+        super().__init__()
+        self.network, self.objective = network, objective
+
+    def forward(self, images: Any, labels: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return self.objective(self.network, images, labels, index)
+
+
+@dataclass
+class Run:
+    """Everything that changes while training, and so everything that a checkpoint holds.
+
+    Attributes:
+        model: What is evaluated and saved.
+        network: What the objective is given: ``model``, or it without its classifier.
+        ema: Averaged weights beside the model's own.
+        seed: Random numbers of a step (dropout, attacks, permutations) are drawn anew from (seed, step, rank).
+        best: Step and value of the best checkpoint so far.
+    """
+
+    model: nn.Module
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler  # disabled but for fp16
+    network: nn.Module | None = None
+    ema: Ema | None = None
+    seed: int = 0
+    step: int = 0
+    epoch: int = 0
+    tally: Tally = field(default_factory=Tally)
+    best: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.joint = Joint(self.network or self.model, self.objective)
+        self.parallel = ranks.parallel(self.joint)
+        self.parameters = [p for p in self.joint.parameters() if p.requires_grad]
+        self._statistics = norm.running(self.joint)
+
+    def draw_from(self, step: int) -> None:
+        """Begin the random numbers of a step: nothing of a generator needs to be saved."""
+        key = f"{self.seed}/{step}/{ranks.rank_and_ranks()[0]}"
+        number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+        torch.default_generator.manual_seed(number)  # torch.manual_seed visits every kind of device: 100 times as long
+        if self.parameters[0].is_cuda:
+            torch.cuda.manual_seed(number)
+
+    def after_step(self) -> None:
+        """What follows the optimiser."""
+        ranks.average(self._statistics)
+        self.objective.after_step(self.joint.network)
+        self.step += 1
+        if self.ema is not None:
+            self.ema.update(self.step)
+
+    def state_dict(self, loader: Batches) -> dict[str, Any]:
+        """Called on every rank; the same on all."""
+        tally = self.tally.pooled(self.parameters[0].device)
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            "best": self.best,
+            "tally": {**vars(tally), "sums": {k: v.cpu() for k, v in tally.sums.items()}},
+            "loader": {**loader.state_dict(), "batch": tally.batches},  # it may have delivered one more, not yet used
+            "optimizer": self.optimizer.state_dict(),
+            "objective": self.objective.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], loader: Batches) -> None:
+        self.step, self.epoch, self.best = state["step"], state["epoch"], state["best"]
+        device = self.parameters[0].device
+        whole = Tally(**{**state["tally"], "sums": {k: v.to(device) for k, v in state["tally"]["sums"].items()}})
+        self.tally = whole if ranks.rank_and_ranks()[0] == 0 else _nothing_of(whole)
+        loader.load_state_dict(state["loader"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.objective.load_state_dict(state["objective"])
+        self.scaler.load_state_dict(state["scaler"])
+
+
+def _nothing_of(whole: Tally) -> Tally:
+    """The share of a rank whose part another rank holds: the clock goes on, the sums begin at zero."""
+    zeros = {name: torch.zeros_like(value) for name, value in whole.sums.items()}
+    return Tally(0, whole.batches, whole.seconds, whole.data_wait_s, 0, zeros)
