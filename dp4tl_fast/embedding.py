@@ -40,6 +40,7 @@ class Surrogate:
         self.model.to(self.place)
         self.num_classes: int = meta["num_classes"]
         self.compact = meta.get("classes") is not None
+        self.source = meta.get("source")  # fingerprint of what it was trained on, where its file says
         self.size = size or meta.get("size", 224)
         self.head = models.head(self.model)[1]
         mean, std = tuple(meta.get("mean", IMAGENET_MEAN)), tuple(meta.get("std", IMAGENET_STD))

@@ -241,6 +241,8 @@ def _inputs(
                 f"--surrogate {surrogate} knows {network.num_classes} classes, but {beton.path} has {beton.num_classes}. "
                 "Use one trained on this source, without --compact-labels"
             )
+        if found.logits and network.source not in (None, beton.fingerprint):
+            cli.message(f"note: {surrogate} was not trained on {beton.path}; its classes must be the same, in this order")
     return SourceInputs(beton, network, cache, groups, clusters, seed, picked, table)
 
 

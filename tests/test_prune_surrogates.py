@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from pruning_data import run
+from pruning_data import images, run
 
 from dp4tl_fast import models
 from dp4tl_fast.beton import Beton
@@ -46,6 +46,15 @@ def test_published_and_timm_surrogates(data, tmp_path, monkeypatch):
     assert sum(timm["scores"]) == 9
     with pytest.raises(UsageError, match="unknown architecture timm:nothing"):
         run(data, tmp_path / "b.json", surrogate=str(tmp_path / "w.pt"), arch="timm:nothing")
+
+
+def test_a_surrogate_of_another_file_is_said_to_be_one(data, tmp_path, capsys):
+    """With as many classes it may be right (a copy in another order) or quite wrong."""
+    images(tmp_path / "other", range(4), 3, 5)
+    for method, source, noted in (("lm", "", False), ("lm", "other", True), ("fm", "other", False)):
+        where = {"source": str(tmp_path / f"{source}.beton")} if source else {}
+        run(data, tmp_path / "s.json", method=method, **where)
+        assert ("was not trained on" in capsys.readouterr().err) == noted
 
 
 def test_forgetting_was_counted_for_every_record(data):
