@@ -50,8 +50,8 @@ def _loaders() -> str:
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join([
         *lines, "",
-        f"Random resized crop to 224 pixels, mirror, normalise to fp16; ImageNet JPEGs of at most 500 pixels a side; 2 threads, medians of "
-        f"{rows['jpeg-2-threads', 'ours']['rounds']} interleaved epochs. {result['environment']['machine'].split(' (')[0]}.",
+        f"Random resized crop to 224 pixels, mirror, normalise to fp16; ImageNet JPEGs of at most 500 pixels a side; 2 threads, "
+        f"medians of {rows['jpeg-2-threads', 'ours']['rounds']} interleaved epochs. {result['environment']['machine'].split(' (')[0]}.",
         "",
     ])  # fmt: skip
 
