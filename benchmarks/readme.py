@@ -41,6 +41,7 @@ def _loaders() -> str:
     """Images a second of every loader, JPEG and raw, from the committed run."""
     result = json.loads((ROOT / "benchmarks/results/loaders.json").read_text())
     rows = {(r["case"], r["subject"]): r for r in result["rows"]}
+    machine = result["environment"]["machine"].split(" (")[0]
     lines = ["| loader | JPEG images/s | x FFCV | raw images/s | x FFCV |", "| :-- | --: | --: | --: | --: |"]
     for subject, name in LOADERS.items():
         cells = []
@@ -51,7 +52,7 @@ def _loaders() -> str:
     return "\n".join([
         *lines, "",
         f"Random resized crop to 224 pixels, mirror, normalise to fp16; ImageNet JPEGs of at most 500 pixels a side; 2 threads, "
-        f"medians of {rows['jpeg-2-threads', 'ours']['rounds']} interleaved epochs. {result['environment']['machine'].split(' (')[0]}.",
+        f"medians of {rows['jpeg-2-threads', 'ours']['rounds']} interleaved epochs. {machine}.",
         "",
     ])  # fmt: skip
 

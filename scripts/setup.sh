@@ -8,7 +8,8 @@ python=${PYTHON:-python3}
 say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }
 fail() { say "$*"; exit 2; }
 
-browser() { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null
+# The reports are tested in a browser. Ubuntu has chromium as a snap alone: there it is the user's to install, or that test is skipped.
+browser() { command -v chromium || command -v chromium-browser || command -v google-chrome || grep -q '^ID=ubuntu' /etc/os-release; } >/dev/null
 ready() { ls kernels/_native*.so >/dev/null 2>&1 && { [ "$what" != all ] || browser; }; }
 
 stamp=.venv/.stamp-$what
@@ -32,7 +33,7 @@ if [ "$what" = all ]; then
   command -v pkg-config >/dev/null || packages+=(pkg-config)
   pkg-config --exists opencv4 2>/dev/null || packages+=(libopencv-dev)
   pkg-config --exists libturbojpeg 2>/dev/null || packages+=(libturbojpeg0-dev)
-  browser || packages+=(chromium) # the reports are tested in it
+  browser || packages+=(chromium)
 fi
 if [ ${#packages[@]} -gt 0 ]; then
   root=()

@@ -1,4 +1,4 @@
-"""Both directions of the file format, over sizes, modes and page sizes: what FFCV's writer writes we read, and the other way round."""
+"""Both directions of the file format, over sizes, modes and page sizes: what FFCV writes we read, and the other way round."""
 
 from __future__ import annotations
 
