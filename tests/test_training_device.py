@@ -43,20 +43,24 @@ def test_every_objective_trains(data, tmp_path, objective, precision):
     assert all(math.isfinite(row["loss"]) for row in rows(tmp_path / "r"))
 
 
-def test_a_stop_in_mid_epoch_resumes_at_its_place(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", [9, 12])
+def test_a_stop_resumes_at_its_place(data, tmp_path, monkeypatch, step):
+    """In mid-epoch, and at the last step of an epoch, whose end is then still to come."""
     run(data, tmp_path / "whole")
     plain = Training._on_step
-    monkeypatch.setattr(Training, "_on_step", lambda self, state: plain(self, state) or state.step == 9)
+    monkeypatch.setattr(Training, "_on_step", lambda self, state: plain(self, state) or state.step == step)
     with pytest.raises(cli.Terminated):
         run(data, tmp_path / "cut")
     monkeypatch.undo()
     state = checkpoint.load_state(checkpoint.checkpoints(tmp_path / "cut/checkpoint")[-1])
-    assert state["loader"]["batch"] == 3 and state["tally"]["samples"] == 24  # 6 batches an epoch; the one ahead is not counted
+    # 6 batches of 8 an epoch; the one ahead is not counted
+    assert state["loader"]["batch"] == step - 6 and state["tally"]["samples"] == 8 * (step - 6)
     run(data, tmp_path / "cut", resume=True)
     a, b = (checkpoint.read_weights(tmp_path / name)[0] for name in ("whole", "cut"))
     for name in a:  # cuDNN may add in another order
         torch.testing.assert_close(a[name], b[name], rtol=1e-2, atol=1e-3)
     assert [row["samples"] for row in rows(tmp_path / "cut")] == [48, 48, 48]
+    assert [c.name for c in (tmp_path / "cut/checkpoint").iterdir() if c.name.startswith(".")] == []
 
 
 def test_the_profile_counts_the_gpu(data, tmp_path):

@@ -79,9 +79,12 @@ def _write(final: Path, models: dict[str, nn.Module], meta: dict[str, Any], stat
     for name in (*models, STATE):
         with open(partial / name, "rb+") as file:
             os.fsync(file.fileno())
-    if final.exists():  # the same step again, after a resume: the contents are equal
-        shutil.rmtree(final)
+    aside = partial_path(final).with_suffix(".old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if final.exists():  # the same step again: stopped at an epoch's last step, and resumed to the epoch's end
+        final.replace(aside)  # faster than removing it: the moment without either is as short as can be
     commit(partial, final)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _link(path: Path, target: str) -> None:

@@ -105,7 +105,8 @@ def train(
                 watch.check()
             if stop:
                 return False
-        watch.check()
+        watch.check()  # waits for the device
+        tally.seconds = time.perf_counter() - start
         metrics = {"epoch": run.epoch, "lr": rate(max(0, run.step - 1)), **tally.pooled(prepare.device).metrics()}
         run.epoch, run.tally = run.epoch + 1, Tally()
         loader.set_epoch(run.epoch)
