@@ -72,7 +72,7 @@ int64_t py_label_counts(const Rows& logits, const std::optional<Ids>& group, Cou
     if (ids[i] < 0 || ids[i] >= groups) throw std::invalid_argument("group id out of range");
   const Execution how = execution(threads, isa);
   nb::gil_scoped_release release;
-  return label_counts(matrix, ids, counts.data(), how);
+  return label_counts(matrix, ids, groups, counts.data(), how);
 }
 
 void check_running(const Rows& scores, const Offsets& offset, const Values& value, const Indices& index) {

@@ -12,18 +12,29 @@ namespace {
 
 constexpr int64_t kGrainElements = 1 << 16;  // smaller pieces than this are not worth a thread
 
+constexpr int64_t kRanges = 8;               // of rows that a thread counts
+
 constexpr int64_t kRun = 64;                 // rows summed in float32 before they join a float64 sum
 
 int64_t grain(const Matrix& matrix) { return std::max<int64_t>(1, kGrainElements / matrix.columns); }
 
-// Adds one by one to shared counters; runs of one cell are added at once, so that threads that all see the same class
-// do not fight over one cache line.
+// Counts of one range of rows. Where they are fewer than the rows they are kept apart and added to the shared ones at the end: threads
+// that add to the same lines of memory row by row would wait for each other as long as they take to find the winners.
 class Counter {
  public:
-  explicit Counter(int64_t* counts) : counts_(counts) {}
-  ~Counter() { flush(); }
+  Counter(int64_t* counts, int64_t cells, int64_t rows) : counts_(counts), own_(cells <= rows ? static_cast<size_t>(cells) : 0) {}
+  ~Counter() {
+    flush();
+    for (size_t i = 0; i < own_.size(); ++i) {
+      if (own_[i]) __atomic_fetch_add(&counts_[i], own_[i], __ATOMIC_RELAXED);
+    }
+  }
   void add(int64_t cell) {
-    if (cell != cell_) flush();
+    if (!own_.empty()) {
+      ++own_[static_cast<size_t>(cell)];
+      return;
+    }
+    if (cell != cell_) flush();  // runs of one cell are added at once
     cell_ = cell;
     ++run_;
   }
@@ -34,6 +45,7 @@ class Counter {
     run_ = 0;
   }
   int64_t* counts_;
+  std::vector<int64_t> own_;
   int64_t cell_ = 0, run_ = 0;
 };
 
@@ -50,11 +62,13 @@ void merge(Best best, int64_t first, float* value, int64_t* index) {
 
 }  // namespace
 
-int64_t label_counts(const Matrix& logits, const int64_t* group, int64_t* counts, Execution how) {
+int64_t label_counts(const Matrix& logits, const int64_t* group, int64_t groups, int64_t* counts, Execution how) {
   const RowArgmax argmax = row_argmax(logits.scalar, how.isa);
   std::atomic<int64_t> first_nan{std::numeric_limits<int64_t>::max()};
-  parallel_rows(logits.rows, how.threads, grain(logits), [&](int64_t begin, int64_t end) {
-    Counter counter(counts);
+  // Long ranges: few counters to add up, and each thread reads one stream of memory. Several a thread, should one be held up.
+  const int64_t rows = std::max(grain(logits), logits.rows / (kRanges * how.threads) + 1);
+  parallel_rows(logits.rows, how.threads, rows, [&](int64_t begin, int64_t end) {
+    Counter counter(counts, groups * logits.columns, end - begin);
     for (int64_t i = begin; i < end; ++i) {
       const Best best = argmax(logits.row(i), nullptr, logits.columns);
       if (best.index != kNan) {

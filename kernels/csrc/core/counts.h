@@ -22,9 +22,9 @@ struct Execution {
   Isa isa;
 };
 
-// counts[group[i], argmax of row i] += 1 for every row without a NaN. `group` may be null (one group); its values must
-// lie in the range of `counts`. Returns the first row with a NaN, or -1.
-int64_t label_counts(const Matrix& logits, const int64_t* group, int64_t* counts, Execution how);
+// counts[group[i], argmax of row i] += 1 for every row without a NaN; counts is [groups, columns]. `group` may be null (one
+// group); its values must be below `groups`. Returns the first row with a NaN, or -1.
+int64_t label_counts(const Matrix& logits, const int64_t* group, int64_t groups, int64_t* counts, Execution how);
 
 // Running argmax over blocks of columns: where the best score of this block is larger than value[i], replace value[i]
 // and index[i] (columns counted from `first`). A row with a NaN gets value NaN and index kNan, for good.

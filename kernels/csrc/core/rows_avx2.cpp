@@ -37,25 +37,28 @@ DP4TL_AVX2 Best argmax_avx2(const void* data, const float* offset, int64_t n) {
   return finish(row, offset, k, n, best);
 }
 
-DP4TL_AVX2 inline __m256i keys(__m256i bits) {
-  return _mm256_xor_si256(bits, _mm256_and_si256(_mm256_srai_epi16(bits, 15), _mm256_set1_epi16(0x7fff)));
-}
-
 template <class T>
 DP4TL_AVX2 Best argmax16_avx2(const void* data, const float*, int64_t n) {
   if (n < 16) return argmax_baseline<T>(data, nullptr, n);
   const T* row = static_cast<const T*>(data);
   const auto load = [&](int64_t k) DP4TL_AVX2 { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + k)); };
-  __m256i high = keys(load(0)), low = high;
+  __m256i top_signed = load(0), top_unsigned = top_signed;
   for (int64_t k = 16; k < n; k += 16) {  // the last vector overlaps the one before
-    const __m256i x = keys(load(std::min(k, n - 16)));
-    high = _mm256_max_epi16(high, x);
-    low = _mm256_min_epi16(low, x);
+    const __m256i x = load(std::min(k, n - 16));
+    top_signed = _mm256_max_epi16(top_signed, x);
+    top_unsigned = _mm256_max_epu16(top_unsigned, x);
   }
-  const __m256i beyond = _mm256_or_si256(_mm256_cmpgt_epi16(high, _mm256_set1_epi16(T::kInfinityBits)),
-                                         _mm256_cmpgt_epi16(_mm256_set1_epi16(~T::kInfinityBits), low));
-  if (_mm256_movemask_epi8(beyond)) return kNanRow;
-  const Extreme<T> top(largest(high));
+  const __m256i beyond = _mm256_or_si256(
+      _mm256_cmpgt_epi16(top_signed, _mm256_set1_epi16(T::kInfinityBits)),
+      _mm256_subs_epu16(top_unsigned, _mm256_set1_epi16(static_cast<int16_t>(kSign | T::kInfinityBits))));
+  if (!_mm256_testz_si256(beyond, beyond)) return kNanRow;
+  auto largest = static_cast<uint16_t>(largest_signed(top_signed));
+  if (largest & kSign) {  // all are negative
+    __m256i low = top_unsigned;
+    for (int64_t k = 0; k < n; k += 16) low = _mm256_min_epu16(low, load(std::min(k, n - 16)));
+    largest = smallest_unsigned(low);
+  }
+  const Extreme<T> top(largest);
   const __m256i mask = _mm256_set1_epi16(static_cast<int16_t>(top.mask));
   const __m256i bits = _mm256_set1_epi16(static_cast<int16_t>(top.bits));
   for (int64_t k = 0;; k = std::min(k + 16, n - 16)) {

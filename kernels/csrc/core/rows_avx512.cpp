@@ -42,24 +42,29 @@ DP4TL_AVX512 Best argmax_avx512(const void* data, const float* offset, int64_t n
   return finish(row, offset, k, n, best);
 }
 
-DP4TL_AVX512 inline __m512i keys(__m512i bits) {  // bits ^ (sign & 0x7fff)
-  return _mm512_ternarylogic_epi32(bits, _mm512_srai_epi16(bits, 15), _mm512_set1_epi16(0x7fff), 0x78);
-}
-
 template <class T>
 DP4TL_AVX512 Best argmax16_avx512(const void* data, const float*, int64_t n) {
   if (n < 32) return argmax_baseline<T>(data, nullptr, n);
   const T* row = static_cast<const T*>(data);
   const auto load = [&](int64_t k) DP4TL_AVX512 { return _mm512_loadu_si512(row + k); };
-  __m512i high = keys(load(0)), low = high;
+  const auto half = [](__m512i x, int i) DP4TL_AVX512 { return i ? _mm512_extracti64x4_epi64(x, 1) : _mm512_castsi512_si256(x); };
+  __m512i top_signed = load(0), top_unsigned = top_signed;
   for (int64_t k = 32; k < n; k += 32) {  // the last vector overlaps the one before
-    const __m512i x = keys(load(std::min(k, n - 32)));
-    high = _mm512_max_epi16(high, x);
-    low = _mm512_min_epi16(low, x);
+    const __m512i x = load(std::min(k, n - 32));
+    top_signed = _mm512_max_epi16(top_signed, x);
+    top_unsigned = _mm512_max_epu16(top_unsigned, x);
   }
-  if (_mm512_cmpgt_epi16_mask(high, _mm512_set1_epi16(T::kInfinityBits)) |
-      _mm512_cmplt_epi16_mask(low, _mm512_set1_epi16(~T::kInfinityBits))) return kNanRow;
-  const Extreme<T> top(largest(_mm256_max_epi16(_mm512_castsi512_si256(high), _mm512_extracti64x4_epi64(high, 1))));
+  if (_mm512_cmpgt_epi16_mask(top_signed, _mm512_set1_epi16(T::kInfinityBits)) |
+      _mm512_cmpgt_epu16_mask(top_unsigned, _mm512_set1_epi16(static_cast<int16_t>(kSign | T::kInfinityBits)))) {
+    return kNanRow;
+  }
+  auto largest = static_cast<uint16_t>(largest_signed(_mm256_max_epi16(half(top_signed, 0), half(top_signed, 1))));
+  if (largest & kSign) {  // all are negative
+    __m512i low = top_unsigned;
+    for (int64_t k = 0; k < n; k += 32) low = _mm512_min_epu16(low, load(std::min(k, n - 32)));
+    largest = smallest_unsigned(_mm256_min_epu16(half(low, 0), half(low, 1)));
+  }
+  const Extreme<T> top(largest);
   const __m512i mask = _mm512_set1_epi16(static_cast<int16_t>(top.mask));
   const __m512i bits = _mm512_set1_epi16(static_cast<int16_t>(top.bits));
   for (int64_t k = 0;; k = std::min(k + 32, n - 32)) {

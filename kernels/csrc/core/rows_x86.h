@@ -15,26 +15,26 @@
 namespace dp4tl {
 namespace rows {
 
-// The argmax of 16-bit floats works on keys, integers in order of value: the bits, with the magnitude of negative ones
-// flipped. Then the largest and smallest element are integer operations on twice as many columns, and NaNs are the keys
-// beyond the infinities'.
-DP4TL_AVX2 inline int16_t largest(__m256i keys) {
-  const __m128i x = _mm_max_epi16(_mm256_castsi256_si128(keys), _mm256_extracti128_si256(keys, 1));
+// The argmax of 16-bit floats works on their bits: as signed integers those from 0 up are in order of value and above all negative
+// ones, as unsigned integers the negative ones are in reverse order, and NaNs lie beyond the infinity of their sign.
+constexpr uint16_t kSign = 0x8000;
+
+DP4TL_AVX2 inline int16_t largest_signed(__m256i bits) {
+  const __m128i x = _mm_max_epi16(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
   const __m128i reversed = _mm_sub_epi16(_mm_set1_epi16(0x7fff), x);  // unsigned, largest first
   return static_cast<int16_t>(0x7fff - _mm_extract_epi16(_mm_minpos_epu16(reversed), 0));
 }
+DP4TL_AVX2 inline uint16_t smallest_unsigned(__m256i bits) {
+  const __m128i x = _mm_min_epu16(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
+  return static_cast<uint16_t>(_mm_extract_epi16(_mm_minpos_epu16(x), 0));
+}
 
-// The largest of a row of 16-bit floats, from the largest key.
+// The columns whose (bits & mask) are these hold the largest value: zero has two signs.
 template <class T>
 struct Extreme {
-  uint16_t mask, bits;  // the columns whose (bits & mask) are these hold it: zero has two signs
+  uint16_t mask, bits;
   float value;
-  explicit Extreme(int16_t high) {
-    bits = static_cast<uint16_t>(high ^ (high >> 15 & 0x7fff));
-    mask = (bits & 0x7fff) == 0 ? 0x7fff : 0xffff;
-    bits &= mask;
-    value = widen(T{bits});
-  }
+  explicit Extreme(uint16_t largest) : mask((largest & 0x7fff) == 0 ? 0x7fff : 0xffff), bits(largest & mask), value(widen(T{bits})) {}
 };
 
 }  // namespace rows

@@ -64,11 +64,11 @@ void check_threads() {
   for (float& x : logits) x = static_cast<float>(random() % 5);
   for (int64_t& g : group) g = random() % 3;
   const Matrix matrix = {logits.data(), Scalar::f32, rows, classes, classes};
-  CHECK(label_counts(matrix, group.data(), one.data(), {1, Isa::baseline}) == -1);
-  CHECK(label_counts(matrix, group.data(), many.data(), {5, best_isa()}) == -1);
+  CHECK(label_counts(matrix, group.data(), 3, one.data(), {1, Isa::baseline}) == -1);
+  CHECK(label_counts(matrix, group.data(), 3, many.data(), {5, best_isa()}) == -1);
   CHECK(one == many);
   logits[4321 * classes + 5] = logits[1234 * classes + 9] = NAN;
-  CHECK(label_counts(matrix, group.data(), many.data(), {5, best_isa()}) == 1234);
+  CHECK(label_counts(matrix, group.data(), 3, many.data(), {5, best_isa()}) == 1234);
 }
 
 }  // namespace
