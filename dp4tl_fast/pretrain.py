@@ -19,7 +19,7 @@ from dp4tl_fast.files import npy_bytes, write_atomically
 from dp4tl_fast.pretrain_config import PretrainConfig
 from dp4tl_fast.run_folder import Log, Quiet, check_folder, settings_of, summarise
 from dp4tl_fast.selection import Selection
-from dp4tl_fast.training.ranks import Votes, first_does, process_group, rank_and_ranks
+from dp4tl_fast.training.ranks import Votes, first_does, leave, process_group, rank_and_ranks
 
 if TYPE_CHECKING:
     from dp4tl_fast.learner import Learner
@@ -258,7 +258,8 @@ class Training:
 
 def main(argv: Sequence[str] | None = None) -> int:
     with contextlib.redirect_stdout(None if int(os.environ.get("RANK", "0")) else sys.stdout):  # one of torchrun's speaks
-        return cli.run(pretrain, argv)
+        code = cli.run(pretrain, argv)
+    return leave(code)
 
 
 if __name__ == "__main__":

@@ -297,10 +297,11 @@ def _tell(selection: Selection, names: list[str], choice: Choice, out: str, prof
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from dp4tl_fast.training.ranks import process_group
+    from dp4tl_fast.training.ranks import leave, process_group
 
     with process_group() as rank, contextlib.redirect_stdout(None if rank else sys.stdout):  # one of them speaks
-        return cli.run(prune, argv)
+        code = cli.run(prune, argv)
+    return leave(code)
 
 
 if __name__ == "__main__":

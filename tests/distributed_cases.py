@@ -124,3 +124,4 @@ if __name__ == "__main__":
         for name in sys.argv[2:]:
             case(name, f"{sys.argv[1]}/{name}.pt")
         not_finite()
+    ranks.leave(0)

@@ -181,6 +181,8 @@ assert torch.equal(got.centroids, alone.centroids) and torch.equal(got.counts, a
 assert torch.equal(got.index, alone.index[:333] if rank == 0 else alone.index[333:])
 assert abs(got.inertia - alone.inertia) <= 1e-12 * alone.inertia
 assert int(got.counts.min()) > 0
+import os
+os._exit(0)  # gloo's threads abort some ends of the interpreter
 """
 
 
