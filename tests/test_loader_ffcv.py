@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -67,9 +68,14 @@ def test_pages_are_read_by_threads_that_end(paged: Beton, in_pages: None) -> Non
     with open_loader(paged, None, spec(), "ffcv") as loader:
         list(loader)
         before = threads()
-        for _ in range(5):
+        for _ in range(8):
             next(iter(loader))
-        assert threads() <= before
+        # A leak is two threads an epoch, sixteen. A thread is listed for a moment after its end, and some library may start one.
+        for _ in range(200):
+            if threads() <= before + 1:
+                break
+            time.sleep(0.05)
+        assert threads() <= before + 1
 
 
 def test_a_dead_page_reader_is_an_error_and_no_hang(
