@@ -15,10 +15,10 @@ from dp4tl_fast.loaders import BACKENDS, BaseLoader, capabilities, open_loader
 from dp4tl_fast.loaders.capabilities import Capabilities, markdown_table
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: nothing to refuse")
 def test_a_gpu_that_is_not_there_is_refused_at_the_start(backend: str, jpegs: Beton) -> None:
-    with pytest.raises(BackendError, match=r"device 'cuda' is not there.*device=cpu"):
-        open_loader(jpegs, None, spec(device="cuda"), backend)
+    missing = f"cuda:{torch.cuda.device_count()}"
+    with pytest.raises(BackendError, match=rf"device '{missing}' is not there.*device=cpu"):
+        open_loader(jpegs, None, spec(device=missing), backend)
 
 
 LESS = Capabilities(
