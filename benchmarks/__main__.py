@@ -17,8 +17,11 @@ from benchmarks.harness import Suite
 # name -> module with run(suite); imported only when asked for, because some need torch, FFCV or DALI.
 SUITES = {
     name: f"benchmarks.{name}"
-    for name in ("kernels", "loaders", "io", "startup", "convert", "end_to_end", "training", "auto", "scale", "parity", "gpu")
-}
+    for name in (
+        "kernels", "loaders", "io", "startup", "convert", "scale", "parity", "training", "end_to_end", "sensitivity", "objectives",
+        "gpu",
+    )
+}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     names = [*SUITES, "all", "results"]
     parser.add_argument("name", choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--data", type=Path, help="folder of data sets (unpacked image folders)")
+    parser.add_argument("--work", type=Path, help="keep long suites' runs here: the same command goes on where it was")
     parser.add_argument("--out", type=Path, help="write environment, rows and goals here as JSON")
     options = parser.parse_args(arguments)
     if options.name == "results":
@@ -38,14 +42,13 @@ def main(arguments: list[str] | None = None) -> int:
     result: dict = {"environment": environment(), "rows": [], "goals": []}
     everywhere = [name for name in SUITES if name != "gpu"]  # that one is for a machine with a GPU
     for name in everywhere if options.name == "all" else [options.name]:
-        suite = Suite(name=name, data=options.data)
+        suite = Suite(name=name, data=options.data, work=options.work)
         try:
             importlib.import_module(SUITES[name]).run(suite)
         except ModuleNotFoundError as error:
             extras = "'.[bench,dali,ffcv]', on a GPU also '.[bench-gpu]'"
             parser.error(f"suite {name!r} compares with {error.name}, not installed here. Run pip install {extras}")
-        for key, value in suite.results().items():
-            result[key] += value
+        suite.add_to(result)
         if options.out is not None:  # after every suite, so that a later failure loses nothing
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 ROUNDS = 5  # the fewest rounds a committed number may rest on
 
@@ -53,10 +54,18 @@ class Goal:
 
 @dataclass(kw_only=True)
 class Suite:
-    """What a suite's ``run`` gets: its name, the folder of data sets (``--data``), and where results go."""
+    """What a suite's ``run`` gets: its name, folders of data sets (``--data``) and for work that may go on later (``--work``).
+
+    Attributes:
+        settings: What a reader must know to judge the rows: seeds, epochs, images.
+        comparison: Rows of ``dp4tl_fast.compare``, where whole runs were compared.
+    """
 
     name: str
     data: Path | None = None
+    work: Path | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    comparison: list[dict[str, Any]] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     goals: list[Goal] = field(default_factory=list)
 
@@ -91,10 +100,14 @@ class Suite:
         name = f"{self.name}/{case}"
         self.goals.append(Goal(id=name, goal=goal, measured=measured, unit=unit, at_most=at_most, met=bool(met)))
 
-    def results(self) -> dict[str, list[dict]]:
-        """The ``rows`` and ``goals`` of F.json."""
-        rows = [{key: value for key, value in asdict(row).items() if value is not None} for row in self.rows]
-        return {"rows": rows, "goals": [asdict(goal) for goal in self.goals]}
+    def add_to(self, result: dict[str, Any]) -> None:
+        """Put all this into F.json's contents."""
+        result["rows"] += [{key: value for key, value in asdict(row).items() if value is not None} for row in self.rows]
+        result["goals"] += [asdict(goal) for goal in self.goals]
+        if self.settings:
+            result.setdefault("settings", {})[self.name] = self.settings
+        if self.comparison:
+            result["comparison"] = self.comparison
 
 
 def interleave(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from dp4tl_fast.files import write_atomically
 
@@ -42,13 +43,27 @@ def _file(path: Path, result: dict) -> str:
     about = result["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     software = f"{about['os']}; Python {about['python']}; {versions}; commit {about['commit']}"
-    head = f"## {path.stem}\n\n{about['machine']}; {software}.\n"
+    suites = dict.fromkeys(row["suite"].split("/")[0] for row in result["rows"])
+    commands = ", ".join(f"`python -m benchmarks {suite} --data DATA --out {path.name}`" for suite in suites)
+    head = f"## {path.stem}\n\n{commands}\n\n{about['machine']}; {software}.\n"
+    head += "".join(f"\n{_settings(name, settings)}\n" for name, settings in result.get("settings", {}).items())
     lines = (
         f"| {row['suite']}/{row['case']} | {row['subject']} | {_number(row['value'])} {row['unit']} "
         f"| [{_number(row['spread'][0])}, {_number(row['spread'][1])}] | {_ratio(row)} | {row['rounds']} |"
         for row in result["rows"]
     )
     return _table(head, "| case | subject | median | spread | compared | rounds |", lines)
+
+
+def _settings(name: str, settings: dict) -> str:
+    """One line for each suite: ``name: seeds 3; network arch small-16, epochs 10; ...``."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, dict):
+            return ", ".join(f"{k} ({text(v)})" if isinstance(v, dict) else f"{k} {text(v)}" for k, v in value.items())
+        return str(value)
+
+    return f"{name}: " + "; ".join(f"{key}: {text(value)}" for key, value in settings.items()) + "."
 
 
 def _table(title: str, header: str, lines: Iterable[str]) -> str:

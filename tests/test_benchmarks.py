@@ -38,7 +38,10 @@ def test_results_and_page(tmp_path):
     assert rows["ours"].ratio == 2.0 and rows["peer"].ratio is None
     suite.goal("case", goal=3.0, measured=rows["ours"].ratio, unit="x peer")
     suite.goal("bytes", goal=0.1, measured=0.05, unit="fraction of file", at_most=True)
-    result = json.loads(json.dumps(suite.results()))
+    suite.settings |= {"seeds": 3, "network": {"arch": "small-4", "epochs": 2}}
+    result: dict = {"rows": [], "goals": []}
+    suite.add_to(result)
+    result = json.loads(json.dumps(result))
     assert [goal["met"] for goal in result["goals"]] == [False, True]
     about = {"machine": "two cores", "os": "Linux", "python": "3", "versions": {"torch": "2"}, "commit": "abc"}
     (tmp_path / "demo.json").write_text(json.dumps({"environment": about, **result}))
@@ -46,6 +49,8 @@ def test_results_and_page(tmp_path):
     assert "| `demo/case` | ≥ 3 x peer | 2 | **no** |" in page
     assert "| `demo/bytes` | ≤ 0.1 fraction of file | 0.05 | yes |" in page
     assert "2.00 x peer" in page and "two cores" in page
+    assert "`python -m benchmarks demo --data DATA --out demo.json`" in page
+    assert "demo: seeds: 3; network: arch small-4, epochs 2." in page
 
 
 def test_ratio_to_must_be_measured():

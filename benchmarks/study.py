@@ -1,0 +1,186 @@
+"""Pretrain the same network on several selections of one source, finetune each for one target, compare: what the suites
+``end_to_end``, ``objectives`` and ``sensitivity`` have in common. Everything goes through the functions behind the commands.
+
+Tiny-ImageNet is the source, CIFAR-10 the target; ``--data DIR`` holds ``tiny-imagenet/{train,val}`` and
+``cifar10/{train,test}``, folders of class folders. With a GPU: ResNet-18 at 64 pixels, 40 epochs. Without one a *short run*,
+what two CPU cores manage: a network of 0.1 M parameters at 32 pixels, few epochs. That is no claim about converged training.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from benchmarks.harness import Suite
+from dp4tl_fast.beton import Beton
+from dp4tl_fast.convert import convert
+from dp4tl_fast.finetune import finetune
+from dp4tl_fast.pretrain import PretrainConfig, pretrain
+from dp4tl_fast.prune import prune
+from dp4tl_fast.selection import Selection
+
+GPU = torch.cuda.is_available()
+COMMON: dict[str, Any] = {"size": 32, "batch_size": 128, "warmup_epochs": 1.0, "weight_decay": 5e-4, "tensorboard": False}
+# Of a few tried, the best on the source's validation images for its time: half the resolution is a quarter of the work.
+SURROGATE: dict[str, Any] = {**COMMON, "arch": "small-16", "size": 16, "epochs": 6, "lr": 0.2}
+NETWORK: dict[str, Any] = {**COMMON, "arch": "small-16", "epochs": 10, "lr": 0.2}
+TRANSFER: dict[str, dict[str, Any]] = {
+    "lp": {"epochs": 30, "lr": 1e-2, "size": 32},
+    "ff": {"epochs": 5, "lr": 1e-3, "size": 32, "batch_size": 64},
+    "knn": {"size": 32},
+}
+if GPU:
+    COMMON |= {"size": 64, "batch_size": 256, "warmup_epochs": 2.0}
+    SURROGATE = {**COMMON, "arch": "small-32", "epochs": 10, "lr": 0.4}
+    NETWORK = {**COMMON, "arch": "resnet18", "epochs": 40, "lr": 0.4}
+    TRANSFER = {
+        "lp": {"epochs": 50, "lr": 1e-2, "size": 64},
+        "ff": {"epochs": 40, "lr": 1e-4, "size": 64},
+        "knn": {"size": 64},
+    }
+MODES = {"lp": "cifar10 linear probe", "ff": "cifar10 full finetuning", "knn": "cifar10 nearest neighbours"}
+FOLDERS = {
+    "source": "tiny-imagenet/train",
+    "val": "tiny-imagenet/val",
+    "train": "cifar10/train",
+    "test": "cifar10/test",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One thing to pretrain on.
+
+    Attributes:
+        name: Its subject in the tables, and its folder.
+        prune: Options of ``prune``; without them the full source is read. A random choice is drawn anew for every seed.
+        network: Where the network's recipe differs from the study's.
+    """
+
+    name: str
+    prune: dict[str, Any] | None = None
+    network: dict[str, Any] = field(default_factory=dict)
+
+
+class Study:
+    """Cases × seeds × ways to finetune, in ``root``. What is finished there is not done again."""
+
+    def __init__(self, root: Path, data: Path, network: dict[str, Any], modes: Sequence[str]) -> None:
+        self.root, self.network, self.modes = root, network, modes
+        self.files = {name: root / f"{name}.beton" for name in FOLDERS}
+        for name, file in self.files.items():
+            if not file.exists():
+                convert(str(data / FOLDERS[name]), str(file))
+        self.runs: dict[str, list[dict[str, Any]]] = {}  # case -> what each seed's run came to
+
+    def surrogate(self, name: str, **recipe: Any) -> dict[str, Any]:
+        """Train a surrogate in ``root/name``; returns its summary."""
+        validate = {} if recipe.get("objective", "supervised").startswith("moco") else {"val": str(self.files["val"])}
+        every = {"val_every": recipe["epochs"], "checkpoint_every": recipe["epochs"]}
+        out = str(self.root / name)
+        return pretrain(PretrainConfig(source=str(self.files["source"]), out=out, resume=True, **validate, **every, **recipe))
+
+    def select(self, case: Case, seed: int) -> Path | None:
+        """The selection of a case."""
+        if case.prune is None:
+            return None
+        options = {"surrogate": str(self.root / "surrogate"), "target": [str(self.files["train"])], **case.prune}
+        if options.get("method") == "random":
+            options = {"method": "random", "keep": options["keep"], "seed": seed}
+        out = self.root / "selections" / (f"{case.name}-{seed}.json" if "seed" in options else f"{case.name}.json")
+        if not out.exists():
+            prune(source=str(self.files["source"]), out=str(out), **options)
+        return out
+
+    def chosen(self, case: Case) -> Selection:
+        """What a case keeps (with the first seed)."""
+        path = self.select(case, 0)
+        assert path is not None
+        return Selection.load(path)
+
+    def run(self, cases: Sequence[Case], seeds: Sequence[int]) -> None:
+        """Everything, interleaved: a slow minute of the machine hits all cases alike."""
+        for seed in seeds:
+            for case in cases:
+                self.runs.setdefault(case.name, []).append(self._one(case, seed))
+
+    def _one(self, case: Case, seed: int) -> dict[str, Any]:
+        selection, out = self.select(case, seed), self.root / "runs" / f"{case.name}-{seed}"
+        recipe = {**self.network, **case.network}
+        config = PretrainConfig(
+            source=str(self.files["source"]), out=str(out), selection=str(selection) if selection else None, seed=seed,
+            checkpoint_every=recipe["epochs"], resume=True, **recipe,
+        )  # fmt: skip
+        summary = pretrain(config)
+        for mode in self.modes:
+            path = Path(f"{out}-{mode}")
+            if not (path / "summary.json").exists():
+                finetune(
+                    checkpoint=str(out), train=str(self.files["train"]), test=str(self.files["test"]), out=str(path),
+                    mode=mode, seeds=1, **TRANSFER[mode],
+                )  # fmt: skip
+            summary[mode] = 100 * json.loads((path / "summary.json").read_text())["top_1_mean"]
+        return summary
+
+    def collect(self, value: Callable[[dict[str, Any]], float]) -> dict[str, list[float]]:
+        """Case -> a number of each seed's run."""
+        return {name: [value(run) for run in runs] for name, runs in self.runs.items()}
+
+    def mean(self, name: str, mode: str) -> float:
+        """Mean accuracy of a case over its seeds, in percent."""
+        return fmean(run[mode] for run in self.runs[name])
+
+    def record(self, suite: Suite, reference: str) -> None:
+        """Rows of everything; costs are compared with the case ``reference``."""
+        suite.add("classes", self.collect(lambda r: r["classes_kept"]), "classes")
+        suite.add("images seen", self.collect(lambda r: r["samples"] * r["epochs"]), "images")
+        suite.add("pretraining", self.collect(lambda r: r["pretrain_s"]), "s", ratio_to=reference)
+        suite.add(
+            "pretraining with pruning", self.collect(lambda r: r["pretrain_s"] + r["pruning_s"]), "s", ratio_to=reference
+        )
+        suite.add("bytes read", self.collect(lambda r: r["bytes_read"]), "bytes", ratio_to=reference)
+        suite.add("images a second", self.collect(lambda r: r["samples_per_s"]), "images/s")
+        suite.add("waiting for data", self.collect(lambda r: 100 * r["data_wait_share"]), "% of the time")
+        for mode in self.modes:
+            suite.add(MODES[mode], self.collect(lambda r, m=mode: r[m]), "% top-1")
+
+    def describe(self, suite: Suite, seeds: Sequence[int], **more: Any) -> None:
+        """What a reader needs to judge the rows."""
+        source, train, test = (Beton(self.files[f]) for f in ("source", "train", "test"))
+        suite.settings |= {
+            "source": f"{source.num_samples:,} images of {source.num_classes} classes",
+            "target": f"{train.num_samples:,} training and {test.num_samples:,} test images of {train.num_classes} classes",
+            "seeds": len(seeds),
+            "network": self.network,
+            **{mode: TRANSFER[mode] for mode in self.modes},
+            **more,
+        }
+
+
+def shown(case: str) -> str:
+    """A case's share kept, for people: ``lm-0.4`` is ``lm 40 %``."""
+    method, _, share = case.partition("-")
+    return f"{method} {100 * float(share):.0f} %"
+
+
+@contextmanager
+def study(suite: Suite, network: dict[str, Any], modes: Sequence[str]) -> Iterator[Study]:
+    """A ``Study`` in ``--work``, to be gone on with after an interruption, or else in a temporary folder."""
+    data = suite.require_data()
+    with tempfile.TemporaryDirectory(prefix="dp4tl-study-") as temporary:
+        root = suite.work / suite.name if suite.work else Path(temporary)
+        root.mkdir(parents=True, exist_ok=True)
+        yield Study(root, data, network, modes)
+
+
+def votes_carried(selection: Selection) -> float:
+    """Share of the target's images that chose a kept class, in percent."""
+    return 100 * sum(selection.scores[c] for c in selection.kept_classes) / sum(selection.scores)
