@@ -18,8 +18,8 @@ from benchmarks.harness import Suite
 SUITES = {
     name: f"benchmarks.{name}"
     for name in (
-        "kernels", "loaders", "io", "startup", "convert", "scale", "parity", "training", "end_to_end", "sensitivity", "objectives",
-        "gpu",
+        "kernels", "loaders", "io", "startup", "convert", "scale", "parity", "training", "pruning", "end_to_end", "sensitivity",
+        "objectives", "gpu",
     )
 }  # fmt: skip
 

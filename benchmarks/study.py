@@ -31,7 +31,7 @@ GPU = torch.cuda.is_available()
 COMMON: dict[str, Any] = {"size": 32, "batch_size": 128, "warmup_epochs": 1.0, "weight_decay": 5e-4, "tensorboard": False}
 # Of a few tried, the best on the source's validation images for its time: half the resolution is a quarter of the work.
 SURROGATE: dict[str, Any] = {**COMMON, "arch": "small-16", "size": 16, "epochs": 6, "lr": 0.2}
-NETWORK: dict[str, Any] = {**COMMON, "arch": "small-16", "epochs": 10, "lr": 0.2}
+NETWORK: dict[str, Any] = {**COMMON, "arch": "small-16", "epochs": 12, "lr": 0.2}
 TRANSFER: dict[str, dict[str, Any]] = {
     "lp": {"epochs": 30, "lr": 1e-2, "size": 32},
     "ff": {"epochs": 5, "lr": 1e-3, "size": 32, "batch_size": 64},
@@ -158,8 +158,7 @@ class Study:
         suite.settings |= {
             "source": f"{source.num_samples:,} images of {source.num_classes} classes",
             "target": f"{train.num_samples:,} training and {test.num_samples:,} test images of {train.num_classes} classes",
-            "seeds": len(seeds),
-            "network": self.network,
+            **({"seeds": len(seeds), "network": self.network} if seeds else {}),
             **{mode: TRANSFER[mode] for mode in self.modes},
             **more,
         }

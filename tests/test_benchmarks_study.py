@@ -5,8 +5,9 @@ import json
 import pytest
 from pruning_data import images
 
-from benchmarks import end_to_end, objectives, sensitivity, study
+from benchmarks import end_to_end, objectives, pruning, sensitivity, study
 from benchmarks.harness import Suite
+from dp4tl_fast.mapping.registry import METHODS
 
 SMALL = {"arch": "small-4", "size": 16, "batch_size": 8, "epochs": 2, "workers": 1}
 
@@ -106,3 +107,18 @@ def test_objectives_without_labels_and_robust(data, monkeypatch, tmp_path):
     assert suite.settings.keys() == {"moco", "adversarial"}
     images_seen = {(r.suite.split("/")[1], r.subject): r.value for r in suite.rows if r.case == "images seen"}
     assert images_seen["moco", "full"] == 128 and images_seen["adversarial", "random 50 %"] == 64
+
+
+def test_pruning_measures_every_method(data, monkeypatch):
+    monkeypatch.setattr(pruning, "UNTRAINED", (("small-4", 16),))
+    monkeypatch.setattr(pruning, "TRAINED", {**pruning.TRAINED, **SMALL})
+    for name, how in pruning.VARIANTS.items():
+        monkeypatch.setitem(pruning.VARIANTS, name, {**how, "clusters": 3} if "clusters" in how else how)
+    suite = Suite(name="pruning", data=data)
+    pruning.run(suite)
+    rows = table(suite)
+    assert {s for case, s in rows if case == "seconds of a method"} == {*METHODS, "fm, kmeans"}
+    assert rows["overhead of label mapping", "small-4 at 16 pixels"].rounds == 5
+    assert {row.subject for row in suite.rows if row.case == "another ratio"} == {"lm", "fm"}
+    assert {goal.id for goal in suite.goals} == {"pruning/overhead-small-4-at-16-pixels", "pruning/another-ratio-seconds"}
+    assert {suite.settings["kept by lm"], suite.settings["kept by fm"]} <= {f"class{c}" for c in range(4)}
