@@ -10,6 +10,7 @@ from dp4tl_fast.beton import Beton
 from dp4tl_fast.errors import UsageError
 from dp4tl_fast.loaders import BaseLoader, LoaderSpec, open_loader
 from dp4tl_fast.selection import Selection
+from dp4tl_fast.training.device import pick_device
 from dp4tl_fast.training.ranks import rank_and_ranks
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def eval_size(config: PretrainConfig) -> int:
 
 
 def share(config: PretrainConfig) -> dict[str, Any]:
-    """This process's part of every batch, and its loader threads.
+    """This process's part of every batch, its loader threads, and whether a GPU takes the batches.
 
     Raises:
         UsageError: The batch cannot be divided evenly: equal parts make the mean of the ranks' gradients the batch's.
@@ -39,7 +40,8 @@ def share(config: PretrainConfig) -> dict[str, Any]:
             f"Use {max(1, config.batch_size // parts) * parts}"
         )
     workers = config.workers or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    return {"batch_size": config.batch_size // ranks, "rank": rank, "world_size": ranks, "workers": workers}
+    pinned = pick_device(config.device).type == "cuda"
+    return {"batch_size": config.batch_size // ranks, "rank": rank, "world_size": ranks, "workers": workers, "pinned": pinned}
 
 
 def open_train(config: PretrainConfig, source: Beton, selection: Selection | None) -> BaseLoader:

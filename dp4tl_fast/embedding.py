@@ -50,7 +50,7 @@ class Surrogate:
         rank, ranks = rank_and_ranks()
         self._spec = LoaderSpec(
             batch_size=batch_size, size=self.size, crop_ratio=crop_ratio, workers=workers, rank=rank, world_size=ranks,
-            dtype="float32" if on_cpu else "uint8", mean=mean, std=std,
+            dtype="float32" if on_cpu else "uint8", mean=mean, std=std, pinned=self.place.type == "cuda",
         )  # fmt: skip
         self._backend = backend
         self.identity = {"arch": meta["arch"], "size": self.size, "weights_sha256": checkpoint.weights_hash(path, self.model)}

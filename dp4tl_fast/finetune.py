@@ -124,7 +124,7 @@ def finetune(
     model.to(place)
     normalise = loop.Normalise(tuple(meta.get("mean", IMAGENET_MEAN)), tuple(meta.get("std", IMAGENET_STD)), place)
     side = size or meta.get("size", 224)
-    common: dict[str, Any] = {"batch_size": batch_size, "size": side, "workers": workers}
+    common: dict[str, Any] = {"batch_size": batch_size, "size": side, "workers": workers, "pinned": place.type == "cuda"}
 
     def plain(beton: Beton) -> BaseLoader:
         return open_loader(beton, None, LoaderSpec(**common, crop_ratio=crop_ratio(side)), backend)

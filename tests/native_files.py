@@ -1,8 +1,9 @@
-"""Small .beton files for the tests of the native loader."""
+"""Small .beton files for the tests of the native loader, and what it holds of the machine."""
 
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -49,3 +50,21 @@ def decoded(beton: Beton, i: int) -> np.ndarray:
     if row["mode"] == fmt.MODE_RAW:
         return np.asarray(beton.payload(i)).reshape(row["height"], row["width"], 3)
     return np.asarray(Image.open(io.BytesIO(beton.payload(i).tobytes())).convert("RGB"))
+
+
+def broken(path: Path, record: int, damage: bytes) -> Beton:
+    """Overwrite the start of a record."""
+    beton = Beton(path)
+    start, size = int(beton.images["data_ptr"][record]), int(beton.sizes[record])
+    with open(path, "r+b") as file:
+        file.seek(start)
+        file.write(damage[:size])
+    return Beton(path)
+
+
+def threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def resident_mib() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

@@ -113,7 +113,8 @@ def test_a_batch_must_split_evenly(monkeypatch):
 
     monkeypatch.setattr(batches, "rank_and_ranks", lambda: (1, 2))
     config = PretrainConfig(source="s", out="o", batch_size=24, accumulate=3, workers=1)
-    assert batches.share(config) == {"batch_size": 12, "rank": 1, "world_size": 2, "workers": 1}
+    mine = {"batch_size": 12, "rank": 1, "world_size": 2, "workers": 1, "pinned": torch.cuda.is_available()}
+    assert batches.share(config) == mine
     config.batch_size = 25
     with pytest.raises(UsageError, match=r"not a multiple of 2 processes x 3 parts .* Use 24"):
         batches.share(config)

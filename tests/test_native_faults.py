@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from native_files import jpeg, picture, write
+from native_files import broken, jpeg, picture, resident_mib, threads, write
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.errors import BetonError, Dp4tlError, RecordError
@@ -33,19 +33,9 @@ def path(tmp_path: Path) -> Path:
     return write(tmp_path / "good.beton", records()).path
 
 
-def with_broken_record(path: Path, damage: bytes) -> Beton:
-    """Overwrite the middle of record BROKEN's JPEG."""
-    beton = Beton(path)
-    start, size = int(beton.images["data_ptr"][BROKEN]), int(beton.sizes[BROKEN])
-    with open(path, "r+b") as file:
-        file.seek(start)
-        file.write(damage[:size])
-    return Beton(path)
-
-
 @pytest.mark.parametrize("damage", [b"\0" * 64, b"\xff\xd8\xff\xd9"], ids=["no JPEG", "ends at once"])
 def test_a_broken_record_names_record_class_and_file(path: Path, damage: bytes) -> None:
-    beton = with_broken_record(path, damage)
+    beton = broken(path, BROKEN, damage)
     with open_loader(beton, spec=LoaderSpec(batch_size=4, size=16)) as loader, pytest.raises(RecordError) as caught:
         list(loader)
     message = str(caught.value)
@@ -53,7 +43,7 @@ def test_a_broken_record_names_record_class_and_file(path: Path, damage: bytes) 
 
 
 def test_a_broken_record_is_skipped_and_reported(path: Path) -> None:
-    beton = with_broken_record(path, b"\0" * 64)
+    beton = broken(path, BROKEN, b"\0" * 64)
     spec = LoaderSpec(batch_size=4, size=16, on_error="skip", with_index=True, views=2)
     with open_loader(beton, spec=spec) as loader, pytest.warns(UserWarning, match=f"record {BROKEN} "):
         batches = list(loader)
@@ -146,14 +136,6 @@ def test_flipped_bits_in_header_and_tables_end_in_an_error_or_a_whole_epoch(path
             assert sum(len(labels) for _, labels in loader) == loader.beton.num_samples
     except Dp4tlError as error:
         assert "\n" not in str(error)
-
-
-def threads() -> int:
-    return len(list(Path("/proc/self/task").iterdir()))
-
-
-def resident_mib() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def test_abandoned_epochs_leak_neither_threads_nor_memory(path: Path) -> None:

@@ -129,7 +129,7 @@ class BaseLoader(ABC):
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.spec.device == "cpu" or tensor.is_cuda:
             return tensor
-        return tensor.pin_memory().to(self.spec.device, non_blocking=True)
+        return tensor.pin_memory().to(self.spec.device, non_blocking=True)  # pinned already: no copy is made of it
 
     def _skip(self, record: int, error: Exception) -> None:
         """Raise ``error``, or note it and warn under ``on_error="skip"``."""

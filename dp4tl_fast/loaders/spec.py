@@ -35,6 +35,9 @@ class LoaderSpec:
         workers: Decoding threads; 0 means one a core this process may use.
         rank, world_size: This process's share of the records.
         device: Where batches are delivered, as torch names it.
+        pinned: Who takes the batches copies them to a GPU: ``native`` decodes into page-locked memory, which a GPU reads by
+            itself, and refuses where there is none. Other backends leave their batches to be page-locked on the way.
+            ``device=cuda`` implies it.
         with_index: Also yield each sample's ``index`` field.
         views: Independently augmented views of each image from one read.
         max_ram: Upper bound in bytes on the loader's own buffers; 0 leaves the choice to the backend.
@@ -60,6 +63,7 @@ class LoaderSpec:
     rank: int = 0
     world_size: int = 1
     device: str = "cpu"
+    pinned: bool = False
     with_index: bool = False
     views: int = 1
     max_ram: int = 0

@@ -39,7 +39,7 @@ def timed(batches: Iterable[tuple[Any, ...]], tally: Tally) -> Iterator[tuple[An
 def ahead(batches: Iterator[tuple[Any, ...]], device: torch.device) -> Iterator[tuple[Any, ...]]:
     """Batches on a GPU, each copied while the step before it computes; on the CPU there is nothing to copy.
 
-    The index stays on the CPU.
+    Images that the loader did not decode into page-locked memory are copied there first. The index stays on the CPU.
     """
     if device.type != "cuda":
         yield from batches

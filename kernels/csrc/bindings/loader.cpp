@@ -36,8 +36,33 @@ nb::dlpack::dtype dlpack_type(DType dtype) {
   return {static_cast<uint8_t>(code), static_cast<uint8_t>(8 * bytes_of(dtype)), 1};
 }
 
+// Holds the Python object whose memory was lent, and lets go of it on whichever thread that happens.
+struct Lender {
+  PyObject* object;
+  void operator()(uint8_t*) const noexcept {
+    nb::gil_scoped_acquire gil;
+    Py_DECREF(object);
+  }
+};
+
+void lend(Loader& loader, nb::object memory) {
+  // Of any device: page-locked memory is the host's, but may call itself CUDA's.
+  nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig> bytes;
+  const bool fits = nb::try_cast(memory, bytes, false);
+  if (!fits || (bytes.device_type() != nb::device::cpu::value && bytes.device_type() != nb::device::cuda_host::value)) {
+    throw nb::type_error("lent memory must be uint8 [bytes], contiguous, the host's");
+  }
+  loader.lend({bytes.data(), Lender{memory.release().ptr()}}, bytes.size());
+}
+
 // (views, labels, index, failures) whose tensors keep the batch alive: [n, 3, S, S] channels-last each, int64 [n], int64 [n].
+// Instead of the views, the object whose memory was lent for them: only views that it makes itself know their owner.
 nb::tuple to_python(std::shared_ptr<Batch> batch, const Output& out, int views) {
+  nb::object lent;
+  if (const Lender* lender = std::get_deleter<Lender>(batch->images)) {
+    lent = nb::borrow(lender->object);
+    batch->images.reset();  // labels and index may live longer
+  }
   auto* held = new std::shared_ptr<Batch>(std::move(batch));
   nb::capsule owner(held, [](void* p) noexcept { delete static_cast<std::shared_ptr<Batch>*>(p); });
   Batch& b = **held;
@@ -47,12 +72,12 @@ nb::tuple to_python(std::shared_ptr<Batch> batch, const Output& out, int views) 
   const int64_t strides[4] = {3 * signed_s * signed_s, 1, 3 * signed_s, 3};  // in items
   const size_t view_bytes = static_cast<size_t>(b.capacity) * 3 * s * s * bytes_of(out.dtype);
   nb::list images, failures;
-  for (int v = 0; v < views; ++v) {
-    auto* data = static_cast<uint8_t*>(b.images->data) + static_cast<size_t>(v) * view_bytes;
+  for (int v = 0; v < views && !lent; ++v) {
+    auto* data = b.images.get() + static_cast<size_t>(v) * view_bytes;
     images.append(Tensor(data, 4, shape, owner, strides, dlpack_type(out.dtype)));
   }
   for (const Failure& f : b.failures) failures.append(nb::make_tuple(f.record, f.position, f.message));
-  return nb::make_tuple(images, Tensor(b.labels.data(), 1, &n, owner, nullptr, nb::dtype<int64_t>()),
+  return nb::make_tuple(lent ? lent : nb::object(images), Tensor(b.labels.data(), 1, &n, owner, nullptr, nb::dtype<int64_t>()),
                         Tensor(b.index.data(), 1, &n, owner, nullptr, nb::dtype<int64_t>()), failures);
 }
 
@@ -71,7 +96,7 @@ Loader& open(PyLoader& self) {
 void construct(PyLoader* self, std::shared_ptr<Beton> beton, const std::string& transform, std::pair<double, double> scale,
                std::pair<double, double> aspect, double crop_ratio, bool flip, uint64_t seed, int size, const std::string& dtype,
                const std::vector<float>& mul, const std::vector<float>& add, int views, int threads, int batch_size, int depth, bool skip,
-               bool exact, const std::string& isa) {
+               bool exact, const std::string& isa, bool lent) {
   if (mul.size() != 3 || add.size() != 3) throw nb::value_error("mul and add need three values");
   if (size < 1 || views < 1 || threads < 1 || batch_size < 1 || depth < 1) throw nb::value_error("sizes and counts must be positive");
   LoaderOptions o;
@@ -87,7 +112,7 @@ void construct(PyLoader* self, std::shared_ptr<Beton> beton, const std::string& 
   o.output.dtype = dtype_named(dtype);
   std::copy(mul.begin(), mul.end(), o.output.scale);
   std::copy(add.begin(), add.end(), o.output.bias);
-  o.views = views, o.threads = threads, o.batch_size = batch_size, o.depth = depth, o.skip = skip, o.exact = exact, o.isa = isa;
+  o.views = views, o.threads = threads, o.batch_size = batch_size, o.depth = depth, o.skip = skip, o.exact = exact, o.lent = lent, o.isa = isa;
   nb::gil_scoped_release free;
   new (self) PyLoader{o.output, views, std::make_unique<Loader>(beton, o)};
 }
@@ -120,7 +145,7 @@ void register_loader(nb::module_& m) {
   nb::class_<PyLoader>(m, "Loader", "Threads that fill a ring of batches. See dp4tl_fast.loaders.native.")
       .def("__init__", &construct, "beton"_a, nb::kw_only(), "transform"_a, "scale"_a, "aspect"_a, "crop_ratio"_a, "flip"_a, "seed"_a,
            "size"_a, "dtype"_a, "mul"_a, "add"_a, "views"_a, "threads"_a, "batch_size"_a, "depth"_a, "skip"_a,
-           "exact"_a, "isa"_a)
+           "exact"_a, "isa"_a, "lent"_a = false)
       .def("start",
            [](PyLoader& self, Numbers records, Numbers bounds, Numbers windows, uint32_t epoch) {
              const auto copy = [](const Numbers& a) { return std::vector<int64_t>(a.data(), a.data() + a.size()); };
@@ -132,7 +157,11 @@ void register_loader(nb::module_& m) {
            "records"_a, "bounds"_a, "windows"_a, "epoch"_a,
            "Begin an epoch: batch b is records[bounds[b]:bounds[b + 1]]. Records of positions windows[w] to windows[w + 1] are read\n"
            "ahead together; no windows: each record is read when its turn comes.")
-      .def("next", &next, "(views, labels, index, failures); None at the end; (record, message) when a record failed.")
+      .def("lend", [](PyLoader& self, nb::object memory) { lend(open(self), std::move(memory)); }, "memory"_a,
+           "Memory of one more batch of this epoch: uint8 [bytes], the host's. Batches take it in the order of the calls.")
+      .def("next", &next,
+           "(views, labels, index, failures); None at the end; (record, message) when a record failed. Of a loader with lent=True,\n"
+           "the memory that was lent for the batch stands in place of its views.")
       .def("stop", [](PyLoader& self) { nb::gil_scoped_release free; if (self.loader) self.loader->stop(); }, "Give up the epoch.")
       .def("close", [](PyLoader& self) { nb::gil_scoped_release free; self.loader.reset(); }, "End the threads.")
       .def("profile",

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstddef>
 #include <cstring>
 #include <exception>
 #include <system_error>
@@ -26,6 +27,8 @@ constexpr int64_t kAhead = 64;   // records between asking the system for one an
 
 constexpr int kReadThreads = 2;  // one waits for storage while the other copies
 
+constexpr size_t kAlignment = alignof(std::max_align_t);  // of lent memory: what malloc gives
+
 size_t image_bytes(const Output& out) { return static_cast<size_t>(out.size) * static_cast<size_t>(out.size) * 3 * bytes_of(out.dtype); }
 
 }  // namespace
@@ -34,8 +37,7 @@ Loader::Loader(std::shared_ptr<const Beton> beton, LoaderOptions options)
     : beton_(std::move(beton)),
       options_(std::move(options)),
       kernels_(kernels_for(options_.isa)),
-      pool_(std::make_shared<Pool>(image_bytes(options_.output) * static_cast<size_t>(options_.batch_size) * static_cast<size_t>(options_.views),
-                                   static_cast<size_t>(options_.depth) + 2)),
+      pool_(std::make_shared<Pool>(batch_bytes(), static_cast<size_t>(options_.depth) + 2)),
       slots_(static_cast<size_t>(options_.depth)) {
   try {
     for (int i = 0; i < options_.threads; ++i) threads_.emplace_back([this] { work(); });
@@ -87,12 +89,30 @@ void Loader::start(std::vector<int64_t> records, std::vector<int64_t> bounds, st
 }
 
 void Loader::stop() {
+  std::vector<Slot> dropped(slots_.size());  // with the memory that was lent, after the lock
+  std::deque<std::shared_ptr<uint8_t>> unused;
   std::unique_lock<std::mutex> lock(mutex_);
   running_ = false;
   if (readahead_) readahead_->cancel();
   idle_.wait(lock, [this] { return busy_ == 0; });
   readahead_.reset();
-  for (auto& slot : slots_) slot.batch.reset();
+  slots_.swap(dropped);
+  lent_.swap(unused);
+}
+
+size_t Loader::batch_bytes() const {
+  return image_bytes(options_.output) * static_cast<size_t>(options_.batch_size) * static_cast<size_t>(options_.views);
+}
+
+void Loader::lend(std::shared_ptr<uint8_t> memory, size_t bytes) {
+  if (!options_.lent) throw Error("the loader has its own memory");
+  if (bytes < batch_bytes()) throw Error("a batch needs " + std::to_string(batch_bytes()) + " bytes, but " + std::to_string(bytes) + " were lent");
+  if (reinterpret_cast<uintptr_t>(memory.get()) % kAlignment != 0) throw Error("lent memory must be aligned to " + std::to_string(kAlignment) + " bytes");
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    lent_.push_back(std::move(memory));
+  }
+  work_.notify_all();
 }
 
 Loader::Profile Loader::profile() const {
@@ -110,6 +130,7 @@ Loader::Status Loader::next(int milliseconds, std::shared_ptr<Batch>& batch) {
   if (failed_) return Status::kFailed;
   const auto batches = static_cast<int64_t>(bounds_.size()) - 1;
   if (!running_ || taken_ >= batches) return Status::kEnd;
+  if (options_.lent && opened_ + static_cast<int64_t>(lent_.size()) <= taken_) throw Error("no memory was lent for the next batch");
   Slot& slot = slots_[static_cast<size_t>(taken_ % options_.depth)];
   const auto ready = [&] { return failed_ || (slot.batch && slot.done == slot.size); };
   const Clock::time_point start = Clock::now();
@@ -125,12 +146,12 @@ Loader::Status Loader::next(int milliseconds, std::shared_ptr<Batch>& batch) {
   return Status::kBatch;
 }
 
-// A thread may take records of the newest open batch, or open the next one if the ring has a free slot.
+// A thread may take records of the newest open batch, or open the next one if the ring has a free slot, and memory.
 bool Loader::can_claim() const {
   if (!running_ || failed_) return false;
   const auto batches = static_cast<int64_t>(bounds_.size()) - 1;
   if (opened_ > 0 && claimed_ < bounds_[static_cast<size_t>(opened_)] - bounds_[static_cast<size_t>(opened_) - 1]) return true;
-  return opened_ < batches && opened_ < taken_ + options_.depth;
+  return opened_ < batches && opened_ < taken_ + options_.depth && !(options_.lent && lent_.empty());
 }
 
 // Begin the next batch in its slot of the ring. The caller holds the lock.
@@ -140,10 +161,16 @@ void Loader::open_batch() {
   slot.size = bounds_[static_cast<size_t>(opened_) + 1] - slot.first;
   slot.done = 0;
   auto batch = std::make_shared<Batch>();
-  batch->images = pool_->get();
   batch->labels.resize(static_cast<size_t>(slot.size));
   batch->index.resize(static_cast<size_t>(slot.size));
   batch->capacity = options_.batch_size;
+  if (options_.lent) {  // last: what throws would let go of it, here
+    batch->images = std::move(lent_.front());
+    lent_.pop_front();
+  } else {
+    std::shared_ptr<Buffer> buffer = pool_->get();
+    batch->images = {buffer, static_cast<uint8_t*>(buffer->data)};
+  }
   slot.batch = std::move(batch);
   ++opened_;
   claimed_ = 0;
@@ -210,7 +237,7 @@ void Loader::process(RecordReader& reader, const Slot& slot, int64_t first, int6
     std::string message;
     try {
       const uint8_t* payload = readahead_ ? readahead_->wait(position) : nullptr;
-      uint8_t* to = static_cast<uint8_t*>(batch.images->data) + static_cast<size_t>(i) * bytes;
+      uint8_t* to = batch.images.get() + static_cast<size_t>(i) * bytes;
       reader.run(number, record, payload, epoch, to, bytes * static_cast<size_t>(batch.capacity));
     } catch (const std::exception& error) {
       message = error.what();

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -31,6 +32,7 @@ struct LoaderOptions {
   int depth = 3;       // batches that are decoded ahead of the consumer
   bool skip = false;   // leave out records that cannot be decoded, instead of failing
   bool exact = false;  // libjpeg-turbo decodes every JPEG to RGB
+  bool lent = false;   // batches lie in memory that lend() brings, not in the loader's own
   std::string isa = "auto";
 };
 
@@ -39,9 +41,9 @@ struct Failure {
   std::string message;
 };
 
-// One ready batch. Its memory goes back to the pool when the last owner lets go.
+// One ready batch. Its memory goes back to the pool, or to who lent it, when the last owner lets go.
 struct Batch {
-  std::shared_ptr<Buffer> images;  // [views][capacity][size][size][3], then nothing
+  std::shared_ptr<uint8_t> images;  // [views][capacity][size][size][3] of the output's type
   std::vector<int64_t> labels, index;
   std::vector<Failure> failures;  // of skipped records: their rows are undefined
   int64_t capacity = 0;           // rows per view that the buffer holds
@@ -57,8 +59,15 @@ class Loader {
   // each record is read when its turn comes.
   void start(std::vector<int64_t> records, std::vector<int64_t> bounds, std::vector<int64_t> windows, uint32_t epoch);
 
+  // With options.lent: memory of at least batch_bytes() for one more batch of the running epoch; batches get it in the order
+  // of the calls. It is let go of with its batch, or when the epoch ends: by who called, never by a thread of the loader, and
+  // with no lock held, so that letting go may take one (Python's). Throws Error: too small, or not aligned.
+  void lend(std::shared_ptr<uint8_t> memory, size_t bytes);
+  size_t batch_bytes() const;
+
   enum class Status { kBatch, kEnd, kFailed, kTimeout };
-  // Wait for the next batch, at most `milliseconds`. kFailed: a record could not be decoded, see failure().
+  // Wait for the next batch, at most `milliseconds`. kFailed: a record could not be decoded, see failure(). Throws Error: no
+  // memory was lent for it.
   Status next(int milliseconds, std::shared_ptr<Batch>& batch);
   Failure failure() const;
 
@@ -93,6 +102,7 @@ class Loader {
   std::condition_variable work_, ready_, idle_;
   std::vector<int64_t> records_, bounds_;
   std::vector<Slot> slots_;  // ring: batch b is in slots_[b % depth]
+  std::deque<std::shared_ptr<uint8_t>> lent_;  // for the batches to be opened next
   int64_t opened_ = 0;       // batches begun
   int64_t taken_ = 0;        // batches handed to the consumer
   int64_t claimed_ = 0;      // records of the newest open batch that were given to threads

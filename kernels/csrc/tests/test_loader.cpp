@@ -1,9 +1,13 @@
-// The threads: whole epochs, abandoned ones, one by one and read ahead, and a file that shrinks meanwhile.
+// The threads: whole epochs, abandoned ones, one by one and read ahead, in memory of their own and lent, and a file that
+// shrinks meanwhile.
 #include "core/loader.h"
 
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <functional>
 #include <numeric>
 
 #include "core/error.h"
@@ -46,7 +50,7 @@ int64_t consume(Loader& loader, int64_t most, Loader::Status& status) {
     } while (status == Loader::Status::kTimeout);
     if (status != Loader::Status::kBatch) break;
     for (size_t i = 0; i < batch->index.size(); ++i) {
-      const auto* pixels = static_cast<const uint8_t*>(batch->images->data) + i * 12 * 12 * 3;
+      const uint8_t* pixels = batch->images.get() + i * 12 * 12 * 3;
       const int expected = static_cast<int>((batch->index[i] - 100) % 256);
       CHECK(std::all_of(pixels, pixels + 12 * 12 * 3, [&](int p) { return p == expected; }), "record %d", expected);
     }
@@ -89,6 +93,68 @@ void shrinking(const std::vector<int64_t>& windows) {
   CHECK(loader.failure().message.find("truncated") != std::string::npos, "%s", loader.failure().message.c_str());
 }
 
+// Memory of exactly `bytes`, so that the sanitizer sees a byte too much; who lets go of it needs the loader's lock.
+std::shared_ptr<uint8_t> heap(Loader& loader, size_t bytes, std::atomic<int>& alive) {
+  ++alive;
+  return {static_cast<uint8_t*>(std::malloc(bytes)), [&loader, &alive](uint8_t* p) {
+            loader.profile();
+            std::free(p);
+            --alive;
+          }};
+}
+
+bool refuses(const std::function<void()>& what, const char* why) {
+  try {
+    what();
+  } catch (const Error& error) {
+    return std::string(error.what()).find(why) != std::string::npos;
+  }
+  return false;
+}
+
+// As many batches are lent memory as a consumer lends that stays `ahead` of what it has taken.
+void lent(const std::shared_ptr<const Beton>& beton, int threads, int views, int64_t ahead) {
+  const int64_t n = 400, batches = (n + 6) / 7;
+  std::vector<int64_t> order(n);
+  std::iota(order.begin(), order.end(), 0);
+  LoaderOptions o = options(threads);
+  o.lent = true, o.views = views;
+  std::atomic<int> alive{0};
+  {
+    Loader loader(beton, o);
+    const size_t bytes = loader.batch_bytes();
+    CHECK(bytes == static_cast<size_t>(views) * 7 * 12 * 12 * 3);
+    for (uint32_t epoch = 0; epoch < 20; ++epoch) {
+      loader.start(order, steps(n, 7), {}, epoch);
+      Loader::Status status = Loader::Status::kBatch;
+      const int64_t most = epoch % 2 ? batches : epoch;
+      int64_t records = 0;
+      for (int64_t b = 0, given = 0; b < most; ++b) {
+        for (; given < std::min(batches, b + ahead); ++given) loader.lend(heap(loader, bytes, alive), bytes);
+        records += consume(loader, 1, status);
+        CHECK(alive <= ahead, "%d", alive.load());
+      }
+      CHECK(records == (epoch % 2 ? n : 7 * static_cast<int64_t>(epoch)));
+      if (epoch % 2) CHECK(alive == 0);
+      if (epoch % 4 == 0) {
+        loader.stop();
+        CHECK(alive == 0);
+      }
+    }
+    loader.start(order, steps(n, 7), {}, 20);
+    std::shared_ptr<Batch> batch;
+    CHECK(refuses([&] { loader.next(1000, batch); }, "no memory was lent"));
+    std::vector<uint8_t> other(bytes + 64);
+    const auto there = [&](size_t at) { return std::shared_ptr<uint8_t>(other.data() + at, [](uint8_t*) {}); };
+    CHECK(refuses([&] { loader.lend(there(0), bytes - 1); }, "bytes, but"));
+    CHECK(refuses([&] { loader.lend(there(1), bytes); }, "aligned"));
+    loader.lend(heap(loader, bytes, alive), bytes);
+  }
+  CHECK(alive == 0, "%d are left", alive.load());
+  Loader own(beton, options(1));
+  CHECK(refuses([&] { own.lend(nullptr, 1 << 20); }, "its own memory"));
+}
+
 }  // namespace
 
 int main() {
@@ -97,6 +163,11 @@ int main() {
   for (const int threads : {1, 2, 5}) {
     epochs(beton, threads, {});
     epochs(beton, threads, steps(400, 60));
+  }
+  for (const int threads : {1, 4}) {
+    lent(beton, threads, 1, 1);
+    lent(beton, threads, 2, 3);
+    lent(beton, threads, 1, 10);
   }
   shrinking({});
   shrinking(steps(400, 60));
