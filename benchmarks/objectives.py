@@ -18,7 +18,7 @@ CLUSTERS = 200
 MOCO: dict[str, Any] = {"objective": "moco", "lr": 0.06, "schedule": "cosine", "moco_queue": 8192, "min_scale": 0.2}
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "moco": {
-        "network": {**NETWORK, **MOCO, "moco_momentum": 0.99, "epochs": 100 if GPU else 6},
+        "network": {**NETWORK, **MOCO, "moco_momentum": 0.99, "epochs": 100 if GPU else 10},
         "surrogate": {**SURROGATE, **MOCO, "moco_momentum": 0.99},
         "prune": {"method": "fm", "groups": "kmeans", "clusters": CLUSTERS},
         "modes": ("lp", "knn"),
