@@ -132,11 +132,10 @@ def _make_data(root: Path, per_class: int, seed: int) -> tuple[Path, Path, Path]
 def _finish(root: Path, chosen: dict[str, Any], seconds: float) -> dict[str, Any]:
     """The table, summary.json and report.html."""
     from rich.console import Console
-    from rich.table import Table
 
     from dp4tl_fast import demo_data, plots
     from dp4tl_fast.beton import Beton
-    from dp4tl_fast.compare import compare, find_runs, table_rows
+    from dp4tl_fast.compare import compare, find_runs, print_table
     from dp4tl_fast.report import environment, write_page
     from dp4tl_fast.selection import Selection
 
@@ -151,15 +150,8 @@ def _finish(root: Path, chosen: dict[str, Any], seconds: float) -> dict[str, Any
         f"The target is scikit-learn's handwritten digits: {Beton(root / 'train.beton').num_samples} images to train on, "
         f"{Beton(root / 'test.beton').num_samples:,} to test. The source is generated.",
     ]
-    header, cells = table_rows(rows)
-    table = Table(title="The same network, pretrained on all classes and on a selection, then finetuned on digits")
-    for column in header:
-        table.add_column(column, justify="left" if column == header[0] else "right", no_wrap=True)
-    for row in cells:
-        table.add_row(*row)
-    console = Console(stderr=True, width=max(120, Console(stderr=True).width))
-    console.print()
-    console.print(table)
+    print_table(rows, "The same network, pretrained on all classes and on a selection, then finetuned on digits")
+    console = Console(stderr=True)
     for note in [*notes, f"Everything took {seconds:.0f} s."]:
         console.print(note, highlight=False)
     summary = {

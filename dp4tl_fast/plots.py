@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from dp4tl_fast.compare import recipe
 from dp4tl_fast.selection import Selection
 
 VOTING = ("lm", "fm", "ffmm")  # methods whose scores are target images
 INK, KEPT, DROPPED, CUT = "#7a7a7a", "#2f7fd0", "#c2a27a", "#d0472f"  # readable on white and on near-black
+COLOURS = {"full": INK, "lm": KEPT, "fm": "#1a9e7a", "random": CUT}  # the same in every figure
+MARKERS = {"full": "D", "lm": "o", "fm": "^", "random": "s"}
+OTHERS = ("#d1609f", "#3aa0b4", "#8f8f2a", "#7a6ae0")  # for further methods, in their order
+STAGES = {"surrogate": "#c77c11", "scoring": "#a06cd5", "cached": "#b9a26a"}
+MODES = {"lp": "linear probe", "ff": "full finetuning", "knn": "kNN probe"}
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -80,41 +88,154 @@ def _bars(scores: np.ndarray, kept: np.ndarray, x_label: str, y_label: str, titl
     return figure
 
 
-def learning_curves(curves: dict[str, list[dict[str, float]]]) -> Figure:
-    """Training loss over wall-clock seconds, one line a run; ``curves`` maps names to metrics.jsonl rows."""
-    figure = _figure(9, 3.2)
+def _colours(methods: Iterable[str]) -> dict[str, str]:
+    others = sorted(set(methods) - COLOURS.keys())
+    return COLOURS | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}
+
+
+def _clock(longest_s: float) -> tuple[float, str]:
+    """Seconds in the unit for an axis that ends there, and the unit's name."""
+    return (1, "seconds") if longest_s < 300 else (60, "minutes") if longest_s < 18_000 else (3600, "hours")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run over time: its selection's method, how to call it, seconds before its first step, its metrics.jsonl."""
+
+    method: str
+    name: str
+    before_s: float
+    epochs: list[dict[str, float]]
+
+
+def learning_curves(curves: Sequence[Curve], value: str = "loss") -> Figure:
+    """A metric (a name in metrics.jsonl) over wall-clock seconds, the selection's included; one line a run.
+
+    Runs of one name look alike, and are named once.
+    """
+    figure = _figure(9, max(3.2, 0.6 + 0.17 * len({c.name for c in curves})))
     axes = figure.subplots()
-    colours = {"full": "#7a7a7a", "lm": KEPT, "random": CUT}
-    named: set[str] = set()
-    for name, rows in curves.items():
-        family = name.split("-")[0]
-        label = family if family not in named else None
-        named.add(family)
-        seconds = np.cumsum([r["seconds"] for r in rows])
-        axes.plot(seconds, [r["loss"] for r in rows], label=label, color=colours.get(family), lw=1.4, alpha=0.85)
-    axes.set_xlabel("seconds of pretraining")
-    axes.set_ylabel("training loss")
-    axes.legend(frameon=False, labelcolor=INK)
+    colours = _colours(c.method for c in curves)
+    ends = {id(c): c.before_s + sum(r["seconds"] for r in c.epochs) for c in curves}
+    unit, unit_name = _clock(max(ends.values()))
+    percent = 1 if value == "loss" else 100
+    names: dict[str, list[str]] = {}  # of each method: their dashes differ
+    for curve in sorted(curves, key=lambda c: -ends[id(c)]):
+        known = names.setdefault(curve.method, [])
+        label = None if curve.name in known else curve.name
+        known += [curve.name] if label else []
+        clock = curve.before_s + np.cumsum([r["seconds"] for r in curve.epochs])
+        at = [i for i, r in enumerate(curve.epochs) if value in r]
+        axes.plot(
+            clock[at] / unit, [percent * curve.epochs[i][value] for i in at], ("-", "--", "-.", ":")[known.index(curve.name) % 4],
+            label=label, color=colours[curve.method], lw=1.4, alpha=0.85, marker="o" if len(at) < 2 else "", ms=4,
+        )  # fmt: skip
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f"{unit_name}, selection included")
+    axes.set_ylabel("training loss" if value == "loss" else "validation top-1, %")
+    axes.legend(frameon=False, labelcolor=INK, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     _style(axes)
     figure.patch.set_alpha(0)
     return figure
 
 
 def tradeoff(rows: list[dict[str, Any]], mode: str) -> Figure:
-    """Accuracy on the target against seconds spent, selection included."""
-    figure = _figure(4.4, 3.2)
+    """Accuracy on the target against time spent, selection included: a line a method, through the shares it keeps.
+
+    The full run is a dashed line across, its spread over seeds a band. Rows of another recipe (architecture, objective,
+    epochs) than the full run's are hollow, named by what differs, and joined only to their like.
+    """
+    rows = [r for r in rows if r.get(f"{mode}_mean") is not None]
+    figure = _figure(6.4, 3.8)
     axes = figure.subplots()
-    colours = {"full": "#7a7a7a", "lm": KEPT, "random": CUT}
-    for row in rows:
-        if row[f"{mode}_mean"] is None:
-            continue
-        x, y = row["pretrain_s"] + row["pruning_s"], 100 * row[f"{mode}_mean"]
-        axes.errorbar(x, y, yerr=100 * (row[f"{mode}_std"] or 0), fmt="o", color=colours.get(row["name"]), capsize=3)
-        axes.annotate(f" {row['name']} {row['classes_kept']}", (x, y), color=INK, fontsize=8, va="bottom")
+    colours, main = _colours(r["name"] for r in rows), _main(rows)
+    unit, unit_name = _clock(max(r["pretrain_s"] + r["pruning_s"] for r in rows))
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda r: r["classes_kept"]):
+        lines.setdefault(", ".join([row["name"], *_apart(row, main)]), []).append(row)
+    for label, line in sorted(lines.items(), key=lambda item: (item[0] != "full", rows.index(item[1][0]))):
+        x = [(r["pretrain_s"] + r["pruning_s"]) / unit for r in line]
+        y, spread = ([100 * (r[f"{mode}_{part}"] or 0) for r in line] for part in ("mean", "std"))
+        method, apart = line[0]["name"], recipe(line[0]) != main
+        colour = colours[method]
+        axes.errorbar(x, y, yerr=spread, fmt=MARKERS.get(method, "o"), ls=":" if apart else "-", ms=5, color=colour, lw=1.5,
+                      elinewidth=1, capsize=3, mfc="none" if apart else colour, label=label)  # fmt: skip
+        if label == "full":
+            axes.axhline(y[0], color=colour, ls="--", lw=1)
+            axes.axhspan(y[0] - spread[0], y[0] + spread[0], color=colour, alpha=0.12, lw=0)
+        for row, *at, off in zip(line, x, y, spread, strict=True):
+            above = _beside(row, rows, mode)
+            if label != "full" and above is not None:
+                axes.annotate(
+                    _share(row, rows), (at[0], at[1] + (off if above else -off)), (0, 4 if above else -4), color=colour, fontsize=8,
+                    textcoords="offset points", ha="center", va="bottom" if above else "top",
+                )  # fmt: skip
     axes.set_xlim(left=0)
-    axes.margins(x=0.2, y=0.2)
-    axes.set_xlabel("seconds, selection included")
-    axes.set_ylabel({"lp": "linear probe", "ff": "full finetuning"}[mode] + " top-1, %")
+    axes.margins(x=0.12, y=0.12)
+    axes.set_xlabel(f"{unit_name}, selection included")
+    axes.set_ylabel(MODES[mode] + " top-1, %")
+    legend = axes.legend(frameon=False, labelcolor=INK, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5),
+                         title="% of classes kept", title_fontsize=8)  # fmt: skip
+    legend.get_title().set_color(INK)
+    _style(axes)
+    figure.patch.set_alpha(0)
+    return figure
+
+
+def _main(rows: list[dict[str, Any]]) -> tuple[str, str, int]:
+    """The recipe that a figure is about: the first full run's."""
+    return recipe(next((r for r in rows if r["name"] == "full"), rows[0]))
+
+
+def _apart(row: dict[str, Any], main: tuple[str, str, int]) -> list[str]:
+    """What tells a row's recipe from the figure's, in words."""
+    arch, objective, epochs = recipe(row)
+    words = (arch, objective, f"{epochs} epochs")
+    return [word for word, a, b in zip(words, recipe(row), main, strict=True) if a != b]
+
+
+def _beside(row: dict[str, Any], rows: list[dict[str, Any]], mode: str) -> bool | None:
+    """Where a point's label finds room: above the best of those that keep as much, below the worst, else nowhere."""
+    like = [r for r in rows if r["classes_kept"] == row["classes_kept"] and recipe(r) == recipe(row)]
+    like.sort(key=lambda r: -r[f"{mode}_mean"])
+    return True if row is like[0] else False if row is like[-1] else None
+
+
+def _share(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """How much of the classes a row keeps."""
+    full = row.get("classes") or next((r["classes_kept"] for r in rows if r["name"] == "full"), None)
+    return f"{100 * row['classes_kept'] / full:.0f} %" if full else f"{row['classes_kept']} classes"
+
+
+def where_time_went(rows: list[dict[str, Any]]) -> Figure:
+    """Stacked bars: each stage of the selection, and the pretraining, in percent of the full run's pretraining.
+
+    In seconds where there is no full run, or one for some of several recipes only.
+    """
+    fulls = {recipe(r): r["pretrain_s"] for r in rows if r["name"] == "full"}
+    whole = {recipe(r): next(iter(fulls.values())) if len(fulls) == 1 else fulls.get(recipe(r)) for r in rows}
+    relative = None not in whole.values()
+    figure = _figure(9, 0.9 + 0.3 * len(rows))
+    axes = figure.subplots()
+    colours, main, shown = _colours(r["name"] for r in rows), _main(rows), set[str]()
+    for place, row in enumerate(rows):
+        one, left = (whole[recipe(row)] or 0) / 100 if relative else 1.0, 0.0
+        stages = row.get("pruning_stages_s") or {"selection": row["pruning_s"]}  # older rows have the sum alone
+        for stage, seconds in sorted(stages.items(), key=lambda s: s[0] != "surrogate"):
+            label = stage if seconds and stage not in shown else None
+            shown |= {stage} if label else set()
+            axes.barh(place, seconds / one, 0.7, left, label=label, color=STAGES.get(stage, DROPPED))
+            left += seconds / one
+        axes.barh(place, row["pretrain_s"] / one, 0.7, left, color=colours[row["name"]])
+        left += row["pretrain_s"] / one
+        faster = "" if row["speedup_with_pruning"] is None else f", {row['speedup_with_pruning']:.2f}x"
+        axes.text(left, place, f"  {left:,.0f} {'%' if relative else 's'}{faster}", va="center", color=INK, fontsize=8)
+    axes.set_yticks(range(len(rows)), [", ".join([f"{r['name']} {_share(r, rows)}", *_apart(r, main)]) for r in rows])
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlabel("% of the full run's pretraining time" if relative else "seconds")
+    if shown:
+        axes.legend(frameon=False, labelcolor=INK, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     _style(axes)
     figure.patch.set_alpha(0)
     return figure

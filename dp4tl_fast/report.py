@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from dp4tl_fast.files import write_atomically
 from dp4tl_fast.run_folder import read_metrics
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.selection.names import readable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 THUMBNAILS = 24  # of the first kept, the last kept and the first dropped classes each
 
@@ -70,10 +73,8 @@ def write_page(
 
     from dp4tl_fast import plots
 
-    curves = {folder.name: read_metrics(folder / "metrics.jsonl") for folder, s in runs if s["kind"] == "pretrain"}
-    figures = [plots.learning_curves(curves)] if curves else []
-    figures += [plots.tradeoff(rows, mode) for mode in ("lp", "ff") if any(r[f"{mode}_mean"] is not None for r in rows)]
-    header, cells = table_rows(rows)
+    figures = _figures(runs, rows)
+    header, cells = table_rows(rows, wide=True)
     selections = _selections(runs) if selections is None else selections
     loader = jinja2.PackageLoader("dp4tl_fast", "templates")
     page = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html.j2")
@@ -82,12 +83,38 @@ def write_page(
         notes=notes,
         header=header,
         cells=cells,
-        plots=[plots.svg(f) for f in figures],
+        plots=[(caption, plots.svg(figure)) for caption, figure in figures],
         overlap=_overlap(selections),
         selections=[_describe(*entry, names) for entry in selections],
         environment=json.dumps(environment(), indent=1),
     )
     write_atomically(out, html)
+
+
+def _figures(runs: list[tuple[Path, dict[str, Any]]], rows: list[dict[str, Any]]) -> list[tuple[str, Figure]]:
+    """What the page shows of runs, with a line below each."""
+    from dp4tl_fast import plots
+
+    found = [
+        (f"Top-1 of the {name} over the time until it was there: training the surrogate, scoring, selecting, pretraining.",
+         plots.tradeoff(rows, mode))
+        for mode, name in plots.MODES.items() if any(r.get(f"{mode}_mean") is not None for r in rows)
+    ]  # fmt: skip
+    if rows:
+        text = "Where the time went: the selection's stages, then pretraining (in the method's colour)."
+        found.append((text, plots.where_time_went(rows)))
+    curves = [
+        plots.Curve(s["method"], f"{s['method']} {100 * s['classes_kept'] / s['classes']:.0f} %", s["pruning_s"], epochs)
+        for folder, s in runs
+        if s["kind"] == "pretrain" and (epochs := read_metrics(folder / "metrics.jsonl"))
+    ]
+    validated = [c for c in curves if any("val_top_1" in row for row in c.epochs)]
+    if validated:
+        text = "Validation accuracy over time. A pruned run is validated on the classes it kept, which are fewer to tell apart."
+        found.append((text, plots.learning_curves(validated, "val_top_1")))
+    if curves:
+        found.append(("Training loss over time; a line starts after its selection was made.", plots.learning_curves(curves)))
+    return found
 
 
 def report_selections(paths: Sequence[str], source: str, out: str, names: str = "") -> None:

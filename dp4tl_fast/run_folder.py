@@ -131,6 +131,7 @@ def summarise(
     return {
         "kind": "pretrain",
         "arch": config.arch,
+        "objective": config.objective,
         "backend": config.backend,
         "method": selection.method if selection else "full",
         "source": str(config.source),
@@ -142,6 +143,7 @@ def summarise(
         "seed": config.seed,
         "pretrain_s": seconds,
         "pruning_s": sum(selection.seconds.values()) if selection else 0.0,
+        "pruning_stages_s": dict(selection.seconds) if selection else {},
         "samples_per_s": samples / max(seconds, 1e-9),
         "data_wait_share": sum(r["data_wait_s"] for r in rows) / max(seconds, 1e-9),
         "bytes_read": int(sum(r["bytes_read"] for r in rows)),
