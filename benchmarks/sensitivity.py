@@ -1,8 +1,8 @@
 """How much do the choices matter? Surrogates from tiny to ResNet-18, the order reversed, the number of clusters.
 
 As ``end_to_end``, all at 20 % of the samples kept, where the choice weighs most; linear probe. Of every surrogate also: how well it
-knows the source's validation images, what it cost, and how far its label mapping agrees with ResNet-18's. What ``--keep auto`` cuts
-is measured beside the sweep in ``end_to_end``. About 20 minutes on two CPU cores.
+knows the source's validation images, and how far its label mapping agrees with ResNet-18's. Times are ``end_to_end``'s matter, as
+is what ``--keep auto`` cuts, which it measures beside the sweep. About 20 minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ def run(suite: Suite) -> None:
         }
         cases += [Case(name=name, prune={"keep": KEEP, **how}) for name, how in other.items()]
         work.run(cases, SEEDS)
-        work.record(suite, "random")
-        suite.add("surrogate's training", {n: [s["pretrain_s"]] for n, s in known.items()}, "s")
+        work.record_accuracy(suite)
+        suite.add("classes", work.collect(lambda r: r["classes_kept"]), "classes")
+        suite.add("images the surrogate learned from", {n: [s["samples"] * s["epochs"]] for n, s in known.items()}, "images")
         suite.add("surrogate's top-1 on the source's validation images", {n: [100 * s["val_top_1"]] for n, s in known.items()}, "%")
         _agreement(suite, work, cases[: len(SURROGATES)])
         work.describe(suite, SEEDS, surrogates=SURROGATES, keep=KEEP)

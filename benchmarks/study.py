@@ -140,6 +140,7 @@ class Study:
 
     def record(self, suite: Suite, reference: str) -> None:
         """Rows of everything; costs are compared with the case ``reference``."""
+        self.record_accuracy(suite)
         suite.add("classes", self.collect(lambda r: r["classes_kept"]), "classes")
         suite.add("images seen", self.collect(lambda r: r["samples"] * r["epochs"]), "images")
         suite.add("pretraining", self.collect(lambda r: r["pretrain_s"]), "s", ratio_to=reference)
@@ -149,6 +150,9 @@ class Study:
         suite.add("bytes read", self.collect(lambda r: r["bytes_read"]), "bytes", ratio_to=reference)
         suite.add("images a second", self.collect(lambda r: r["samples_per_s"]), "images/s")
         suite.add("waiting for data", self.collect(lambda r: 100 * r["data_wait_share"]), "% of the time")
+
+    def record_accuracy(self, suite: Suite) -> None:
+        """Rows of what each case is worth on the target."""
         for mode in self.modes:
             suite.add(MODES[mode], self.collect(lambda r, m=mode: r[m]), "% top-1")
 
