@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dp4tl_fast import cli
+from dp4tl_fast import cli, energy
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.errors import TrainingError, UsageError
 from dp4tl_fast.files import npy_bytes, write_atomically
@@ -63,7 +63,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     def finish() -> dict[str, Any]:
         if config.forgetting:
             write_atomically(out / "forgetting.npy", npy_bytes(learner.run.objective.counts()))  # type: ignore[attr-defined]
-        summary = summarise(out, config, source, selection, learner.how.precision)
+        summary = summarise(out, config, source, selection, learner.how.precision, learner.normalise.device)
         write_atomically(out / "summary.json", json.dumps(summary, indent=1) + "\n")
         return summary
 
@@ -86,6 +86,7 @@ class Training:
         self.first = rank_and_ranks()[0] == 0
         self.total = len(loader) * config.epochs
         self.votes = Votes()
+        self.energy = energy.meter(learner.normalise.device)
         self.log: Log | Quiet = Quiet()
         self.profiler: Profiler | Quiet = Quiet()
 
@@ -124,7 +125,7 @@ class Training:
         try:
             return loop.train(
                 self.learner.run, self.loader, self.learner.prepare, self._rate, epochs=self.config.epochs,
-                how=self.learner.how, on_step=self._on_step, on_epoch=self._on_epoch,
+                how=self.learner.how, on_step=self._on_step, on_epoch=self._on_epoch, energy=self.energy,
             )  # fmt: skip
         except NonFiniteLoss as error:
             raise self._explain(error) from None
@@ -147,6 +148,7 @@ class Training:
     def _on_step(self, run: Run) -> bool:
         self.log.step(run)
         self.profiler.step(run)
+        self.energy.keep_up()
         return self.votes.any(self.stopped())
 
     def _on_epoch(self, run: Run, metrics: dict[str, float]) -> None:

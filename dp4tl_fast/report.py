@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dp4tl_fast import cli
+from dp4tl_fast import cli, machine
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.compare import compare, find_runs, table_rows
 from dp4tl_fast.errors import Dp4tlError
@@ -244,27 +244,17 @@ def first_image(beton: Beton, class_id: int) -> Any:
 
 def environment() -> dict[str, Any]:
     """Machine and versions, for people who want to repeat a measurement."""
-    import os
     import platform
     from importlib.metadata import version
 
     names = ("torch", "torchvision", "triton", "numpy")
-    cpu = next(
-        (line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-        platform.processor(),
-    )
     return {
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu": machine.cpu_name(),
+        "cores": machine.cores(),
         "platform": platform.platform(),
         "python": platform.python_version(),
         **{name: version(name) for name in names},
     }
-
-
-def _lines(path: str) -> list[str]:
-    file = Path(path)
-    return file.read_text().splitlines() if file.exists() else []
 
 
 def main(argv: Sequence[str] | None = None) -> int:

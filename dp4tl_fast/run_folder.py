@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dp4tl_fast import cli
+from dp4tl_fast import cli, machine
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.errors import CheckpointError, UsageError
 from dp4tl_fast.files import write_atomically
@@ -17,6 +17,8 @@ from dp4tl_fast.selection import Selection
 from dp4tl_fast.training.ranks import rank_and_ranks
 
 if TYPE_CHECKING:
+    import torch
+
     from dp4tl_fast.pretrain_config import PretrainConfig
     from dp4tl_fast.training.state import Run
 
@@ -122,12 +124,13 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def summarise(
-    out: Path, config: PretrainConfig, source: Beton, selection: Selection | None, precision: Any
+    out: Path, config: PretrainConfig, source: Beton, selection: Selection | None, precision: Any, device: torch.device
 ) -> dict[str, Any]:
-    """What a finished run cost and reached."""
+    """What a finished run cost and reached. ``energy_wh`` is ``None`` where some part of the run was not metered."""
     rows = read_metrics(out / "metrics.jsonl")
     seconds, samples = sum(r["seconds"] for r in rows), sum(r["samples"] for r in rows)
-    last = rows[-1]
+    last, ranks = rows[-1], rank_and_ranks()[1]
+    metered = all("energy_j" in r for r in rows)
     return {
         "kind": "pretrain",
         "arch": config.arch,
@@ -147,6 +150,10 @@ def summarise(
         "samples_per_s": samples / max(seconds, 1e-9),
         "data_wait_share": sum(r["data_wait_s"] for r in rows) / max(seconds, 1e-9),
         "bytes_read": int(sum(r["bytes_read"] for r in rows)),
+        "device": machine.device_name(device, ranks),
+        "processes": ranks,
+        "gpu_hours": ranks * seconds / 3600 if device.type == "cuda" else None,
+        "energy_wh": sum(r["energy_j"] for r in rows) / 3600 if metered else None,
         "precision": str(precision).removeprefix("torch.") if precision else "float32",
         **{k: last[k] for k in ("loss", "top_1", "top_5", "val_top_1", "val_top_5", "val_ema_top_1", "val_ema_top_5") if k in last},
     }

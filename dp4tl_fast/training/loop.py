@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -65,6 +66,7 @@ def train(
     how: Stepping = Stepping(),
     on_step: Callable[[Run], bool] = lambda run: False,
     on_epoch: Callable[[Run, dict[str, float]], None] = lambda run, metrics: None,
+    energy: Callable[[], float] = lambda: math.nan,
 ) -> bool:
     """Train from where ``run`` stands to the end of ``epochs``.
 
@@ -73,6 +75,7 @@ def train(
         rate: Step -> learning rate.
         on_step: Called after every optimiser step; returning True (on all ranks) stops, in a state that can be resumed exactly.
         on_epoch: Called with the metrics of each finished epoch.
+        energy: Joules that this rank has drawn so far; ``nan`` where that is not known.
 
     Returns:
         Whether training reached the end.
@@ -85,6 +88,7 @@ def train(
         run.joint.train()
         tally = run.tally
         before, start = loader.bytes_read - tally.bytes_read, time.perf_counter() - tally.seconds
+        drawn = energy() - tally.energy_j
         for images, labels, index in ahead(timed(loader, tally), prepare.device):
             for group in run.optimizer.param_groups:
                 group["lr"] = rate(run.step)
@@ -104,9 +108,10 @@ def train(
             if stop or run.step % CHECK_EVERY == 0:
                 watch.check()
             if stop:
+                tally.energy_j = energy() - drawn
                 return False
         watch.check()  # waits for the device
-        tally.seconds = time.perf_counter() - start
+        tally.seconds, tally.energy_j = time.perf_counter() - start, energy() - drawn
         metrics = {"epoch": run.epoch, "lr": rate(max(0, run.step - 1)), **tally.pooled(prepare.device).metrics()}
         run.epoch, run.tally = run.epoch + 1, Tally()
         loader.set_epoch(run.epoch)

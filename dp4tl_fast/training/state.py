@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -42,6 +43,7 @@ class Tally:
     seconds: float = 0.0
     data_wait_s: float = 0.0
     bytes_read: int = 0
+    energy_j: float = 0.0  # nan where it is not known
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def add(self, name: str, value: torch.Tensor) -> None:
@@ -50,11 +52,11 @@ class Tally:
     def pooled(self, device: torch.device) -> Tally:
         """Over all ranks: sums of what was done, the longest of the times. Called on every rank."""
         names = ranks.first_does(lambda: sorted(self.sums))  # a rank may have had no batch, but then not rank 0
-        counts = torch.tensor([self.samples, self.bytes_read], dtype=torch.double, device=device)
+        counts = torch.tensor([self.samples, self.bytes_read, self.energy_j], dtype=torch.double, device=device)
         sums = ranks.total(torch.cat([counts, *(self.sums.get(n, counts.new_zeros(1)).view(1) for n in names)]))
         times = ranks.greatest(torch.tensor([self.seconds, self.data_wait_s], dtype=torch.double, device=device)).tolist()
-        named = dict(zip(names, sums[2:], strict=True))
-        return Tally(int(sums[0]), self.batches, times[0], times[1], int(sums[1]), named)
+        named = dict(zip(names, sums[3:], strict=True))
+        return Tally(int(sums[0]), self.batches, times[0], times[1], int(sums[1]), float(sums[2]), named)
 
     def metrics(self) -> dict[str, float]:
         """Rates and means; waits for the device."""
@@ -66,6 +68,7 @@ class Tally:
             "samples_per_s": self.samples / max(self.seconds, 1e-9),
             "data_wait_s": self.data_wait_s,
             "bytes_read": self.bytes_read,
+            **({} if math.isnan(self.energy_j) else {"energy_j": self.energy_j}),
             **means,
         }
 
@@ -144,7 +147,8 @@ class Run:
     def load_state_dict(self, state: dict[str, Any], loader: Batches) -> None:
         self.step, self.epoch, self.best = state["step"], state["epoch"], state["best"]
         device = self.parameters[0].device
-        whole = Tally(**{**state["tally"], "sums": {k: v.to(device) for k, v in state["tally"]["sums"].items()}})
+        older = {"energy_j": math.nan}  # checkpoints of runs that did not meter it
+        whole = Tally(**{**older, **state["tally"], "sums": {k: v.to(device) for k, v in state["tally"]["sums"].items()}})
         self.tally = whole if ranks.rank_and_ranks()[0] == 0 else _nothing_of(whole)
         loader.load_state_dict(state["loader"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -155,4 +159,4 @@ class Run:
 def _nothing_of(whole: Tally) -> Tally:
     """The share of a rank whose part another rank holds: the clock goes on, the sums begin at zero."""
     zeros = {name: torch.zeros_like(value) for name, value in whole.sums.items()}
-    return Tally(0, whole.batches, whole.seconds, whole.data_wait_s, 0, zeros)
+    return Tally(0, whole.batches, whole.seconds, whole.data_wait_s, 0, 0.0, zeros)
