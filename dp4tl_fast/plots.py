@@ -232,7 +232,7 @@ def where_time_went(rows: list[dict[str, Any]]) -> Figure:
         axes.text(left, place, f"  {left:,.0f} {'%' if relative else 's'}{faster}", va="center", color=INK, fontsize=8)
     axes.set_yticks(range(len(rows)), [", ".join([f"{r['name']} {_share(r, rows)}", *_apart(r, main)]) for r in rows])
     axes.invert_yaxis()
-    axes.margins(x=0.12)
+    axes.margins(x=0.18)  # room for the numbers
     axes.set_xlabel("% of the full run's pretraining time" if relative else "seconds")
     if shown:
         axes.legend(frameon=False, labelcolor=INK, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))

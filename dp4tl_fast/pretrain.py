@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dp4tl_fast import cli, energy
-from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import TrainingError, UsageError
+from dp4tl_fast.errors import TrainingError
 from dp4tl_fast.files import npy_bytes, write_atomically
 from dp4tl_fast.pretrain_config import PretrainConfig
-from dp4tl_fast.run_folder import Log, Quiet, check_folder, settings_of, summarise
+from dp4tl_fast.run_folder import Log, Quiet, check_batch, check_folder, open_source, settings_of, summarise
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.training.ranks import Votes, first_does, leave, process_group, rank_and_ranks
 
@@ -38,10 +37,11 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     resnet50, resnet101, resnet152, vit_b_16, adversarial_resnet18 and moco_v2_resnet101 (the paper's), moco_v3_vit_b_16,
     fast_resnet50, small_32px, small_64px.
     """
-    source = Beton(config.source)
-    selection = Selection.load(config.selection) if config.selection else None
-    if selection is not None:
-        selection.check(source)
+    if config.compare:
+        from dp4tl_fast.side_by_side import side_by_side
+
+        return side_by_side(config, pretrain)
+    source, selection = open_source(config)
     out, settings = Path(config.out), settings_of(config, selection)
     finished = first_does(lambda: check_folder(out, settings, config.resume))
     if finished is not None:
@@ -53,10 +53,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     from dp4tl_fast.learner import build
 
     with open_train(config, source, selection) as loader:
-        if len(loader) == 0:
-            raise UsageError(
-                f"--batch-size {config.batch_size}: larger than the {len(loader.records)} surviving records of {source.path}"
-            )
+        check_batch(config, len(loader.records))
         learner = build(config, source, selection, len(loader) * config.epochs)
         Training(config, settings, selection, learner, loader).run()
 

@@ -19,6 +19,9 @@ class PretrainConfig:
         out: Run folder to make: config.yaml, metrics.jsonl, summary.json, checkpoint/, TensorBoard events.
         val: Validation .beton; its classes are pruned like the source's.
         selection: Selection from `dp4tl-fast prune`; without it the whole source is read.
+        compare: Selection to measure against the full source: the same recipe on both, one run after the other (full first,
+            so that the second finds files and compilers warm), into OUT/full and OUT/NAME of the selection; then a table,
+            OUT/report.html and OUT/summary.json. With --resume, another selection joins those already there.
         arch: small-16, small-32-full, ... (for 32 to 64 pixels), or any torchvision classifier, e.g. resnet18.
         backend: What reads the .beton: native, ffcv, dali or torchvision (slow).
         objective: What is learned: supervised, moco or moco_v3 (self-supervised, two views from one read) or adversarial.
@@ -67,6 +70,7 @@ class PretrainConfig:
     out: str
     val: str | None = None
     selection: str | None = None
+    compare: str | None = None
     arch: str = "resnet18"
     backend: str = "native"
     objective: str = "supervised"
@@ -114,6 +118,8 @@ class PretrainConfig:
         for name in ("epochs", "batch_size", "accumulate", "val_every", "checkpoint_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        if self.compare and self.selection:
+            raise UsageError("--compare and --selection: --compare trains on the full source and on its own selection. Drop one")
         if not self.lr > 0:
             raise UsageError(f"--lr {self.lr}: must be above 0")
         if self.objective not in OBJECTIVES:

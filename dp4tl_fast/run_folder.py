@@ -22,8 +22,24 @@ if TYPE_CHECKING:
     from dp4tl_fast.pretrain_config import PretrainConfig
     from dp4tl_fast.training.state import Run
 
-# Flags that may differ between a run and its continuation: they do not change what is computed.
-FREE_ON_RESUME = {"resume", "out", "workers", "tensorboard", "checkpoint_every", "val_every", "keep_last", "profile"}
+# Flags that may differ between a run and its continuation: they do not change what is computed. (A run under --compare is a
+# run of its own, without it.)
+FREE_ON_RESUME = {"resume", "out", "compare", "workers", "tensorboard", "checkpoint_every", "val_every", "keep_last", "profile"}
+
+
+def open_source(config: PretrainConfig) -> tuple[Beton, Selection | None]:
+    """What to train on: the source, and the selection, which must be of it."""
+    source = Beton(config.source)
+    selection = Selection.load(config.selection) if config.selection else None
+    if selection is not None:
+        selection.check(source)
+    return source, selection
+
+
+def check_batch(config: PretrainConfig, records: int) -> None:
+    """Refuse to train on so few records that none of the batches would be full."""
+    if records < config.batch_size:
+        raise UsageError(f"--batch-size {config.batch_size}: larger than the {records} surviving records of {config.source}")
 
 
 def settings_of(config: PretrainConfig, selection: Selection | None) -> dict[str, Any]:
