@@ -34,7 +34,7 @@ def table(suite):
 
 def test_end_to_end_compares_with_the_full_run(data, monkeypatch, tmp_path):
     monkeypatch.setattr(end_to_end, "KEEP", ("0.5",))
-    monkeypatch.setattr(end_to_end, "LONGER", "0.5")
+    monkeypatch.setattr(end_to_end, "LONGER", (("lm", "0.5"),))
     monkeypatch.setattr(end_to_end, "RULES", ("auto",))
     monkeypatch.setattr(end_to_end, "SEEDS", (0, 1))
     suite = Suite(name="end_to_end", data=data, work=tmp_path / "work")
