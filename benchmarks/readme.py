@@ -1,4 +1,4 @@
-"""Fill the README's generated blocks from committed files: ``python -m benchmarks.readme [DEMO_FOLDER]``.
+"""Fill the README's generated blocks, and draw its pictures, from committed files: ``python -m benchmarks.readme [DEMO_FOLDER]``.
 
 With a folder that ``dp4tl-fast demo`` wrote, its summary and pictures are first copied to ``docs/demo``.
 """
@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from dp4tl_fast.compare import table_rows
 from dp4tl_fast.files import write_atomically
@@ -18,12 +19,18 @@ from dp4tl_fast.loaders.capabilities import markdown_table
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "docs/demo"
+END_TO_END = ROOT / "benchmarks/results/end_to_end-cpu.json"
 FILES = ("summary.json", "class-scores.png", "linear-probe.png", "full-finetuning.png")
 
 
 def blocks() -> dict[str, str]:
     """``{block name: Markdown}``."""
-    return {"demo": _demo(), "backends": markdown_table(capabilities()), "loaders": _loaders()}
+    return {
+        "demo": _demo(),
+        "end_to_end": _end_to_end(json.loads(END_TO_END.read_text())),
+        "backends": markdown_table(capabilities()),
+        "loaders": _loaders(),
+    }
 
 
 LOADERS = {  # subject of the suite -> how the README calls it
@@ -57,6 +64,55 @@ def _loaders() -> str:
     ])  # fmt: skip
 
 
+def _end_to_end(result: dict[str, Any]) -> str:
+    """A row for each share of the classes, a column for each method and way to finetune."""
+    methods, modes = ("lm", "fm", "random"), {"lp": "LP %", "ff": "FF %"}
+    settings, machine = result["settings"]["end_to_end"], result["environment"]["machine"]
+    epochs = settings["network"]["epochs"]
+    full = next(r for r in result["comparison"] if r["name"] == "full")
+    rules = {
+        row["value"]: f"`--keep {row['subject'].removeprefix('lm ')}`"
+        for row in result["rows"]
+        if row["case"] == "classes" and "auto" in row["subject"]
+    }
+
+    def accuracy(row: dict[str, Any] | None, mode: str) -> str:
+        return f"{100 * row[f'{mode}_mean']:.1f} ± {100 * row[f'{mode}_std']:.1f}" if row else ""
+
+    def times(row: dict[str, Any]) -> str:
+        with_pruning = row["pretrain_s"] + row["pruning_s"]
+        return f"{full['pretrain_s'] / row['pretrain_s']:.2f}x | {full['pretrain_s'] / with_pruning:.2f}x"
+
+    header = ["classes", "speed-up", "with pruning", *(f"{m} {name}" for name in modes.values() for m in methods)]
+    lines = ["| " + " | ".join(header) + " |", "| :-- |" + " --: |" * (len(header) - 1)]
+    same = " | ".join(f"full: **{accuracy(full, mode)}** | | " for mode in modes)
+    lines.append(f"| {full['classes_kept']}, all | 1.00x | 1.00x | {same} |")
+    kept = {(r["epochs"], r["classes_kept"]) for r in result["comparison"] if r["name"] == "lm"}
+    for length, classes in sorted(kept, key=lambda key: (key[0] != epochs, -key[1])):
+        found = {
+            r["name"]: r for r in result["comparison"] if (r["epochs"], r["classes_kept"]) == (length, classes) and r is not full
+        }
+        note = f", {length} epochs" if length != epochs else f", {rules[classes]}" if classes in rules else ""
+        cells = [accuracy(found.get(m), mode) for mode in modes for m in methods]
+        lines.append(f"| {classes}{note} | {times(found['lm'])} | {' | '.join(cells)} |")
+    return "\n".join([
+        *lines, "",
+        f"Tiny-ImageNet ({settings['source']}) to CIFAR-10 ({settings['target']}); {settings['network']['arch']} at "
+        f"{settings['network']['size']} pixels, {epochs} epochs; mean ± standard deviation over {settings['seeds']} seeds; "
+        f"times of label mapping, medians. {machine}.",
+        "",
+    ])  # fmt: skip
+
+
+def draw_end_to_end() -> None:
+    """The accuracy over time of every committed run, as pictures beside the README."""
+    from dp4tl_fast import plots
+
+    rows = json.loads(END_TO_END.read_text())["comparison"]
+    for mode in ("lp", "ff"):
+        plots.save(plots.tradeoff(rows, mode), ROOT / f"docs/end-to-end-{mode}.png")
+
+
 def _demo() -> str:
     summary = json.loads((DEMO / "summary.json").read_text())
     header, cells = table_rows(summary["rows"])
@@ -85,4 +141,5 @@ if __name__ == "__main__":
         DEMO.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             shutil.copyfile(Path(sys.argv[1]) / name, DEMO / name)
+    draw_end_to_end()
     write_atomically(ROOT / "README.md", fill((ROOT / "README.md").read_text()))
