@@ -191,5 +191,9 @@ def test_ctrl_c_interrupts(path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert child.stdout is not None and child.stdout.readline() == "batch\n"
     child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=120)
+    try:
+        _, errors = child.communicate(timeout=120)
+    except subprocess.TimeoutExpired:  # what it said tells where the interrupt went
+        child.kill()
+        pytest.fail(f"still running; stderr: {child.communicate()[1]}")
     assert child.returncode != 0 and "KeyboardInterrupt" in errors
