@@ -23,14 +23,11 @@ FULL = Case(name="full")
 def run(suite: Suite) -> None:
     with study(suite, NETWORK, ("lp", "ff")) as work:
         work.surrogate("surrogate", **SURROGATE)
-        cases = {
-            "full": FULL,
-            **{f"{m} {k}": Case(name=shown(f"{m}-{k}"), prune={"method": m, "keep": k}) for k in KEEP for m in METHODS},
-            **{rule: Case(name=f"lm {rule}", prune={"method": "lm", "keep": rule}) for rule in RULES},
-        }
-        work.run([*cases.values(), *(_longer(*which) for which in LONGER)], SEEDS)
+        sweep = [Case(name=shown(m, k), prune={"method": m, "keep": k}) for k in KEEP for m in METHODS]
+        sweep += [Case(name=f"lm {rule}", prune={"method": "lm", "keep": rule}) for rule in RULES]
+        work.run([FULL, *sweep, *(_longer(*which) for which in LONGER)], SEEDS)
         work.record(suite, FULL.name)
-        mapped = [case for case in cases.values() if case.prune and case.prune["method"] == "lm"]
+        mapped = [case for case in sweep if case.prune and case.prune["method"] == "lm"]
         suite.add("votes carried", {case.name: [votes_carried(work.chosen(case))] for case in mapped}, "%")
         work.describe(suite, SEEDS, surrogate=SURROGATE)
         suite.comparison = compare(find_runs([work.root / "runs"]))
@@ -39,18 +36,18 @@ def run(suite: Suite) -> None:
 
 def _longer(method: str, keep: str) -> Case:
     epochs = round(NETWORK["epochs"] / float(keep))
-    name = f"{shown(f'{method}-{keep}')}, {epochs} epochs"
+    name = f"{shown(method, keep)}, {epochs} epochs"
     return Case(name=name, prune={"method": method, "keep": keep}, network={"epochs": epochs})
 
 
 def _goals(suite: Suite, work: Study) -> None:
     """The paper's claims, asked of this run: pruning 40 to 80 % of the classes is lossless and 2 to 5 times as fast."""
     least = min(KEEP, key=float)
-    row = next(r for r in suite.rows if r.case == "pretraining with pruning" and r.subject == shown(f"lm-{least}"))
+    row = next(r for r in suite.rows if r.case == "pretraining with pruning" and r.subject == shown("lm", least))
     assert row.ratio is not None
     suite.goal(f"speedup-at-{100 - 100 * float(least):.0f}", goal=2.0, measured=row.ratio, unit="x full, pruning included")
     for method in METHODS[:2]:
         pruned = [
-            1 - float(keep) for keep in KEEP if work.mean(FULL.name, "lp") - work.mean(shown(f"{method}-{keep}"), "lp") <= LOSS
+            1 - float(keep) for keep in KEEP if work.mean(FULL.name, "lp") - work.mean(shown(method, keep), "lp") <= LOSS
         ]
         suite.goal(f"lossless-ratio-{method}", goal=0.4, measured=max(pruned, default=0.0), unit="of the classes, linear probe")

@@ -8,6 +8,8 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
+from dp4tl_fast import machine
+
 PACKAGES = (
     "dp4tl_fast", "torch", "torchvision", "triton", "numpy", "ffcv", "nvidia-dali-cuda130", "numba", "pillow",
     "scikit-learn", "faiss-cpu", "fastkmeans", "flash-kmeans", "spdl",
@@ -16,7 +18,7 @@ PACKAGES = (
 
 def environment() -> dict[str, object]:
     """The ``environment`` of F.json. No host name, user or path."""
-    cores = len(os.sched_getaffinity(0))
+    cores = machine.cores()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpu = _gpu()
     return {
@@ -45,7 +47,7 @@ def _cpu_flags() -> set[str]:
 
 
 def _cpu_model() -> str:
-    name = _cpuinfo("model name") or platform.processor() or platform.machine()
+    name = machine.cpu_name() or platform.machine()
     family, model = _cpuinfo("cpu family"), _cpuinfo("model")
     return f"{name} (family {family}, model {model})" if family else name  # virtual machines hide the full name
 

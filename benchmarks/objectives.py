@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.harness import Suite
-from benchmarks.study import GPU, NETWORK, SURROGATE, Case, study
+from benchmarks.study import GPU, NETWORK, SURROGATE, Case, shown, study
 
 KEEP = ("0.5", "0.3")
 SEEDS = (0, 1, 2) if GPU else (0,)
@@ -45,11 +45,10 @@ def run_objective(suite: Suite, name: str) -> None:
         work.surrogate("surrogate", **how["surrogate"])
         cases = [Case(name="full")]
         for keep in KEEP:
-            share = f"{100 * float(keep):.0f} %"
             chosen = {**how["prune"], "keep": f"samples:{keep}"}
             cases += [
-                Case(name=f"{chosen['method']} {share}", prune=chosen),
-                Case(name=f"random {share}", prune={"method": "random", "keep": f"samples:{keep}"}),
+                Case(name=shown(chosen["method"], keep), prune=chosen),
+                Case(name=shown("random", keep), prune={"method": "random", "keep": f"samples:{keep}"}),
             ]
         work.run(cases, SEEDS)
         work.record(part, "full")

@@ -168,10 +168,9 @@ class Study:
         }
 
 
-def shown(case: str) -> str:
-    """A case's share kept, for people: ``lm-0.4`` is ``lm 40 %``."""
-    method, _, share = case.partition("-")
-    return f"{method} {100 * float(share):.0f} %"
+def shown(method: str, keep: str) -> str:
+    """A method and the share that it keeps, as a case's name: ``lm 40 %``."""
+    return f"{method} {100 * float(keep):.0f} %"
 
 
 @contextmanager

@@ -184,7 +184,8 @@ def test_a_consumer_in_another_thread(path: Path) -> None:
 
 def test_ctrl_c_interrupts(path: Path) -> None:
     program = (
-        "import sys\nfrom dp4tl_fast.loaders import LoaderSpec, open_loader\n"
+        "import signal\nfrom dp4tl_fast.loaders import LoaderSpec, open_loader\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # what a shell starts in the background ignores it
         f"loader = open_loader({str(path)!r}, spec=LoaderSpec(batch_size=4, size=400))\n"
         "while True:\n    for _ in loader:\n        print('batch', flush=True)\n"
     )

@@ -129,7 +129,6 @@ class NativeLoader(BaseLoader):
 
     def _open_core(self) -> None:
         spec = self.spec
-        memory = {"lent": True} if self._allocate else {}  # else the C++ loader has its own
         to_float = spec.dtype != "uint8"  # x / 255, less the mean, by the standard deviation: as x * mul + add
         try:
             self._core = _native.Loader(
@@ -151,7 +150,7 @@ class NativeLoader(BaseLoader):
                 skip=spec.on_error == "skip",
                 exact=spec.exact,
                 isa=self.isa,
-                **memory,
+                lent=self._allocate is not None,
             )
         except RuntimeError as error:
             raise UsageError(f"native loader: {error}") from None

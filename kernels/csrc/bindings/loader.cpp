@@ -145,7 +145,7 @@ void register_loader(nb::module_& m) {
   nb::class_<PyLoader>(m, "Loader", "Threads that fill a ring of batches. See dp4tl_fast.loaders.native.")
       .def("__init__", &construct, "beton"_a, nb::kw_only(), "transform"_a, "scale"_a, "aspect"_a, "crop_ratio"_a, "flip"_a, "seed"_a,
            "size"_a, "dtype"_a, "mul"_a, "add"_a, "views"_a, "threads"_a, "batch_size"_a, "depth"_a, "skip"_a,
-           "exact"_a, "isa"_a, "lent"_a = false)
+           "exact"_a, "isa"_a, "lent"_a)
       .def("start",
            [](PyLoader& self, Numbers records, Numbers bounds, Numbers windows, uint32_t epoch) {
              const auto copy = [](const Numbers& a) { return std::vector<int64_t>(a.data(), a.data() + a.size()); };
