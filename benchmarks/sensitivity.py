@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import Suite
-from benchmarks.study import GPU, NETWORK, SURROGATE, Case, Study, study
+from benchmarks.study import GPU, NETWORK, ONE_EPOCH, SURROGATE, Case, Study, study
 
 SEEDS = (0, 1, 2) if GPU else (0, 1)
 KEEP = "samples:0.2"
 SURROGATES: dict[str, dict[str, Any]] = {
-    "small-4, 1 epoch": {**SURROGATE, "arch": "small-4", "epochs": 1, "warmup_epochs": 0.5},
-    "small-16, 1 epoch": {**SURROGATE, "arch": "small-16", "epochs": 1, "warmup_epochs": 0.5},
-    "surrogate": SURROGATE,  # end_to_end's
+    "small-4, 1 epoch": {**SURROGATE, "arch": "small-4", **ONE_EPOCH},
+    "small-16, 1 epoch": {**SURROGATE, "arch": "small-16", **ONE_EPOCH},
+    "surrogate": SURROGATE,
     "small-32": {**SURROGATE, "arch": "small-32"},
     "resnet18": {**SURROGATE, "arch": "resnet18", "size": NETWORK["size"], "epochs": 40 if GPU else 4},
 }

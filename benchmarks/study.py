@@ -31,6 +31,7 @@ GPU = torch.cuda.is_available()
 COMMON: dict[str, Any] = {"size": 32, "batch_size": 128, "warmup_epochs": 1.0, "weight_decay": 5e-4, "tensorboard": False}
 # Of a few tried, the best on the source's validation images for its time: half the resolution is a quarter of the work.
 SURROGATE: dict[str, Any] = {**COMMON, "arch": "small-16", "size": 16, "epochs": 6, "lr": 0.2}
+ONE_EPOCH: dict[str, Any] = {"epochs": 1, "warmup_epochs": 0.5}  # for a surrogate that is barely trained
 NETWORK: dict[str, Any] = {**COMMON, "arch": "small-16", "epochs": 12, "lr": 0.2}
 TRANSFER: dict[str, dict[str, Any]] = {
     "lp": {"epochs": 30, "lr": 1e-2, "size": 32},
