@@ -6,6 +6,8 @@ import csv
 import dataclasses
 import io
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dp4tl_fast.beton import Beton, jpeg
+from dp4tl_fast.beton import Beton, BetonWriter, jpeg
 from dp4tl_fast.beton.images import ImageRule, Record, make_record
+from dp4tl_fast.beton.verify import verify
 from dp4tl_fast.convert import convert
-from dp4tl_fast.errors import SourceError
+from dp4tl_fast.errors import RecordError, SourceError
 
 KEEP = ImageRule()
 
@@ -174,6 +177,72 @@ def test_truncated_and_damaged_jpegs_are_refused() -> None:
     for data in (b"", b"\xff", b"text", PLAIN[1:], b"\x89PNG\r\n\x1a\n" + bytes(50)):
         with pytest.raises(SourceError, match="cannot be decoded"):
             make_record(data, KEEP, 0)
+
+
+def flat_jpeg(width: int, height: int, scan_bytes: int = 0) -> bytes:
+    """Grey, with a code of one bit for "as before" and one for "no more": two bits a block, the least there can be."""
+    one_code = bytes([1]) + bytes(16)
+    scan = bytes(scan_bytes or -(-(-(-width // 8) * -(-height // 8)) // 4))
+    data = jpeg.SOI + scan + jpeg.EOI
+    for marker, body in reversed(
+        [
+            (0xDB, b"\0" + bytes([1]) * 64), (0xC0, struct.pack(">BHHB", 8, height, width, 1) + b"\1\x11\0"),
+            (0xC4, b"\x00" + one_code), (0xC4, b"\x10" + one_code), (0xDA, b"\1\1\0\0\x3f\0"),
+        ]
+    ):  # fmt: skip
+        data = insert_segment(data, marker, body)
+    return data
+
+
+def test_a_scan_without_components_is_no_crash(tmp_path: Path) -> None:
+    data = bytes.fromhex("FFD8 FFC0 000B 08 0010 0010 01 01 11 00 FFDA 0002")
+    with pytest.raises(ValueError, match="first scan has no complete header"):
+        jpeg.parse(data)
+    with pytest.raises(SourceError, match="cannot be decoded"):
+        make_record(data, KEEP, 0)
+    with BetonWriter(tmp_path / "o.beton", 1) as writer:
+        writer.append(data, 0, 16, 16, 0, 0)
+        writer.close()
+    with pytest.raises(RecordError, match=r"record 0 .*is no JPEG \(its first scan"):
+        verify(Beton(tmp_path / "o.beton"))
+
+
+def test_a_side_that_no_encoder_takes_is_the_images_fault() -> None:
+    """A JPEG may have sides up to 65,535 pixels; libjpeg writes them up to 65,500."""
+    data = flat_jpeg(65535, 8)
+    assert make_record(data, KEEP, 0).payload == data
+    assert make_record(data, ImageRule(max_side=65500), 0).width == 65500
+    for wide in (data, saved(Image.new("L", (65530, 8)), "PNG")):
+        with pytest.raises(SourceError, match="cannot be stored at 65520 x 8 pixels"):
+            make_record(wide, ImageRule(max_side=65520), 0)
+
+
+BOMB_CHILD = """
+import sys
+from pathlib import Path
+from dp4tl_fast.beton.images import ImageRule, make_record
+from dp4tl_fast.errors import SourceError
+
+def peak():  # MiB
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+
+small, bomb = (Path(name).read_bytes() for name in sys.argv[1:])
+make_record(small, ImageRule(max_side=50), 0)  # loads what is needed
+before = peak()
+try:
+    make_record(bomb, ImageRule(max_side=50), 0)
+except SourceError as error:
+    print(peak() - before, error)
+"""
+
+
+def test_a_few_bytes_that_claim_a_huge_image_fill_no_memory(tmp_path: Path) -> None:
+    (tmp_path / "small.jpg").write_bytes(PLAIN)
+    (tmp_path / "bomb.jpg").write_bytes(flat_jpeg(30000, 30000, scan_bytes=500))  # 858 MiB of grey
+    command = [sys.executable, "-c", BOMB_CHILD, str(tmp_path / "small.jpg"), str(tmp_path / "bomb.jpg")]
+    more, message = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split(maxsplit=1)
+    assert "too large to be decoded safely" in message
+    assert float(more) < 100
 
 
 @given(st.data())

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from native_files import jpeg, picture, write
+from native_files import decoded, jpeg, picture, write
 from PIL import Image
 
 from dp4tl_fast.kernels import _native
@@ -60,6 +60,19 @@ def test_a_damaged_jpeg_gets_no_index() -> None:
     for data in (whole[:900], whole[:900] + whole[-2:]):
         with pytest.raises(RuntimeError, match="entropy-coded data are damaged"):
             _native.jpeg_add_index(data)
+
+
+def test_cmyk_without_an_adobe_marker_is_what_pillow_makes_of_it(tmp_path: Path) -> None:
+    """Pillow takes every CMYK JPEG for Adobe's, whose values are inverted."""
+    marked = jpeg(picture(40, 40), mode="CMYK", quality=95)
+    at = marked.index(b"\xff\xee")
+    bare = marked[:at] + marked[at + 2 + int.from_bytes(marked[at + 2 : at + 4], "big") :]
+    assert b"Adobe" in marked and b"Adobe" not in bare
+    beton = write(tmp_path / "cmyk.beton", [marked, bare])
+    with open_loader(beton, spec=LoaderSpec(batch_size=2, size=40, transform="resize", exact=True)) as loader:
+        ((images, _),) = list(loader)
+    for i in range(2):
+        assert np.abs(images[i].permute(1, 2, 0).numpy().astype(int) - decoded(beton, i)).max() <= 1
 
 
 @pytest.mark.parametrize("exact", [False, True])

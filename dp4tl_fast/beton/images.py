@@ -178,7 +178,10 @@ def _shrunk(data: bytes, header: jpeg.JpegHeader, size: tuple[int, int], rule: I
     """Resized without leaving YCbCr; ``None`` where only PIL can decode it."""
     from dp4tl_fast.kernels._native import jpeg_shrink
 
-    payload = jpeg_shrink(data, header.width, header.height, *size, rule.quality)
+    try:
+        payload = jpeg_shrink(data, header.width, header.height, *size, rule.quality)
+    except (RuntimeError, MemoryError) as error:
+        raise _not_stored(size, error) from None
     return Record(payload, fmt.MODE_JPEG, *size, note) if payload else None
 
 
@@ -206,16 +209,25 @@ def _decoded(data: bytes, rule: ImageRule, mode: str, note: str) -> Record:
     size = rule.size_for(*pixels.size)
     if max(size) > fmt.MAX_SIDE:
         raise SourceError(f"its sides of {size[0]} x {size[1]} pixels exceed {fmt.MAX_SIDE}. Give --max-side")
-    if size != pixels.size:
-        if not note.startswith("resized"):
-            notes.append(f"resized from {pixels.width}x{pixels.height}")
-        pixels = pixels.resize(size, Image.Resampling.BILINEAR)
-    if mode == "raw" or (mode == "smart" and math.prod(size) * 3 <= rule.smart_threshold):
-        payload = pixels.convert("RGB").tobytes()
-        return Record(payload, fmt.MODE_RAW, *size, "; ".join(notes) or "stored raw")
-    out = io.BytesIO()
-    pixels.save(out, "JPEG", quality=rule.quality)
+    if size != pixels.size and not note.startswith("resized"):
+        notes.append(f"resized from {pixels.width}x{pixels.height}")
+    try:
+        if size != pixels.size:
+            pixels = pixels.resize(size, Image.Resampling.BILINEAR)
+        if mode == "raw" or (mode == "smart" and math.prod(size) * 3 <= rule.smart_threshold):
+            payload = pixels.convert("RGB").tobytes()
+            return Record(payload, fmt.MODE_RAW, *size, "; ".join(notes) or "stored raw")
+        out = io.BytesIO()
+        pixels.save(out, "JPEG", quality=rule.quality)
+    except (OSError, MemoryError) as error:
+        raise _not_stored(size, error) from None
     return Record(out.getvalue(), fmt.MODE_JPEG, *size, "; ".join(notes) or "encoded anew")
+
+
+def _not_stored(size: tuple[int, int], error: Exception) -> SourceError:
+    """An encoder takes no side above 65,500 pixels, or memory is short."""
+    reason = str(error) or "not enough memory"
+    return SourceError(f"it cannot be stored at {size[0]} x {size[1]} pixels: {reason}. Give a smaller --max-side")
 
 
 def _to_8_bit(image):  # type: ignore[no-untyped-def]  # PIL is imported lazily

@@ -59,24 +59,27 @@ def parse(data: bytes) -> JpegHeader:
 
     frame, adobe, sof = b"", -1, 0
     kept, keep_from, at = [], 0, 0
-    for marker, at, stop in _segments(data):
+    for marker, at, end in _segments(data):
         if marker in _SOF:
             if sof:
                 raise ValueError("it has two frame headers")
-            sof, frame = marker, data[at + 4 : stop]
+            sof, frame = marker, data[at + 4 : end]
         elif _APP0 <= marker <= _APP15 or marker == _COM:
             head = data[at + 4 : at + 16]
             if marker == _APP14 and head[:5] == b"Adobe" and len(head) == 12:
                 adobe = head[11]
             elif not (marker == _APP0 and head[:5] == b"JFIF\0") and not (marker == _APP2 and head == b"ICC_PROFILE\0"):
                 kept.append((keep_from, at))
-                keep_from = stop
+                keep_from = end
     kept.append((keep_from, at))
     if len(frame) < 6 or len(frame) != 6 + 3 * frame[5]:
         raise ValueError("it has no complete frame header before its first scan")
+    scan = data[at + 4 : end]  # components, 2 bytes each, 3 bytes
+    if len(scan) < 4 or len(scan) != 4 + 2 * scan[0]:
+        raise ValueError("its first scan has no complete header")
     sampling = tuple((frame[i] >> 4, frame[i] & 15) for i in range(7, len(frame), 3))
     # In one scan of everything, the first FFD9 is the end; several scans have tables between them that may contain one.
-    single = data[at + 4] == len(sampling) and sof != 0xC2
+    single = scan[0] == len(sampling) and sof != 0xC2
     stop = jpeg_end(data, at) if single else data.rfind(EOI, at) + 2
     height, width = frame[1] << 8 | frame[2], frame[3] << 8 | frame[4]
     return JpegHeader(

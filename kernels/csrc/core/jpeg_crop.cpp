@@ -50,6 +50,10 @@ bool CropDecoder::decode(const uint8_t* data, size_t size, int width, int height
   scan.column1 = std::min(scan.mcus_per_row, ceil_div(wanted.x + wanted.width + margin_x, h.mcu_width()));
   scan.row1 = std::min(mcu_rows, ceil_div(wanted.y + wanted.height + margin_y, h.mcu_height()));
   const int columns = scan.column1 - scan.column0, rows = scan.row1 - scan.row0;
+  // A block takes two bits at least. Where there are fewer the data end early, and memory for all of them is not to be asked for.
+  int64_t blocks = 0;
+  for (int i = 0; i < h.components; ++i) blocks += int64_t{h.component[i].h} * h.component[i].v;
+  if (blocks * scan.mcus_per_row * mcu_rows > int64_t{4} * static_cast<int64_t>(size - h.scan)) return false;
 
   scan.data = data + h.scan;
   scan.end = data + size;

@@ -21,6 +21,7 @@ class CropDecoder {
 
   // The planes that hold `wanted` and one chroma sample around it, the samples bit for bit those of libjpeg's accurate IDCT. Valid
   // until the next call. False if the JPEG is unusual, damaged, or not width x height: libjpeg-turbo has the last word then.
+  // Memory is bounded by the bytes at hand, whatever size they claim: 256 bytes for each.
   // `shrink` 2, 4 or 8: planes of that many pixels a sample a side, from the lowest frequencies alone. Chroma keeps what it has.
   bool decode(const uint8_t* data, size_t size, int width, int height, const Rect& wanted, Pixels& pixels, int shrink = 1);
 

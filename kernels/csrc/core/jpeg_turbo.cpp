@@ -35,12 +35,11 @@ void on_message(j_common_ptr info, int level) {
   if (level < 0 && info->err->msg_code == JWRN_JPEG_EOF) on_error(info);
 }
 
-// Pillow's CMYK to RGB: (255 - c) * (255 - k) / 255; Adobe writes the inverted values.
-void cmyk_to_rgb(const uint8_t* from, uint8_t* to, int n, bool inverted) {
+// Pillow's CMYK to RGB, c * k / 255: it takes all values for inverted, as Adobe writes them, with an Adobe marker or without.
+void cmyk_to_rgb(const uint8_t* from, uint8_t* to, int n) {
   for (int i = 0; i < n; ++i, from += 4, to += 3) {
-    const int k = inverted ? from[3] : 255 - from[3];
     for (int c = 0; c < 3; ++c) {
-      const int product = (inverted ? from[c] : 255 - from[c]) * k + 128;
+      const int product = from[c] * from[3] + 128;
       to[c] = static_cast<uint8_t>((product + (product >> 8)) >> 8);
     }
   }
@@ -95,7 +94,7 @@ Pixels TurboDecoder::decode(const uint8_t* data, size_t size, int width, int hei
       jpeg_abort_decompress(&s.info);
       throw Error("its JPEG data end early");
     }
-    if (cmyk) cmyk_to_rgb(line, to, static_cast<int>(s.info.output_width), s.info.saw_Adobe_marker);
+    if (cmyk) cmyk_to_rgb(line, to, static_cast<int>(s.info.output_width));
   }
   jpeg_abort_decompress(&s.info);  // the rows below the crop are not decoded
 
