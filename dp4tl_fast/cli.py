@@ -11,6 +11,7 @@ import dataclasses
 import gc
 import inspect
 import json
+import os
 import re
 import signal
 import sys
@@ -127,6 +128,11 @@ def run(
         result = function(config_class(**options)) if config_class is not None else function(**options)
     except Dp4tlError as error:
         message(f"dp4tl-fast {name}: {error}")
+        return EXIT_USAGE
+    except OSError as error:  # a full disk, a folder that may not be read; what names no file is a bug
+        if error.errno is None or not isinstance(error.filename, (str, bytes, os.PathLike)):
+            raise
+        message(f"dp4tl-fast {name}: {os.fsdecode(error.filename)}: {error.strerror}")
         return EXIT_USAGE
     except KeyboardInterrupt as stop:
         detail = f": {stop}" if str(stop) else ""

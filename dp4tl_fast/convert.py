@@ -17,6 +17,7 @@ from dp4tl_fast import cli
 from dp4tl_fast.beton.images import ImageRule, make_record, wants_entry_points
 from dp4tl_fast.beton.layout import check_layout, record_order
 from dp4tl_fast.errors import SourceError, UsageError
+from dp4tl_fast.files import check_outputs
 from dp4tl_fast.sources import Source, open_source
 from dp4tl_fast.sources.conversion import Conversion, check_space, finished
 from dp4tl_fast.sources.shards import parse_shard, shard_path
@@ -77,7 +78,7 @@ def convert(
 
     Raises:
         SourceError: The source is missing, empty, or holds a bad image.
-        UsageError: A flag has a value that cannot work.
+        UsageError: A flag has a value that cannot work, or ``out`` cannot be written.
         BetonError: The disk is full.
     """
     rule = ImageRule(
@@ -89,6 +90,7 @@ def convert(
     started = time.perf_counter()
     part = parse_shard(shard)
     target = shard_path(Path(out), *part) if part else Path(out)
+    check_outputs({"OUT": target}, [src])
     with closing(open_source(src, labels=labels, scratch=target.absolute().parent)) as source:
         order = record_order(source.labels, layout, seed)
         identity: dict[str, Any] = {"input": source.identity(), "layout": layout, "rule": asdict(rule)}

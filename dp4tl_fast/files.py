@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
@@ -39,12 +41,34 @@ def write_atomically(path: str | Path, data: str | bytes) -> None:
     """Write to a temporary name in the same directory, sync, rename. Creates missing parent directories."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_path(path)
-    with open(partial, "wb") as file:
+    with atomically(path, "wb") as file:
         file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    commit(partial, path)
+
+
+@contextmanager
+def atomically(path: Path, mode: str, **options: Any) -> Iterator[IO[Any]]:
+    """A file to write to, opened like ``open`` under a temporary name; afterwards synced and renamed, on an error removed."""
+    partial = partial_path(path)
+    with naming(path), open(partial, mode, **options) as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            commit(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Errors of the system say which file they are about: those of a write to an open one do not know it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def partial_path(path: Path) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dp4tl_fast import cli
+from dp4tl_fast.files import check_outputs
 from dp4tl_fast.sources.shards import merge_shards
 
 
@@ -17,6 +18,7 @@ def merge(out: str) -> dict[str, Any]:
     Args:
         out: The .beton to write; all shards must lie beside it. They are not removed.
     """
+    check_outputs({"OUT": out}, [])
     started = time.perf_counter()
     with cli.progress((), desc="merge", unit="image") as bar:
         summary = merge_shards(Path(out), bar.update)

@@ -10,6 +10,7 @@ from dp4tl_fast import cli
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton.images import wants_entry_points
 from dp4tl_fast.beton.subset import relayout as copy_in_order
+from dp4tl_fast.files import check_outputs
 
 
 def relayout(src: str, out: str, *, layout: str = "class", seed: int = 0, entry_points: str = "on") -> dict[str, Any]:
@@ -26,6 +27,7 @@ def relayout(src: str, out: str, *, layout: str = "class", seed: int = 0, entry_
             native loader decodes only what a crop needs; other readers pass over it. ``off`` copies every byte as it is.
     """
     index_jpegs = wants_entry_points(entry_points)
+    check_outputs({"OUT": out}, [src])
     started = time.perf_counter()
     beton = Beton(src)
     with cli.progress((), desc="relayout", unit="image", total=beton.num_samples) as bar:

@@ -12,6 +12,7 @@ from dp4tl_fast import cli
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton.subset import subset as copy_records
 from dp4tl_fast.errors import UsageError
+from dp4tl_fast.files import check_outputs
 
 
 def subset(src: str, out: str, *, selection: str = "", classes: list[str] = []) -> dict[str, Any]:  # noqa: B006
@@ -26,6 +27,7 @@ def subset(src: str, out: str, *, selection: str = "", classes: list[str] = []) 
     started = time.perf_counter()
     if bool(selection) == bool(classes):
         raise UsageError("subset: give either --selection SEL.json or --classes")
+    check_outputs({"OUT": out}, [src])
     beton = Beton(src)
     if selection:
         from dp4tl_fast.selection import Selection

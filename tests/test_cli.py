@@ -1,5 +1,6 @@
 """Commands as a user meets them: flags, help, exit codes, one-line errors, JSON."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -73,6 +74,24 @@ def test_bad_usage_is_2(argv, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_an_error_of_the_system_is_one_line_unless_it_is_a_bug(capsys):
+    errors = {
+        "denied": PermissionError(errno.EACCES, "Permission denied", b"/some/where"),
+        "bug": OSError(errno.EBADF, "Bad file descriptor"),
+        "other": ValueError("no error of the system"),
+    }
+
+    def command(*, which: str):
+        """Fail."""
+        raise errors[which]
+
+    assert cli.run(command, ["--which=denied"], name="fail") == 2
+    assert capsys.readouterr().err == "dp4tl-fast fail: /some/where: Permission denied\n"
+    for which in ("bug", "other"):
+        with pytest.raises((OSError, ValueError)):
+            cli.run(command, [f"--which={which}"], name="fail")
+
+
 def image(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (9, 7), (200, 30, 90)).save(path)
@@ -99,6 +118,13 @@ BAD = {
     "convert-empty": (["convert", "{d}/empty", "{d}/o.beton"], "empty"),
     "convert-hollow-class": (["convert", "{d}/hollow", "{d}/o.beton"], "class folder 'b' has no images"),
     "convert-not-an-image": (["convert", "{d}/text", "{d}/o.beton"], "2.jpg"),
+    "convert-onto-a-folder": (["convert", "{d}/hollow", "{d}/empty"], "OUT {d}/empty: is a folder"),
+    "convert-below-a-file": (["convert", "{d}/hollow", "{d}/s.beton/o.beton"], "s.beton is not a folder that can be written"),
+    "convert-onto-its-source": (["convert", "{d}/junk.beton", "{d}/junk.beton"], "OUT {d}/junk.beton: is an input"),
+    "relayout-onto-a-folder": (["relayout", "{d}/s.beton", "{d}/empty"], "OUT {d}/empty: is a folder"),
+    "relayout-onto-its-source": (["relayout", "{d}/s.beton", "{d}/s.beton"], "OUT {d}/s.beton: is an input"),
+    "subset-onto-a-folder": (["subset", "{d}/s.beton", "{d}/empty", "--classes=0"], "OUT {d}/empty: is a folder"),
+    "merge-onto-a-folder": (["merge", "{d}/empty"], "OUT {d}/empty: is a folder"),
     "prune-keep-0": (["prune", "--source={d}/s.beton", "--method=random", "--keep=0", "--out={d}/o.json"], "--keep 0"),
     "prune-keep-above-1": (
         ["prune", "--source={d}/s.beton", "--method=random", "--keep=1.5", "--out={d}/o.json"],
@@ -134,7 +160,7 @@ def test_bad_input_is_one_clear_line(case, place, capsys):
     assert dispatch([a.format(d=place) for a in argv]) == 2
     out, err = capsys.readouterr()
     lines = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("dp4tl-fast ")]
-    assert len(lines) == 1 and needle in lines[0] and "Traceback" not in err and out == ""
+    assert len(lines) == 1 and needle.format(d=place) in lines[0] and "Traceback" not in err and out == ""
     assert sorted(p.name for p in place.iterdir()) == before, "something was left behind"
 
 

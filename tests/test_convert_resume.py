@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dp4tl_fast import convert as command
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.beton.journal import Journal, journal_path
+from dp4tl_fast.beton.journal import Frame, Journal, journal_path
 from dp4tl_fast.convert import convert
 from dp4tl_fast.errors import BetonError, SourceError, UsageError
 from dp4tl_fast.files import partial_path
@@ -158,6 +159,54 @@ def test_synced_payloads_are_not_read_back(
     assert outputs(tmp_path / "o.beton") == undisturbed
 
 
+def test_ctrl_c_while_the_journal_is_read_keeps_all_progress(
+    tree: Path, tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "o.beton"
+    interrupt(monkeypatch, tree, out, after=10)
+    saved = [path.read_bytes() for path in (partial_path(out), journal_path(out))]
+
+    def interrupted(body: bytes) -> Frame:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Frame, "unpack", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            convert(str(tree), str(out), write_mode="jpg", resume=True)
+    assert [path.read_bytes() for path in (partial_path(out), journal_path(out))] == saved
+    assert convert(str(tree), str(out), write_mode="jpg", resume=True)["resumed"] == 40
+    assert outputs(out) == undisturbed
+
+
+def test_a_journal_whose_payloads_are_gone_is_not_trusted(
+    tree: Path, tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it says that they were synced."""
+    out = tmp_path / "o.beton"
+    monkeypatch.setattr(conversion.BackgroundSync, "position", lambda self: self._writer.sync())
+    interrupt(monkeypatch, tree, out, after=10)
+    partial_path(out).unlink()
+    assert convert(str(tree), str(out), write_mode="jpg", resume=True)["resumed"] == 0
+    assert outputs(out) == undisturbed
+
+
+def test_the_last_sync_may_not_fail_unnoticed(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sync begins, behind the only chunk. That the disk failed is told to it alone: the last fsync then succeeds."""
+    out = tmp_path / "o.beton"
+    monkeypatch.setattr(pipeline, "CHUNK_RECORDS", IMAGES)
+    monkeypatch.setattr(conversion, "SYNC_BYTES", 0)
+
+    def failing(fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", failing)
+        with pytest.raises(OSError, match=r"Input/output error: .*o\.beton"):
+            convert(str(tree), str(out))
+    assert not out.exists()
+    assert convert(str(tree), str(out), resume=True)["resumed"] == IMAGES
+
+
 def test_other_flags_start_over_unless_resume_is_asked_for(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +269,22 @@ def test_too_little_space_is_said_before_starting(tree: Path, tmp_path: Path, mo
         with pytest.raises(BetonError, match="GB are needed"):
             convert(str(tree), str(tmp_path / "o.beton"), write_mode=mode)
     assert not list(tmp_path.glob(".o*"))
+
+
+def test_what_an_unfinished_file_takes_is_not_needed_again(
+    tree: Path, tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, needed = tmp_path / "o.beton", 10**9
+    interrupt(monkeypatch, tree, out, after=10)
+    taken = partial_path(out).stat().st_blocks * 512
+    assert taken > 0
+    monkeypatch.setattr(command, "_bytes_needed", lambda *_: needed)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, needed - taken - 1))
+    with pytest.raises(BetonError, match="GB are needed"):
+        convert(str(tree), str(out), write_mode="jpg", resume=True)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, needed - taken))
+    assert convert(str(tree), str(out), write_mode="jpg", resume=True)["resumed"] == 40
+    assert outputs(out) == undisturbed
 
 
 def test_a_bad_image_late_in_the_run_keeps_what_is_done(tree: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 
 from dp4tl_fast.beton.sidecars import CHECKSUM
 from dp4tl_fast.beton.writer import ROW
+from dp4tl_fast.files import naming
 
 _HEAD = np.dtype([("length", "<u4"), ("crc", "<u4")])
 _COUNTS = np.dtype([("consumed", "<u4"), ("records", "<u4"), ("synced", "<u8")])
@@ -120,8 +121,9 @@ class Journal:
     def _append(self, body: bytes) -> None:
         head = np.array([(len(body), zlib.crc32(body))], _HEAD).tobytes()
         data = memoryview(head + body)
-        while data:
-            data = data[self._file.write(data) :]
+        with naming(self.path):
+            while data:
+                data = data[self._file.write(data) :]
 
     def close(self) -> None:
         if self._file is not None:

@@ -1,23 +1,52 @@
-"""Files beside ``x.beton``: ``x.classes.json``, ``x.crc32.npy``, ``x.audit.csv``, ``x.convert.json``."""
+"""Files beside ``x.beton``: ``x.classes.json``, ``x.crc32.npy``, ``x.audit.csv``, ``x.convert.json``; see ``sidecar``."""
 
 from __future__ import annotations
 
+import csv
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dp4tl_fast.errors import BetonError
-from dp4tl_fast.files import write_atomically
+from dp4tl_fast.files import atomically, write_atomically
 
 CHECKSUM = np.dtype("<u4")  # CRC-32 (zlib) of a record's payload
 
 
 def sidecar(beton: str | Path, kind: str) -> Path:
-    """``x.beton`` -> ``x.<kind>``, for ``crc32.npy``, ``audit.csv`` and ``convert.json``."""
-    return Path(beton).with_suffix(f".{kind}")
+    """``x.beton`` -> ``x.<kind>``, for ``classes.json``, ``crc32.npy``, ``audit.csv`` and ``convert.json``.
+
+    A file of another ending keeps it, ``x.ffcv`` -> ``x.ffcv.<kind>``: it may lie beside ``x.beton``.
+    """
+    path = Path(beton)
+    return path.with_suffix(f".{kind}") if path.suffix == ".beton" else path.with_name(f"{path.name}.{kind}")
+
+
+def write_classes(beton: str | Path, names: list[str]) -> None:
+    """Write the class list beside a ``.beton`` file."""
+    text = json.dumps([{"id": i, "name": n} for i, n in enumerate(names)], indent=1)
+    write_atomically(sidecar(beton, "classes.json"), text)
+
+
+@contextmanager
+def audit_table(beton: Path) -> Iterator[Any]:
+    """A ``csv.writer`` for ``x.audit.csv``: images that are not stored byte for byte. The file appears when it is whole."""
+    path = sidecar(beton, "audit.csv")
+    with atomically(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["index", "record", "source", "what"])
+        yield table
+
+
+def read_audit(beton: Path) -> Iterator[dict[str, str]]:
+    """The rows of ``x.audit.csv``."""
+    with open(sidecar(beton, "audit.csv"), newline="", encoding="utf-8", errors="surrogateescape") as file:
+        yield from csv.DictReader(file)
 
 
 def write_checksums(beton: Path, checksums: list[np.ndarray]) -> None:

@@ -6,18 +6,18 @@ The bytes are a function of the records, their order and ``capacity`` alone: not
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
 from dp4tl_fast.beton import format as fmt
-from dp4tl_fast.beton.reader import classes_path
+from dp4tl_fast.beton.sidecars import write_classes
 from dp4tl_fast.errors import BetonError
-from dp4tl_fast.files import commit, partial_path, write_atomically
+from dp4tl_fast.files import commit, naming, partial_path
 
 FIELDS = (("image", fmt.TYPE_RGB), ("label", fmt.TYPE_INT), ("index", fmt.TYPE_INT))
 ROW = fmt.metadata_dtype([type_id for _, type_id in FIELDS])
@@ -52,14 +52,27 @@ class BetonWriter:
         self._table_start = 24 + fmt.FIELD.itemsize * len(FIELDS)
         self.position = fmt.round_up(self._table_start + self.metadata.nbytes, page_size)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.fd = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with its process, however that ends
-        except OSError:
-            os.close(self.fd)
-            raise BetonError(f"{self.path}: another process is writing it. Wait for it, or stop it") from None
+        self.fd = self._open()
         if not resume:
             os.ftruncate(self.fd, 0)
+
+    def _open(self) -> int:
+        """The partial file, locked. What another process renamed or removed between opening and locking is not it."""
+        for _ in range(100):
+            fd, ours = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), False
+            try:
+                with naming(self.partial):
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with its process, however that ends
+                with suppress(FileNotFoundError):
+                    ours = os.path.samestat(os.fstat(fd), self.partial.stat())
+            except BlockingIOError:
+                break
+            finally:
+                if not ours:
+                    os.close(fd)
+            if ours:
+                return fd
+        raise BetonError(f"{self.path}: another process is writing it. Wait for it, or stop it")
 
     def append(self, payload: bytes | memoryview, mode: int, width: int, height: int, label: int, index: int) -> int:
         """Write one record and return its number. ``mode`` is ``format.MODE_JPEG`` or ``MODE_RAW`` (RGB rows)."""
@@ -110,7 +123,8 @@ class BetonWriter:
     def sync(self) -> int:
         """Wait until all records are on the disk; returns the position up to which they are."""
         position = self.position  # before: another thread may go on writing
-        os.fdatasync(self.fd)
+        with naming(self.path):
+            os.fdatasync(self.fd)
         return position
 
     def _check(self, n: int, sizes: np.ndarray, mode: np.ndarray, width: np.ndarray, height: np.ndarray) -> None:
@@ -151,15 +165,16 @@ class BetonWriter:
         return pointers, buffers
 
     def _write(self, offset: int, buffers: Sequence[bytes | memoryview]) -> None:
-        for first in range(0, len(buffers), WRITEV_BUFFERS):
-            part = buffers[first : first + WRITEV_BUFFERS]
-            size = sum(map(len, part))
-            written = os.pwritev(self.fd, part, offset)
-            if written < size:  # interrupted or nearly full: the plain loop finishes it or gets the error
-                rest = memoryview(b"".join(part))[written:]
-                while rest:
-                    rest = rest[os.pwrite(self.fd, rest, offset + size - len(rest)) :]
-            offset += size
+        with naming(self.path):
+            for first in range(0, len(buffers), WRITEV_BUFFERS):
+                part = buffers[first : first + WRITEV_BUFFERS]
+                size = sum(map(len, part))
+                written = os.pwritev(self.fd, part, offset)
+                if written < size:  # interrupted or nearly full: the plain loop finishes it or gets the error
+                    rest = memoryview(b"".join(part))[written:]
+                    while rest:
+                        rest = rest[os.pwrite(self.fd, rest, offset + size - len(rest)) :]
+                offset += size
 
     def close(self, class_names: list[str] | None = None) -> None:
         """Write the tables, sync, rename. ``class_names`` goes into the sidecar ``OUT.classes.json``."""
@@ -174,10 +189,11 @@ class BetonWriter:
         for row, (name, type_id) in zip(fields, FIELDS, strict=True):
             row["type_id"] = type_id
             row["name"][: len(name)] = list(name.encode())
-        os.ftruncate(self.fd, end)
-        self._write(end, [allocations.tobytes()])
-        self._write(0, [header.tobytes() + fields.tobytes() + rows.tobytes()])
-        os.fsync(self.fd)
+        with naming(self.path):
+            os.ftruncate(self.fd, end)
+            self._write(end, [allocations.tobytes()])
+            self._write(0, [header.tobytes() + fields.tobytes() + rows.tobytes()])
+            os.fsync(self.fd)
         if class_names is not None:
             write_classes(self.path, class_names)
         commit(self.partial, self.path)  # still locked
@@ -200,8 +216,3 @@ class BetonWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.abandon()
-
-
-def write_classes(beton: str | Path, names: list[str]) -> None:
-    """Write the class list beside a ``.beton`` file."""
-    write_atomically(classes_path(beton), json.dumps([{"id": i, "name": n} for i, n in enumerate(names)], indent=1))

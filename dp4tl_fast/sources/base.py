@@ -6,6 +6,10 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
+from dp4tl_fast.errors import SourceError
+
+MAX_CLASS_ID = 10_000_000  # what is more was not meant as one, and a table of so many classes would fill the memory
+
 
 class Source(ABC):
     """Labelled images in a fixed, documented order: the "listing".
@@ -41,6 +45,20 @@ class Source(ABC):
 
     def close(self) -> None:  # noqa: B027  # most sources hold nothing open
         """Release files. May be called twice."""
+
+
+def named_classes(src: str, names: list[str], labels: np.ndarray) -> list[str]:
+    """The class names by id; the ids themselves where there are no names.
+
+    Raises:
+        SourceError: A label (int64 ``[n]``, n > 0) is no class id, or has no name.
+    """
+    for label in (int(labels.min()), int(labels.max())):
+        if not 0 <= label <= MAX_CLASS_ID:
+            raise SourceError(f"{src}: has the label {label}, which is no class id. It is not for classification")
+        if names and label >= len(names):
+            raise SourceError(f"{src}: has the label {label}, but names for {len(names)} classes")
+    return names or [str(i) for i in range(int(labels.max()) + 1)]
 
 
 class Names:

@@ -7,24 +7,25 @@ stored byte for byte, and why) and ``x.convert.json`` (what was converted, and h
 
 from __future__ import annotations
 
-import csv
 import errno
 import json
+import os
 import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from dp4tl_fast.beton.images import ImageRule
 from dp4tl_fast.beton.journal import Frame, Journal, journal_path, payloads_are_intact
-from dp4tl_fast.beton.sidecars import read_info, sidecar, write_checksums, write_info
+from dp4tl_fast.beton.sidecars import audit_table, read_info, write_checksums, write_info
 from dp4tl_fast.beton.writer import BetonWriter
 from dp4tl_fast.errors import BetonError, UsageError
 from dp4tl_fast.files import partial_path
@@ -57,6 +58,7 @@ class Conversion:
     resumed: int = 0
     _checksums: list[np.ndarray] = field(default_factory=list)
     _done: int = 0
+    _restored: bool = False  # whether it is known what an interrupted run had finished
 
     def run(self) -> dict[str, Any]:
         """Convert what is not yet done, and put the file in place.
@@ -86,7 +88,7 @@ class Conversion:
                 ) from None
             finally:
                 journal.close()
-                if self._done:
+                if self._done or not self._restored:
                     writer.release()  # for the next run; else the writer removes the empty file
                 else:
                     journal.remove()
@@ -95,11 +97,12 @@ class Conversion:
         """Take over what an interrupted run of this conversion has finished."""
         frames = journal.frames(self.identity)
         if frames is None:
+            self._restored = True
+            journal.start(self.identity)  # first: another conversion's journal must not outlive its payloads
             writer.drop_the_rest()
-            journal.start(self.identity)
             return
         intact = 0
-        synced = max((frame.synced for frame in frames), default=0)
+        synced = min(max((frame.synced for frame in frames), default=0), os.fstat(writer.fd).st_size)
         for frame in journal.frames(self.identity) or ():
             if not self._trusted(writer, frame, synced):
                 break
@@ -109,6 +112,7 @@ class Conversion:
             intact += 1
         journal.go_on(intact)
         writer.drop_the_rest()
+        self._restored = True
         self.resumed = self._done
         self.progress(self._done, 0)
 
@@ -119,7 +123,7 @@ class Conversion:
 
     def _convert(self, writer: BetonWriter, journal: Journal) -> None:
         rest = self.order[self._done :]
-        with closing(BackgroundSync(writer)) as syncer:
+        with BackgroundSync(writer) as syncer:
             for chunk in converted(self.source, rest, self.rule, workers=self.workers, skip=self.skip):
                 audit = [(i, k if k < 0 else writer.count + k, what) for i, k, what in chunk.notes]
                 mode, width, height = (chunk.column(name) for name in ("mode", "width", "height"))
@@ -148,19 +152,15 @@ class Conversion:
 
     def _write_audit(self, journal: Journal) -> dict[str, Any]:
         """The audit file, streamed from the journal. Returns how many images were kept, changed (and why), skipped."""
-        path = sidecar(self.out, "audit.csv")
         skipped = 0
         notes: Counter[str] = Counter()
-        with open(partial_path(path), "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(["index", "record", "source", "what"])
+        with audit_table(self.out) as table:
             for frame in journal.frames(self.identity) or ():
                 for i, record, what in frame.audit:
                     table.writerow([i, record if record >= 0 else "", self.source.name(i), what])
                     skipped += record < 0
                     if record >= 0:
                         notes[re.sub(r" from \d+x\d+| \(.*\)", "", what)] += 1
-        partial_path(path).replace(path)
         kept = len(self.order) - notes.total() - skipped
         return {"byte_for_byte": kept, "changed": dict(sorted(notes.items())), "skipped": skipped}
 
@@ -182,9 +182,14 @@ class BackgroundSync:
             self._running = self._pool.submit(self._writer.sync)
         return self._synced
 
-    def close(self) -> None:
-        """Wait for a sync in flight."""
+    def __enter__(self) -> BackgroundSync:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        """Wait for a sync in flight. What it failed with is raised here: the kernel tells it once, and no later sync again."""
         self._pool.shutdown()
+        if kind is None and self._running is not None:
+            self._running.result()
 
 
 def finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
@@ -201,10 +206,13 @@ def check_space(out: Path, needed: int) -> None:
     """Refuse to start what cannot fit.
 
     Raises:
-        BetonError: Less than ``needed`` bytes are free where ``out`` goes.
+        BetonError: Less than ``needed`` bytes are free where ``out`` goes, counting what an unfinished ``out`` takes: it is
+            gone on with, or makes room.
     """
     folder = next(parent for parent in out.absolute().parents if parent.exists())
     free = shutil.disk_usage(folder).free
+    with suppress(FileNotFoundError):
+        free += partial_path(out).stat().st_blocks * 512
     if free < needed:
         raise BetonError(
             f"{out}: about {needed / 1e9:.1f} GB are needed, but {folder} has {free / 1e9:.1f} GB free. "

@@ -36,11 +36,7 @@ class ParquetSource(SpoolSource):
             if image is None or label is None:
                 wanted = "a column of image bytes" if image is None else "an integer column named label"
                 raise SourceError(f"{paths[0]}: has no {wanted} (it has {', '.join(schema.names)})")
-            names = _names(schema, label)
-            if not names:
-                highest = [pq.read_table(path, columns=[label]).column(label).to_numpy() for path in paths]
-                names = [str(i) for i in range(max(int(part.max(initial=-1)) for part in highest) + 1)]
-            self.class_names = names
+            self.class_names = _names(schema, label)
             self._spool(_rows(paths, image, label, pq))
         except pa.ArrowException as error:
             raise SourceError(f"{paths[0]}: cannot be read as Parquet: {error}") from None

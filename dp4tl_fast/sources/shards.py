@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections import Counter
@@ -13,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from dp4tl_fast.beton.reader import Beton
-from dp4tl_fast.beton.sidecars import read_info, sidecar
+from dp4tl_fast.beton.sidecars import audit_table, read_audit, read_info, sidecar
 from dp4tl_fast.beton.subset import copy_records
 from dp4tl_fast.errors import BetonError, UsageError
-from dp4tl_fast.files import partial_path
 
 ENVIRONMENTS = (  # (part, number of parts, first part's number) as launchers set them
     ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"),
@@ -55,7 +53,8 @@ def merge_shards(out: Path, progress: Callable[[int], None] | None = None) -> di
     Raises:
         BetonError: A shard is missing or unfinished, or they are not parts of one conversion.
     """
-    paths = sorted(out.parent.glob(f"{_escaped(out.stem)}.shard-*-of-*{_escaped(out.suffix)}"))
+    name = re.compile(rf"{re.escape(out.stem)}\.shard-\d+-of-\d+{re.escape(out.suffix)}")
+    paths = sorted(path for path in out.parent.glob("*.shard-*") if name.fullmatch(path.name))
     if not paths:
         raise BetonError(f"{shard_path(out, 0, 1).name.replace('0-of-1', 'I-of-N')}: none found beside {out}")
     infos = [_info(path) for path in paths]
@@ -74,10 +73,6 @@ def merge_shards(out: Path, progress: Callable[[int], None] | None = None) -> di
     records = [(beton, np.arange(beton.num_samples)) for beton, _ in shards]
     copied = copy_records(records, out, summary["listed"], identity, progress, summary)
     return {**summary, "bytes": copied["bytes"], "shards": parts}
-
-
-def _escaped(name: str) -> str:
-    return re.sub(r"([*?\[])", r"[\1]", name)
 
 
 def _info(path: Path) -> dict[str, Any]:
@@ -108,14 +103,10 @@ def _sum(infos: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _merge_audits(out: Path, shards: list[Beton]) -> None:
-    path, first = sidecar(out, "audit.csv"), 0
-    with open(partial_path(path), "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["index", "record", "source", "what"])
+    first = 0
+    with audit_table(out) as table:
         for beton in shards:
-            with open(sidecar(beton.path, "audit.csv"), newline="", encoding="utf-8", errors="surrogateescape") as part:
-                for row in csv.DictReader(part):
-                    record = int(row["record"]) + first if row["record"] else ""
-                    table.writerow([row["index"], record, row["source"], row["what"]])
+            for row in read_audit(beton.path):
+                record = int(row["record"]) + first if row["record"] else ""
+                table.writerow([row["index"], record, row["source"], row["what"]])
             first += beton.num_samples
-    partial_path(path).replace(path)

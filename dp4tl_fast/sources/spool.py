@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from dp4tl_fast.errors import SourceError
-from dp4tl_fast.sources.base import Source
+from dp4tl_fast.files import naming
+from dp4tl_fast.sources.base import Source, named_classes
 
 
 class SpoolSource(Source):
-    """Samples given as (label, bytes). Subclasses call ``_spool`` with them and set ``class_names``.
+    """Samples given as (label, bytes). Subclasses set ``class_names``, empty where there are none, and call ``_spool``.
 
     Args:
         src: What they come from, for messages.
@@ -34,17 +35,17 @@ class SpoolSource(Source):
         digest = hashlib.sha256()
         labels, sizes = [], []
         for label, data in samples:
-            self._file.write(data)
+            with naming(self._scratch):
+                self._file.write(data)
             digest.update(data)
             labels.append(label)
             sizes.append(len(data))
-        self._file.flush()
+        with naming(self._scratch):
+            self._file.flush()
         if not labels:
             raise SourceError(f"{self._src}: holds no images")
         self.labels, self.sizes = np.array(labels, np.int64), np.array(sizes, np.int64)
-        if self.labels.min() < 0 or self.labels.max() >= len(self.class_names):
-            bad = self.labels.min() if self.labels.min() < 0 else self.labels.max()
-            raise SourceError(f"{self._src}: has label {bad}, but {len(self.class_names)} classes")
+        self.class_names = named_classes(self._src, self.class_names, self.labels)
         self._starts = np.cumsum(self.sizes) - self.sizes
         for table in (self.labels, self.sizes):
             digest.update(table.tobytes())

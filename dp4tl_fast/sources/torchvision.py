@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 
 from dp4tl_fast.errors import SourceError
-from dp4tl_fast.sources.base import Names, Source
+from dp4tl_fast.sources.base import Names, Source, named_classes
 from dp4tl_fast.sources.spool import SpoolSource
 
 # Where its data sets keep the paths of their images and the labels; files are then stored as they are.
@@ -41,7 +41,7 @@ def open_torchvision(spec: str, scratch: Path) -> Source:
         targets = getattr(dataset, labels, None) if labels else None
         if isinstance(rows, list) and rows and (labels is None or targets is not None):
             pairs = rows if labels is None else list(zip(rows, targets, strict=True))  # type: ignore[arg-type]
-            if all(isinstance(row, tuple) and len(row) >= 2 for row in pairs):
+            if all(isinstance(row, tuple) and len(row) >= 2 and isinstance(row[0], (str, Path)) for row in pairs):
                 return PathsSource(spec, [(str(p), int(y)) for p, y, *_ in pairs], _class_names(dataset))
     return PicturesSource(spec, dataset, scratch)
 
@@ -53,7 +53,7 @@ def _value(text: str) -> str | int | bool:
 
 
 def _class_names(dataset: Any) -> list[str]:
-    names = getattr(dataset, "classes", None) or []
+    names = getattr(dataset, "classes", None) or getattr(dataset, "categories", None) or []
     return [name if isinstance(name, str) else ", ".join(map(str, name)) for name in names]
 
 
@@ -65,9 +65,7 @@ class PathsSource(Source):
         self._names.extend([path.encode(errors="surrogateescape") for path, _ in rows])
         self._names.freeze()
         self.labels = np.array([label for _, label in rows], np.int64)
-        if self.labels.min() < 0:
-            raise SourceError(f"{spec}: has the label {self.labels.min()}. It is not for classification")
-        self.class_names = class_names or [str(i) for i in range(int(self.labels.max()) + 1)]
+        self.class_names = named_classes(spec, class_names, self.labels)
         self.sizes = np.array([Path(path).stat().st_size for path, _ in rows], np.int64)
 
     def name(self, i: int) -> str:
@@ -87,8 +85,6 @@ class PicturesSource(SpoolSource):
     def __init__(self, spec: str, dataset: Any, scratch: Path) -> None:
         super().__init__(spec, scratch)
         self.class_names = _class_names(dataset)
-        if not self.class_names:
-            raise SourceError(f"{spec}: has no class names; is it for classification?")
         self._spool(self._samples(dataset))
 
     def _samples(self, dataset: Any) -> Iterator[tuple[int, bytes]]:
