@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,7 @@ from PIL import Image
 
 from dp4tl_fast import convert as command
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.beton.reader import classes_path
+from dp4tl_fast.beton.sidecars import sidecar
 from dp4tl_fast.convert import convert
 from dp4tl_fast.errors import SourceError, UsageError
 from dp4tl_fast.sources import pipeline
@@ -211,6 +213,36 @@ def test_empty_folder_and_folder_of_files(tmp_path: Path) -> None:
         convert(str(tmp_path / "tree"), str(tmp_path / "o.beton"))
 
 
+def test_links_that_lead_back_or_nowhere_are_named(tree: Path, tmp_path: Path) -> None:
+    link = tree / "n01" / "link"
+    for target, message in (
+        ("..", "n01/link: leads back to a folder above it"), (".", "n01/link: leads back to a folder above it"),
+        ("link", "n01/link: cannot be read: Too many levels"), ("gone", "n01/link: a link to nothing"),
+    ):  # fmt: skip
+        link.symlink_to(target)
+        with pytest.raises(SourceError, match=message):
+            convert(str(tree), str(tmp_path / "o.beton"))
+        link.unlink()
+    link.symlink_to("../n03")
+    assert convert(str(tree), str(tmp_path / "o.beton"))["samples"] == 21, "a link to another folder is followed"
+
+
+def test_a_folder_that_may_not_be_read_is_named(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the kernel refuses it: the tests may run as root, whom it lets in everywhere."""
+    real = os.scandir
+
+    def scandir(folder: bytes) -> object:
+        if os.fsencode(folder).endswith(b"/n02"):
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(SourceError, match=r"tree/n02: cannot be read: Permission denied"):
+        convert(str(tree), str(tmp_path / "o.beton"))
+
+
 def test_truncated_jpeg(tree: Path, tmp_path: Path) -> None:
     victim = tree / "n01" / "img3.JPEG"
     victim.write_bytes(victim.read_bytes()[:-40])
@@ -241,6 +273,6 @@ def test_command_line(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert command.main([str(tree), str(out), "--layout", "shuffled", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["samples"] == 18
-    assert [row["name"] for row in json.loads(classes_path(out).read_text())] == ["n01", "n02", "n03"]
+    assert [row["name"] for row in json.loads(sidecar(out, "classes.json").read_text())] == ["n01", "n02", "n03"]
     assert command.main([str(tmp_path / "no"), str(out)]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("dp4tl-fast convert: ")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import io
 import json
 import tarfile
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from dp4tl_fast.beton import Beton
 from dp4tl_fast.convert import convert
 from dp4tl_fast.errors import SourceError
 from dp4tl_fast.sources import open_source
-from dp4tl_fast.sources.tar import members
+from dp4tl_fast.sources.tar_members import members
 
 
 @pytest.fixture
@@ -78,6 +80,68 @@ def test_tar_of_class_folders_with_long_names(tree: Path, tmp_path: Path, tar_fo
     with pytest.raises(SourceError, match=r"all/train, all/val\. Choose: .*y\.tar#all/train"):
         open_source(str(tmp_path / "y.tar"))
     assert samples(str(tmp_path / "y.tar#all/train")) == samples(str(tree))
+
+
+def link(tar: tarfile.TarFile, name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> None:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    tar.addfile(info)
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_links_in_a_tar_are_the_files_they_lead_to(tmp_path: Path, tar_format: int) -> None:
+    """As ``tar`` packs a tree whose class ``b`` shares its images with ``a``."""
+    long = "d" * (80 if tar_format == tarfile.USTAR_FORMAT else 120)
+    with tarfile.open(tmp_path / "x.tar", "w", format=tar_format) as tar:
+        link(tar, "b/4.jpg", "../a/5.jpg")  # of what comes later
+        add(tar, "a/1.jpg", b"one")
+        add(tar, f"a/{long}.jpg", b"long")
+        link(tar, "b/1.jpg", "a/1.jpg", tarfile.LNKTYPE)
+        link(tar, "b/2.jpg", f"a/{long}.jpg", tarfile.LNKTYPE)
+        link(tar, "b/3.jpg", f"./../a//{long}.jpg")
+        add(tar, "a/5.jpg", b"five")
+        link(tar, "b/5.jpg", "4.jpg")  # to a link
+        link(tar, "b/6.jpg", "b/3.jpg", tarfile.LNKTYPE)  # the same link under another name
+        link(tar, "README", "/nowhere")
+        link(tar, "b/.hidden.jpg", "/nowhere")
+    a, b = [b"one", b"five", b"long"], [b"one", b"long", b"long", b"five", b"five", b"long"]
+    assert samples(str(tmp_path / "x.tar")) == [("a", x) for x in a] + [("b", x) for x in b]
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "kind"),
+    [
+        ("b/2.jpg", "../gone.jpg", tarfile.SYMTYPE), ("b/2.jpg", "2.jpg", tarfile.SYMTYPE),
+        ("b/2.jpg", "/a/1.jpg", tarfile.SYMTYPE), ("b/2.jpg", "b/9.jpg", tarfile.LNKTYPE), ("c", "a", tarfile.SYMTYPE),
+    ],
+)  # fmt: skip
+def test_links_out_of_a_tar_are_refused_not_dropped(tmp_path: Path, name: str, target: str, kind: bytes) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        add(tar, "a/1.jpg", b"one")
+        add(tar, "b/1.jpg", b"two")
+        link(tar, name, target, kind)
+        add(tar, "b/9.jpg", b"three")  # no hard link leads to what comes after it
+    with pytest.raises(SourceError, match=f"x.tar: {name}/? is a link to {target}, which is no file in the tar"):
+        open_source(str(tmp_path / "x.tar"))
+    assert samples(f"{tmp_path / 'x.tar'}#a") == [("a", b"one")], "what is not asked for is not refused"
+
+
+def test_pax_headers_that_no_reader_here_understands(tmp_path: Path) -> None:
+    for records, message in (({"size": "abc"}, "b'abc' is no size"), ({"GNU.sparse.major": "1"}, "stored as a sparse file")):
+        with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+            info = tarfile.TarInfo("a/1.jpg")
+            info.pax_headers = records
+            tar.addfile(info)
+        with pytest.raises(SourceError, match=message):
+            open_source(str(tmp_path / "x.tar"))
+
+
+@pytest.mark.parametrize("stray", ["index.json", "n01/classes.json", "n01.json", "labels.cls"])
+def test_a_stray_list_makes_no_webdataset(tree: Path, tmp_path: Path, stray: str) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        add(tar, stray, b"{}")
+        tar.add(tree, ".")
+    assert samples(str(tmp_path / "x.tar")) == samples(str(tree))
 
 
 def test_validation_tar_with_the_devkit(tree: Path, tmp_path: Path) -> None:
@@ -188,7 +252,7 @@ def test_parquet(tree: Path, tmp_path: Path, struct: bool, named: bool) -> None:
         pq.write_table(table, tmp_path / "pq" / f"train-{part:05}.parquet", row_group_size=3)
     found = samples(str(tmp_path / "pq"), scratch=tmp_path)
     assert found == [(name if named else str(names.index(name)), data) for name, data in expected]
-    with pytest.raises(SourceError, match="label 2, but 1 classes" if named else "no an integer|integer column"):
+    with pytest.raises(SourceError, match="label 2, but names for 1 classes" if named else "no an integer|integer column"):
         broken = pa.table({"image": images, "label": [2] * 7} if named else {"image": images, "y": [0] * 7})
         feature = {"info": {"features": {"label": {"names": ["one"]}}}}
         pq.write_table(broken.replace_schema_metadata({"huggingface": json.dumps(feature)}), tmp_path / "b.parquet")
@@ -227,6 +291,7 @@ def test_torchvision_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     class Pixels:
         classes = ("cat", "dog")
+        _samples = [(picture[i], 1 - i) for i in range(2)]  # noqa: RUF012  # as FER2013 has them: pixels, not paths
 
         def __init__(self, root: str, train: bool) -> None:
             assert (root, train) == ("here", False)
@@ -244,6 +309,39 @@ def test_torchvision_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for record, i in enumerate(beton.index):
         assert beton.labels[record] == 1 - i
         assert (beton.payload(record).reshape(8, 9, 3) == picture[i]).all()
+
+
+def usps(folder: Path) -> str:
+    """Three images in its format, as torchvision reads it: labels from 1 to 10, and no names."""
+    pixels = " ".join(f"{i + 1}:{i / 128 - 1}" for i in range(256))
+    with bz2.open(folder / "usps.t.bz2", "wt") as file:
+        file.write("".join(f"{label} {pixels}\n" for label in (3, 1, 10)))
+    return f"torchvision:USPS?root={folder}&train=false"
+
+
+def test_a_full_scratch_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = usps(tmp_path)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: open("/dev/full", "w+b"))  # noqa: SIM115
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'"):
+        open_source(source, scratch=tmp_path)
+
+
+def test_torchvision_without_class_names(tmp_path: Path) -> None:
+    source = open_source(usps(tmp_path), scratch=tmp_path)
+    assert source.class_names == [str(i) for i in range(10)]
+    assert source.labels.tolist() == [2, 0, 9]
+    with Image.open(io.BytesIO(source.read(1))) as image:
+        assert image.size == (16, 16)
+    source.close()
+
+    # Caltech101 calls them categories.
+    for name in ("BACKGROUND_Google", "crab", "ant"):
+        folder = tmp_path / "caltech101" / "101_ObjectCategories" / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (8, 9)).save(folder / "image_0001.jpg")
+    source = open_source(f"torchvision:Caltech101?root={tmp_path}", scratch=tmp_path)
+    assert (source.class_names, source.labels.tolist()) == (["ant", "crab"], [0, 1])
+    source.close()
 
 
 def test_urls(tree: Path, tmp_path: Path) -> None:

@@ -34,10 +34,11 @@ class FolderSource(Source):
             found = f"{len(visible)} files but no folder" if visible else "nothing"
             raise SourceError(f"{root}: holds {found}; it must hold one folder a class, with the images in it")
         self.class_names = [os.fsdecode(name) for name in classes]
+        root_status = os.stat(self.root)  # noqa: PTH116  # bytes
         self._names = Names()
         counts, sizes, self._mtimes = [], [], []
         for name in classes:
-            files = sorted(_walk(self.root + b"/" + name, name + b"/"))
+            files = sorted(_walk(self.root + b"/" + name, name + b"/", (root_status,)))
             if not files:
                 raise SourceError(f"{root}: class folder {os.fsdecode(name)!r} has no images. Fill it or remove it")
             self._names.extend([path for path, _, _ in files])
@@ -71,18 +72,24 @@ class FolderSource(Source):
         return digest.hexdigest()
 
 
-def _walk(folder: bytes, prefix: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(path below the root, bytes, mtime in ns) of every visible file in ``folder`` and below."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith(b"."):
-                continue
-            if entry.is_dir():
-                yield from _walk(entry.path, prefix + entry.name + b"/")
-            else:
-                try:
+def _walk(folder: bytes, prefix: bytes, above: tuple[os.stat_result, ...]) -> Iterator[tuple[bytes, int, int]]:
+    """(path below the root, bytes, mtime in ns) of every visible file in ``folder`` and below; links are followed."""
+    try:
+        this = os.stat(folder)  # noqa: PTH116  # bytes
+        if any(os.path.samestat(this, other) for other in above):
+            raise SourceError(f"{os.fsdecode(folder)}: leads back to a folder above it. Remove the link")
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(b"."):
+                    continue
+                if entry.is_dir():
+                    yield from _walk(entry.path, prefix + entry.name + b"/", (*above, this))
+                else:
                     status = entry.stat()
-                except FileNotFoundError:
-                    where = os.fsdecode(entry.path)
-                    raise SourceError(f"{where}: a link to nothing. Remove it or restore its target") from None
-                yield prefix + entry.name, status.st_size, status.st_mtime_ns
+                    yield prefix + entry.name, status.st_size, status.st_mtime_ns
+    except FileNotFoundError as error:
+        where = os.fsdecode(error.filename)
+        raise SourceError(f"{where}: a link to nothing. Remove it or restore its target") from None
+    except OSError as error:
+        where = os.fsdecode(error.filename or folder)
+        raise SourceError(f"{where}: cannot be read: {error.strerror}. Make it readable or remove it") from None

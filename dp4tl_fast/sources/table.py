@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dp4tl_fast.errors import SourceError
-from dp4tl_fast.sources.base import Names, Source
+from dp4tl_fast.sources.base import MAX_CLASS_ID, Names, Source
 
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "image")
 LABEL_COLUMNS = ("label", "class", "class_name", "wnid", "target")
@@ -81,7 +81,7 @@ def _column(path: Path, columns: object, known: tuple[str, ...]) -> str:
 def class_ids(labels: list[str]) -> tuple[list[str], np.ndarray]:
     """Class names and the class id of every label, int64 ``[n]``."""
     distinct = set(labels)
-    if all(label.isdecimal() and int(label) <= 10_000_000 for label in distinct):
+    if all(label.isdecimal() and int(label) <= MAX_CLASS_ID for label in distinct):
         ids = np.array([int(label) for label in labels], np.int64)
         return [str(i) for i in range(int(ids.max()) + 1)], ids
     names = sorted(distinct)
