@@ -27,6 +27,11 @@ def beton(tmp_path_factory: pytest.TempPathFactory) -> Beton:
     return write(path, [jpeg(p) if i % 2 else p for i, p in enumerate(images)])
 
 
+def test_the_first_gpu_is_not_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert [backend.device_id(name) for name in ("cpu", "cuda:0", "cuda:1", "cuda")] == [None, 0, 1, 3]
+
+
 def spec(**options: Any) -> LoaderSpec:
     return LoaderSpec(**{"batch_size": 6, "size": 16, "with_index": True, "workers": 2, **options})
 

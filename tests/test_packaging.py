@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -52,6 +53,19 @@ def test_wheel_works_away_from_the_checkout(wheel, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert all(Path(p).is_relative_to(site) for p in done.stdout.split())
+
+
+def test_sdist_holds_what_the_native_module_is_built_from(tmp_path):
+    command = [sys.executable, "setup.py", "-q", "egg_info", "-e", str(tmp_path), "sdist", "-d", str(tmp_path / "dist")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (built,) = (tmp_path / "dist").iterdir()
+    with tarfile.open(built) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    sources = {str(p.relative_to(ROOT)) for p in (ROOT / "kernels/csrc").rglob("*") if p.is_file()}
+    assert len(sources) > 50
+    assert sources | {"CMakeLists.txt", "setup.py", "pyproject.toml", "dp4tl_fast/kernels/__init__.py"} <= names
+    assert not [name for name in names if name.endswith(".so") or "__pycache__" in name]
 
 
 @pytest.mark.parametrize(

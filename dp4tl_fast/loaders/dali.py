@@ -64,16 +64,10 @@ class DaliLoader(BaseLoader):
         threads = self.spec.workers or len(os.sched_getaffinity(0))
         kind = record_kind(self.beton, self.records)
         try:
-            self._pipeline = build(self.spec, kind, threads, self._device_id(), lambda: next(self._inputs))
+            self._pipeline = build(self.spec, kind, threads, device_id(self.spec.device), lambda: next(self._inputs))
         except RuntimeError as error:
             raise BackendError(f"backend 'dali' cannot work here: {reason(error)}") from error
         self._built_for = (self.spec, kind)
-
-    def _device_id(self) -> int | None:
-        import torch
-
-        device = torch.device(self.spec.device)
-        return None if device.type == "cpu" else device.index or torch.cuda.current_device()
 
     def _load(self, batches: list[np.ndarray]) -> Generator[tuple[Any, ...], None, None]:
         todo = deque(batches)
@@ -180,6 +174,16 @@ class DaliLoader(BaseLoader):
 
 class _BatchFailedError(Exception):
     """DALI could not do a batch; its pipeline is no longer valid."""
+
+
+def device_id(device: str) -> int | None:
+    """The number of a GPU, the current one where ``device`` has none; ``None`` for a CPU."""
+    import torch
+
+    wanted = torch.device(device)
+    if wanted.type == "cpu":
+        return None
+    return torch.cuda.current_device() if wanted.index is None else wanted.index
 
 
 def drain(pipeline: Any) -> None:
