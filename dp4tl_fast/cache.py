@@ -39,16 +39,21 @@ def shared(path: Path | None, shape: tuple[int, ...], dtype: np.dtype, compute: 
     hit = torch.tensor([0.0 if found is None else 1.0, 0.0 if found is None else found.saved], dtype=torch.float64)
     dist.broadcast(hit, 0)
     array = np.zeros(shape, dtype) if found is None else np.array(found.array)
+    start = time.perf_counter()
     if not hit[0]:
         compute(array)
     dist.all_reduce(torch.from_numpy(array))
     if not hit[0] and rank == 0 and path is not None:
-        cached(path, shape, dtype, lambda out: np.copyto(out, array))
+        cached(path, shape, dtype, lambda out: np.copyto(out, array), start)
     return Stored(array, float(hit[1]))
 
 
-def cached(path: Path | None, shape: tuple[int, ...], dtype: np.dtype, compute: Callable[[np.ndarray], None]) -> Stored:
+def cached(
+    path: Path | None, shape: tuple[int, ...], dtype: np.dtype, compute: Callable[[np.ndarray], None], start: float | None = None
+) -> Stored:
     """An array that is computed once: ``compute`` fills it, unless ``path`` already holds it.
+
+    What it cost is counted from ``start`` (of ``time.perf_counter``), where computing began before.
 
     The file is written under a temporary name, synced and renamed, so that one that is there is complete. Processes that
     want the same array at the same time wait for the first (the kernel drops the lock of one that dies). A file that is
@@ -58,7 +63,7 @@ def cached(path: Path | None, shape: tuple[int, ...], dtype: np.dtype, compute: 
         array: np.ndarray = np.empty(shape, dtype)
         compute(array)
         return Stored(array, 0.0)
-    start = time.perf_counter()
+    start = time.perf_counter() if start is None else start
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path.with_suffix(".lock")):
         found = _open(path, shape, dtype)

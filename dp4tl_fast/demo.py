@@ -135,9 +135,10 @@ def _finish(root: Path, chosen: dict[str, Any], seconds: float) -> dict[str, Any
 
     from dp4tl_fast import demo_data, plots
     from dp4tl_fast.beton import Beton
-    from dp4tl_fast.compare import compare, find_runs, print_table
+    from dp4tl_fast.compare import compare, find_runs
     from dp4tl_fast.report import environment, write_page
     from dp4tl_fast.selection import Selection
+    from dp4tl_fast.tables import print_table
 
     runs = find_runs([root / "runs"])
     rows = compare(runs)

@@ -35,12 +35,15 @@ class Surrogate:
     ) -> None:  # fmt: skip
         self.path = path
         self.watch = watch  # tells ``loading``, ``forward`` and ``writing`` apart
-        self.model, meta = checkpoint.load_model(path, arch)
+        weights = checkpoint.pin_weights(path)  # a run that goes on writes newer ones meanwhile
+        self.model, meta = checkpoint.load_model(weights, arch)
         self.place = pick_device(device)
         self.model.to(self.place)
         self.num_classes: int = meta["num_classes"]
         self.compact = meta.get("classes") is not None
         self.source = meta.get("source")  # fingerprint of what it was trained on, where its file says
+        self.records = meta.get("source_records_sha256")  # likewise, of those images in that order
+        self.classifies = not str(meta.get("objective", "")).startswith("moco")  # else its last layer was never trained
         self.size = size or meta.get("size", 224)
         self.head = models.head(self.model)[1]
         mean, std = tuple(meta.get("mean", IMAGENET_MEAN)), tuple(meta.get("std", IMAGENET_STD))
@@ -53,7 +56,7 @@ class Surrogate:
             dtype="float32" if on_cpu else "uint8", mean=mean, std=std, pinned=self.place.type == "cuda",
         )  # fmt: skip
         self._backend = backend
-        self.identity = {"arch": meta["arch"], "size": self.size, "weights_sha256": checkpoint.weights_hash(path, self.model)}
+        self.identity = {"arch": meta["arch"], "size": self.size, "weights_sha256": checkpoint.weights_hash(weights, self.model)}
         self._pixels = {"mean": mean, "std": std, "crop_ratio": crop_ratio, "backend": backend, "device": self.place.type}
 
     def training_seconds(self) -> dict[str, float]:

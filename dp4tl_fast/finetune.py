@@ -76,7 +76,7 @@ def finetune(
         optimizer: adam, or sgd with momentum 0.9.
         weight_decay: L2 penalty on all weights.
         batch_size: Images a step.
-        size: Side of the images; 0 is what the network was trained with, else 224.
+        size: Side of the images; 0 is the checkpoint's size for evaluation, else 224.
         min_scale: Smallest area share of the random crop in ff.
         flip: Mirror half of the training images in ff; turn it off for digits and text.
         seeds: Repetitions; seeds are 0, 1, ...
@@ -101,11 +101,7 @@ def finetune(
     if target.exists():
         raise UsageError(f"{target} exists. Remove it, or give another --out")
     train_set, test_set = open_target(train, out), open_target(test, out)
-    if test_set.num_classes > train_set.num_classes:
-        raise UsageError(
-            f"{test} has {test_set.num_classes} classes, but {train} only {train_set.num_classes}. "
-            "Convert both splits from the same class folders"
-        )
+    train_set.check_split(test_set)
     test_groups = accuracy.read_groups(groups, test_set) if groups else None
     if mode == "knn" and not shots:
         seeds = 1  # nothing is drawn
@@ -164,11 +160,24 @@ def finetune(
         "kind": "finetune",
         "mode": mode,
         "checkpoint": str(Path(checkpoint).resolve()),
+        "train": str(train_set.path),
+        "train_records_sha256": train_set.records_sha256,
+        "test": str(test_set.path),
+        "test_records_sha256": test_set.records_sha256,
         "seeds": seeds,
         "epochs": epochs,
         "lr": lr,
         "optimizer": optimizer,
+        "weight_decay": weight_decay,
+        "batch_size": batch_size,
+        "size": side,
+        "min_scale": min_scale,
+        "flip": flip,
         "shots": shots,
+        "neighbours": neighbours,
+        "temperature": temperature,
+        "backend": backend,
+        "precision": precision,
         "top_1_mean": fmean(r.last for r in results),
         "top_1_std": stdev(r.last for r in results) if seeds > 1 else 0.0,
         "top_1_best_mean": fmean(r.best for r in results),

@@ -90,6 +90,8 @@ def build(config: PretrainConfig, source: Beton, selection: Selection | None, to
         "classes": classes if config.compact_labels else None,
         "blur_pool": config.blur_pool,
         "source": source.fingerprint,
+        "source_records_sha256": source.records_sha256,
+        "objective": config.objective,
     }
     return Learner(run, normalise, prepare, Stepping(precision, config.accumulate, config.clip_norm), meta)
 

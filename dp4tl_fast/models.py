@@ -62,7 +62,8 @@ class BlurPoolConv2d(nn.Conv2d):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        taps = x.new_tensor((0.25, 0.5, 0.25))
+        taps = x.new_full((3,), 0.25)  # made on the device: a copy from here would wait for it
+        taps[1] = 0.5
         kernel = torch.outer(taps, taps).expand(x.shape[1], 1, 3, 3)
         return super().forward(F.conv2d(x, kernel, padding=1, groups=x.shape[1]))
 
@@ -99,7 +100,9 @@ def build(arch: str, num_classes: int, *, blur_pool: bool = False) -> nn.Module:
                 f"unknown architecture {arch!r}. Known: small-16, small-32-full, ..., timm:NAME, "
                 f"and torchvision's {', '.join(names)}"
             )
-        make = partial(models.get_model, arch, weights=None)
+        # Two of them have classifiers on the way, and return three tensors while they train.
+        plain = {"aux_logits": False, "init_weights": True} if arch in ("googlenet", "inception_v3") else {}
+        make = partial(models.get_model, arch, weights=None, **plain)
     model = make(num_classes=num_classes)
     if blur_pool:
         add_blur_pool(model)

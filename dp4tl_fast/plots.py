@@ -88,6 +88,10 @@ def _bars(scores: np.ndarray, kept: np.ndarray, x_label: str, y_label: str, titl
     return figure
 
 
+def _method(row: dict[str, Any]) -> str:
+    return row.get("method") or row["name"]  # older rows are named by it
+
+
 def _colours(methods: Iterable[str]) -> dict[str, str]:
     others = sorted(set(methods) - COLOURS.keys())
     return COLOURS | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}
@@ -148,7 +152,7 @@ def tradeoff(rows: list[dict[str, Any]], mode: str) -> Figure:
     rows = [r for r in rows if r.get(f"{mode}_mean") is not None]
     figure = _figure(6.4, 3.8)
     axes = figure.subplots()
-    colours, main = _colours(r["name"] for r in rows), _main(rows)
+    colours, main = _colours(map(_method, rows)), _main(rows)
     unit, unit_name = _clock(max(r["pretrain_s"] + r["pruning_s"] for r in rows))
     lines: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda r: r["classes_kept"]):
@@ -156,7 +160,7 @@ def tradeoff(rows: list[dict[str, Any]], mode: str) -> Figure:
     for label, line in sorted(lines.items(), key=lambda item: (item[0] != "full", rows.index(item[1][0]))):
         x = [(r["pretrain_s"] + r["pruning_s"]) / unit for r in line]
         y, spread = ([100 * (r[f"{mode}_{part}"] or 0) for r in line] for part in ("mean", "std"))
-        method, apart = line[0]["name"], recipe(line[0]) != main
+        method, apart = _method(line[0]), recipe(line[0]) != main
         colour = colours[method]
         axes.errorbar(x, y, yerr=spread, fmt=MARKERS.get(method, "o"), ls=":" if apart else "-", ms=5, color=colour, lw=1.5,
                       elinewidth=1, capsize=3, mfc="none" if apart else colour, label=label)  # fmt: skip
@@ -182,16 +186,21 @@ def tradeoff(rows: list[dict[str, Any]], mode: str) -> Figure:
     return figure
 
 
-def _main(rows: list[dict[str, Any]]) -> tuple[str, str, int]:
+def _main(rows: list[dict[str, Any]]) -> tuple[Any, ...]:
     """The recipe that a figure is about: the first full run's."""
     return recipe(next((r for r in rows if r["name"] == "full"), rows[0]))
 
 
-def _apart(row: dict[str, Any], main: tuple[str, str, int]) -> list[str]:
+def _apart(row: dict[str, Any], main: tuple[Any, ...]) -> list[str]:
     """What tells a row's recipe from the figure's, in words."""
-    arch, objective, epochs = recipe(row)
-    words = (arch, objective, f"{epochs} epochs")
-    return [word for word, a, b in zip(words, recipe(row), main, strict=True) if a != b]
+    arch, objective, epochs, settings = recipe(row)
+    words = [word for word, a, b in zip((arch, objective, f"{epochs} epochs"), recipe(row), main, strict=False) if a != b]
+    return words + [f"{key.replace('_', ' ')} {value}" for key, value in settings if (key, value) not in main[-1]]
+
+
+def described(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """What a row, or a run, is called among these rows."""
+    return ", ".join([f"{row['name']} {_share(row, rows)}", *_apart(row, _main(rows))])
 
 
 def _beside(row: dict[str, Any], rows: list[dict[str, Any]], mode: str) -> bool | None:
@@ -217,7 +226,7 @@ def where_time_went(rows: list[dict[str, Any]]) -> Figure:
     relative = None not in whole.values()
     figure = _figure(9, 0.9 + 0.3 * len(rows))
     axes = figure.subplots()
-    colours, main, shown = _colours(r["name"] for r in rows), _main(rows), set[str]()
+    colours, shown = _colours(map(_method, rows)), set[str]()
     for place, row in enumerate(rows):
         one, left = (whole[recipe(row)] or 0) / 100 if relative else 1.0, 0.0
         stages = row.get("pruning_stages_s") or {"selection": row["pruning_s"]}  # older rows have the sum alone
@@ -226,11 +235,11 @@ def where_time_went(rows: list[dict[str, Any]]) -> Figure:
             shown |= {stage} if label else set()
             axes.barh(place, seconds / one, 0.7, left, label=label, color=STAGES.get(stage, DROPPED))
             left += seconds / one
-        axes.barh(place, row["pretrain_s"] / one, 0.7, left, color=colours[row["name"]])
+        axes.barh(place, row["pretrain_s"] / one, 0.7, left, color=colours[_method(row)])
         left += row["pretrain_s"] / one
         faster = "" if row["speedup_with_pruning"] is None else f", {row['speedup_with_pruning']:.2f}x"
         axes.text(left, place, f"  {left:,.0f} {'%' if relative else 's'}{faster}", va="center", color=INK, fontsize=8)
-    axes.set_yticks(range(len(rows)), [", ".join([f"{r['name']} {_share(r, rows)}", *_apart(r, main)]) for r in rows])
+    axes.set_yticks(range(len(rows)), [described(r, rows) for r in rows])
     axes.invert_yaxis()
     axes.margins(x=0.18)  # room for the numbers
     axes.set_xlabel("% of the full run's pretraining time" if relative else "seconds")

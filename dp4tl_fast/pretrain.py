@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dp4tl_fast import cli, energy
-from dp4tl_fast.errors import TrainingError
+from dp4tl_fast.beton import Beton
+from dp4tl_fast.errors import Dp4tlError, TrainingError
 from dp4tl_fast.files import npy_bytes, write_atomically
 from dp4tl_fast.pretrain_config import PretrainConfig
 from dp4tl_fast.run_folder import Log, Quiet, check_batch, check_folder, open_source, settings_of, summarise
@@ -42,16 +43,19 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 
         return side_by_side(config, pretrain)
     source, selection = open_source(config)
-    out, settings = Path(config.out), settings_of(config, selection)
+    out, settings = Path(config.out), settings_of(config, source, selection)
     finished = first_does(lambda: check_folder(out, settings, config.resume))
     if finished is not None:
         if rank_and_ranks()[0] == 0:
             cli.message(f"{out}: this run is complete; nothing to do")
         return finished
 
-    from dp4tl_fast.batches import open_train
+    from dp4tl_fast.batches import open_eval, open_train
     from dp4tl_fast.learner import build
 
+    if config.val:  # what is wrong with it is told now, and not after an epoch
+        with open_eval(config.val, selection, config):
+            source.check_split(Beton(config.val))
     with open_train(config, source, selection) as loader:
         check_batch(config, len(loader.records))
         learner = build(config, source, selection, len(loader) * config.epochs)
@@ -151,7 +155,13 @@ class Training:
     def _on_epoch(self, run: Run, metrics: dict[str, float]) -> None:
         config, last = self.config, run.epoch == self.config.epochs
         if config.val and (last or run.epoch % config.val_every == 0):
-            metrics.update(self._validate())
+            try:
+                metrics.update(self._validate())
+            except Dp4tlError:  # a corrupt image, say: the epoch was good
+                if rank_and_ranks()[1] == 1:
+                    self.log.epoch(metrics)
+                    self._save()
+                raise
         self.log.epoch(metrics)
         best = self._is_best(metrics)
         if last or best or run.epoch % config.checkpoint_every == 0:

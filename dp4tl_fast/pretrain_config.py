@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dp4tl_fast.errors import UsageError
+from dp4tl_fast.training.schedule import SCHEDULES
 
 OBJECTIVES = ("supervised", "moco", "moco_v3", "adversarial")
 OPTIMIZERS = ("sgd", "adamw")
@@ -126,6 +127,8 @@ class PretrainConfig:
             raise UsageError(f"--objective {self.objective}: known are {', '.join(OBJECTIVES)}")
         if self.forgetting and self.objective != "supervised":
             raise UsageError(f"--forgetting: counts misclassifications while training supervised, not {self.objective}")
+        if self.forgetting and (self.selection or self.compare):
+            raise UsageError("--forgetting: counts for all of the source, of which a selection leaves records out. Drop one")
         if self.views > 1 and self.val:
             raise UsageError(f"--val: {self.objective} trains no classifier to validate. Use `dp4tl-fast finetune` on the result")
         if self.adv_norm not in ("linf", "l2") or self.adv_steps < 1 or not self.adv_eps > 0:
@@ -134,6 +137,10 @@ class PretrainConfig:
             raise UsageError("--moco-queue must be at least 1, --moco-momentum from 0 to 1, --moco-temperature above 0")
         if self.optimizer not in OPTIMIZERS:
             raise UsageError(f"--optimizer {self.optimizer}: known are {', '.join(OPTIMIZERS)}")
+        if self.schedule not in SCHEDULES:
+            raise UsageError(f"--schedule {self.schedule}: known are {', '.join(SCHEDULES)}")
+        if self.size < 1 or self.end_size < 0 or self.end_size_from < 0 or self.val_size < 0:
+            raise UsageError("--size must be at least 1, --end-size, --end-size-from and --val-size at least 0")
         if not 0 <= self.ema_decay < 1 or not 0 <= self.label_smoothing < 1:
             raise UsageError("--ema-decay and --label-smoothing must be at least 0 and below 1")
         if self.clip_norm < 0 or self.lr_batch < 0:

@@ -116,7 +116,8 @@ def prune(
     if surrogate_epochs < 1:
         raise UsageError(f"--surrogate-epochs {surrogate_epochs}: must be at least 1")
     cache_folder = None if cache == "none" else Path(cache) if cache else Path(out).parent / ".dp4tl-cache"
-    _check_files([source, *target, surrogate, scores], out, report, materialize, cache_folder)
+    each = _paths_for_each(out, target) if len(target) > 1 and "target" in found.needs else {}
+    _check_files([source, *target, surrogate, scores], out, each, report, materialize, cache_folder)
     beton, targets = Beton(source), _open_targets(target)
     shown = readable(beton.class_names, names)
     uses_targets = "target" in found.needs
@@ -163,7 +164,6 @@ def prune(
 
     with watch.section("writing"):
         selection = write(Path(out), choice, targets)
-        each = _paths_for_each(out, target) if len(all_scores) > 1 else {}
         for path, t, one in zip(each.values(), targets, all_scores, strict=False):
             write(Path(path), choose([one], [1], sizes, keep, "sum", reverse, seed), [t])
     profile = _profile(watch)
@@ -186,16 +186,21 @@ def _check_given(method: str, needs: Sequence[str], given: dict[str, Any]) -> No
         raise UsageError(f"--method {method} needs {' and '.join(missing)}. `dp4tl-fast prune --help` says what they are")
 
 
-def _check_files(inputs: list[str | None], out: str, report: str, materialize: str, cache: Path | None) -> None:
+def _check_files(
+    inputs: list[str | None], out: str, each: dict[str, str], report: str, materialize: str, cache: Path | None
+) -> None:
     outputs: dict[str, str | Path] = {"--out": out, "--report": report, "--materialize": materialize}
+    outputs |= {f"--out, for {target},": path for target, path in each.items()}
     if cache is not None:
         outputs["--cache"] = cache / "features"
     check_outputs({flag: path for flag, path in outputs.items() if path}, [path for path in inputs if path])
 
 
 def _open_targets(paths: list[str]) -> list[Beton]:
-    if len(set(paths)) < len(paths):
-        raise UsageError(f"--target {max(paths, key=paths.count)}: given twice")
+    real = [Path(path).resolve() for path in paths]
+    for i, path in enumerate(paths):
+        if real[i] in real[:i]:
+            raise UsageError(f"--target {path}: given twice")
     targets = [Beton(path) for path in paths]
     for t in targets:
         if t.num_samples == 0:
@@ -221,7 +226,7 @@ def _paths_for_each(out: str, targets: list[str]) -> dict[str, str]:
     """Where the selection for each of several targets goes: beside ``out``, by the target's name."""
     stems = [Path(t).stem for t in targets]
     names = stems if len(set(stems)) == len(stems) else [f"{i}-{stem}" for i, stem in enumerate(stems)]
-    return {t: str(Path(out).with_suffix(f".{name}.json")) for t, name in zip(targets, names, strict=True)}
+    return {t: f"{out.removesuffix('.json')}.{name}.json" for t, name in zip(targets, names, strict=True)}
 
 
 def _inputs(
@@ -240,6 +245,11 @@ def _inputs(
             raise UsageError(
                 f"--surrogate {surrogate} knows {network.num_classes} classes, but {beton.path} has {beton.num_classes}. "
                 "Use one trained on this source, without --compact-labels"
+            )
+        if found.logits and not network.classifies:
+            raise UsageError(
+                f"--surrogate {surrogate} was pretrained without labels: its classifier was never trained. "
+                "Use --method fm with it, or a surrogate that was trained supervised"
             )
         if found.logits and network.source not in (None, beton.fingerprint):
             cli.message(f"note: {surrogate} was not trained on {beton.path}; its classes must be the same, in this order")
@@ -260,7 +270,7 @@ def _selection(
     from dp4tl_fast.scoring import save_groups
 
     groups, file = inputs.groups(), path.with_name(path.name + ".groups.npz")
-    digest = save_groups(file, groups, scores.values)
+    digest = save_groups(file, groups, scores.values, about["surrogate"])
     records = np.flatnonzero(np.isin(groups.index.cpu().numpy(), choice.kept))
     parameters = parameters | {
         "groups": "kmeans", "clusters": len(groups.centroids), "groups_file": file.name, "groups_sha256": digest,
@@ -299,8 +309,12 @@ def _tell(selection: Selection, names: list[str], choice: Choice, out: str, prof
 def main(argv: Sequence[str] | None = None) -> int:
     from dp4tl_fast.training.ranks import leave, process_group
 
-    with process_group() as rank, contextlib.redirect_stdout(None if rank else sys.stdout):  # one of them speaks
-        code = cli.run(prune, argv)
+    try:
+        with process_group() as rank, contextlib.redirect_stdout(None if rank else sys.stdout):  # one of them speaks
+            code = cli.run(prune, argv)
+    except UsageError as error:  # more processes than GPUs
+        cli.message(f"dp4tl-fast prune: {error}")
+        code = cli.EXIT_USAGE
     return leave(code)
 
 

@@ -13,12 +13,13 @@ import numpy as np
 
 from dp4tl_fast import cli, machine
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.compare import compare, find_runs, table_rows
+from dp4tl_fast.compare import compare, find_runs, group, recipe
 from dp4tl_fast.errors import Dp4tlError
 from dp4tl_fast.files import write_atomically
-from dp4tl_fast.run_folder import read_metrics
-from dp4tl_fast.selection import Selection
+from dp4tl_fast.run_folder import kept_sha256, read_metrics
+from dp4tl_fast.selection import Selection, same_source
 from dp4tl_fast.selection.names import readable
+from dp4tl_fast.tables import table_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,18 +96,23 @@ def _figures(runs: list[tuple[Path, dict[str, Any]]], rows: list[dict[str, Any]]
     """What the page shows of runs, with a line below each."""
     from dp4tl_fast import plots
 
+    targets = {row["target"]: [r for r in rows if r["target"] == row["target"]] for row in rows}
     found = [
-        (f"Top-1 of the {name} over the time until it was there: training the surrogate, scoring, selecting, pretraining.",
-         plots.tradeoff(rows, mode))
-        for mode, name in plots.MODES.items() if any(r.get(f"{mode}_mean") is not None for r in rows)
+        (f"Top-1 of the {name}{f' on {target}' if len(targets) > 1 else ''} over the time until it was there: "
+         "training the surrogate, scoring, selecting, pretraining.", plots.tradeoff(some, mode))
+        for target, some in targets.items()
+        for mode, name in plots.MODES.items() if any(r.get(f"{mode}_mean") is not None for r in some)
     ]  # fmt: skip
     if rows:
         text = "Where the time went: the selection's stages, then pretraining (in the method's colour)."
-        found.append((text, plots.where_time_went(rows)))
+        once = [row for i, row in enumerate(rows) if not any(_same_runs(row, before) for before in rows[:i])]
+        found.append((text, plots.where_time_went(once)))
     curves = [
-        plots.Curve(s["method"], f"{s['method']} {100 * s['classes_kept'] / s['classes']:.0f} %", s["pruning_s"], epochs)
-        for folder, s in runs
-        if s["kind"] == "pretrain" and (epochs := read_metrics(folder / "metrics.jsonl"))
+        plots.Curve(each.method, plots.described(row, rows), s["pruning_s"], epochs)
+        for each in group(runs)
+        for folder, s in each.runs
+        for row in [s | {"name": each.name, "settings": each.settings}]
+        if (epochs := read_metrics(folder / "metrics.jsonl"))
     ]
     validated = [c for c in curves if any("val_top_1" in row for row in c.epochs)]
     if validated:
@@ -115,6 +121,11 @@ def _figures(runs: list[tuple[Path, dict[str, Any]]], rows: list[dict[str, Any]]
     if curves:
         found.append(("Training loss over time; a line starts after its selection was made.", plots.learning_curves(curves)))
     return found
+
+
+def _same_runs(row: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two rows differ in the target alone."""
+    return all(row[key] == other[key] for key in ("name", "classes_kept", "samples")) and recipe(row) == recipe(other)
 
 
 def report_selections(paths: Sequence[str], source: str, out: str, names: str = "") -> None:
@@ -145,7 +156,7 @@ def _overlap(selections: list[tuple[str, Selection, Path]]) -> dict[str, Any] | 
     different records of the same classes would look alike, and nothing is said).
     """
     names = [name for name, _, _ in selections]
-    if len(names) < 2 or any(s.source != selections[0][1].source for _, s, _ in selections):
+    if len(names) < 2 or not all(same_source(s, selections[0][1]) for _, s, _ in selections):
         return None
     unit, kept = "classes", [np.array(s.kept_classes) for _, s, _ in selections]
     if any(s.records is not None for _, s, _ in selections):
@@ -173,12 +184,17 @@ def _source(selection: Selection, path: Path) -> Beton | None:
 
 
 def _selections(runs: list[tuple[Path, dict[str, Any]]]) -> list[tuple[str, Selection, Path]]:
-    """Each scored selection of these runs once: its path, itself, its source file."""
+    """Each scored selection of these runs once: its path, itself, its source file. Not one that was made anew since."""
     found: dict[str, tuple[str, Selection, Path]] = {}
-    for _, summary in runs:
+    for folder, summary in runs:
         path = summary.get("selection")
-        if summary["kind"] == "pretrain" and path and summary["method"] != "random" and Path(path).exists():
-            found.setdefault(path, (path, Selection.load(path), Path(summary["source"])))
+        if summary["kind"] != "pretrain" or not path or summary["method"] == "random" or path in found or not Path(path).exists():
+            continue
+        selection = Selection.load(path)
+        if summary.get("selection_sha256") in (None, kept_sha256(selection)):
+            found[path] = (path, selection, Path(summary["source"]))
+        else:
+            cli.message(f"note: {path} keeps something else now than when {folder} was trained; it is not shown")
     return list(found.values())
 
 

@@ -42,14 +42,27 @@ def check_batch(config: PretrainConfig, records: int) -> None:
         raise UsageError(f"--batch-size {config.batch_size}: larger than the {records} surviving records of {config.source}")
 
 
-def settings_of(config: PretrainConfig, selection: Selection | None) -> dict[str, Any]:
+# Besides these, what two runs that differ in the seed or the selection alone have in common. The summary names the rest itself.
+NOT_RECIPE = FREE_ON_RESUME | {"source", "val", "selection", "seed", "arch", "objective", "epochs"}
+
+
+def settings_of(config: PretrainConfig, source: Beton, selection: Selection | None) -> dict[str, Any]:
     """All that decides what the run computes: config.yaml, and what a continuation must share."""
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE_ON_RESUME}
-    if selection is not None:
-        settings["selection_classes_sha256"] = hashlib.sha256(json.dumps(selection.kept_classes).encode()).hexdigest()
-        if selection.records is not None:
-            settings["selection_records_sha256"] = hashlib.sha256(selection.records.tobytes()).hexdigest()
-    return settings
+    settings["source_records_sha256"] = source.records_sha256
+    return settings if selection is None else settings | _kept(selection)
+
+
+def _kept(selection: Selection) -> dict[str, str]:
+    found = {"selection_classes_sha256": hashlib.sha256(json.dumps(selection.kept_classes).encode()).hexdigest()}
+    if selection.records is not None:
+        found["selection_records_sha256"] = hashlib.sha256(selection.records.tobytes()).hexdigest()
+    return found
+
+
+def kept_sha256(selection: Selection) -> str:
+    """What a selection keeps, in short: the same for two that keep the same classes, or the same records."""
+    return list(_kept(selection).values())[-1]
 
 
 def check_folder(out: Path, settings: dict[str, Any], resume: bool) -> dict[str, Any] | None:
@@ -65,10 +78,14 @@ def check_folder(out: Path, settings: dict[str, Any], resume: bool) -> dict[str,
         old = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
         raise CheckpointError(f"{path}: not readable as YAML ({error})") from None
+    old.setdefault("source_records_sha256", settings["source_records_sha256"])  # not told by older versions
     changed = sorted(k for k in settings.keys() | old.keys() if settings.get(k) != old.get(k))
     if changed:
         differences = "; ".join(f"{k} was {old.get(k)!r}, now {settings.get(k)!r}" for k in changed)
-        raise UsageError(f"{out}: --resume with other settings: {differences}")
+        remedy = "Give another folder"
+        if "source_records_sha256" in changed:
+            remedy += f": {settings['source']} holds other images by now"
+        raise UsageError(f"{out}: --resume with other settings: {differences}. {remedy}")
     summary = out / "summary.json"
     return json.loads(summary.read_text()) if summary.exists() else None
 
@@ -154,7 +171,10 @@ def summarise(
         "backend": config.backend,
         "method": selection.method if selection else "full",
         "source": str(config.source),
+        "source_records_sha256": source.records_sha256,
         "selection": config.selection,
+        "selection_sha256": kept_sha256(selection) if selection else None,
+        "settings": {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_RECIPE},
         "classes_kept": len(selection.kept_classes) if selection else source.num_classes,
         "classes": source.num_classes,
         "samples": selection.kept_samples if selection else source.num_samples,

@@ -80,7 +80,8 @@ class SourceInputs:
     @cached_property
     def _clusters(self) -> Groups:
         if self.group_rule not in ("classes", "kmeans"):
-            return nearest_groups(self.features, load_centroids(self.group_rule).to(self.place))
+            assert self.surrogate is not None
+            return nearest_groups(self.features, load_centroids(self.group_rule, self.surrogate.identity).to(self.place))
         self._check_clusters()
         k, width = self.num_clusters, self.features.shape[1]
 
@@ -125,6 +126,11 @@ class SourceInputs:
                 f"{path}: no forgetting counts ({error}). Train the surrogate with `dp4tl-fast pretrain --forgetting`, or by "
                 "--train-surrogate"
             ) from None
+        if self.surrogate.records not in (None, self.beton.records_sha256):
+            raise UsageError(
+                f"{path}: counts the records of another file, or of this one in another order. Give the --source that "
+                f"{self.surrogate.path} was trained on"
+            )
         if counts.shape != (self.beton.num_samples,):
             raise UsageError(f"{path}: has counts for {len(counts)} records, but {self.beton.path} has {self.beton.num_samples}")
         return counts.astype(np.float64)
@@ -135,24 +141,38 @@ class SourceInputs:
         return read_scores(self.table, self.beton)
 
 
-def save_groups(path: Path, groups: Groups, votes: np.ndarray) -> str:
-    """Write centroids ``[k, d]``, every record's cluster ``[n]`` and the votes ``[k]``. Returns the file's SHA-256."""
+def save_groups(path: Path, groups: Groups, votes: np.ndarray, surrogate: dict[str, Any]) -> str:
+    """Write centroids ``[k, d]``, every record's cluster ``[n]``, the votes ``[k]`` and whose features they are of.
+
+    Returns the file's SHA-256.
+    """
     buffer = io.BytesIO()
     index = groups.index.cpu().numpy().astype("<i4")
-    np.savez(buffer, centroids=groups.centroids.cpu().numpy().astype("<f4"), index=index, votes=votes.astype("<i8"))
+    centroids = groups.centroids.cpu().numpy().astype("<f4")
+    np.savez(buffer, centroids=centroids, index=index, votes=votes.astype("<i8"), surrogate=np.array(_features_of(surrogate)))
     write_atomically(path, buffer.getvalue())
     return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
-def load_centroids(path: str) -> torch.Tensor:
-    """The centroids of a file of ``save_groups``, float32 ``[k, d]``."""
+def _features_of(surrogate: dict[str, Any]) -> str:
+    """Names a space of features: images of this size as these weights see them."""
+    return f"{surrogate['weights_sha256']} at {surrogate['size']} pixels"
+
+
+def load_centroids(path: str, surrogate: dict[str, Any]) -> torch.Tensor:
+    """The centroids of a file of ``save_groups``, float32 ``[k, d]``, which must be of this surrogate's features."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            centroids = file["centroids"]
+            centroids, of = file["centroids"], str(file["surrogate"])
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise UsageError(f"--groups {path}: known are classes, kmeans, or the .groups.npz of an earlier run ({error})") from None
     except Exception as error:  # zipfile's own errors
         raise UsageError(f"--groups {path}: not the .groups.npz of an earlier run ({error})") from None
     if centroids.ndim != 2 or centroids.dtype != np.float32 or 0 in centroids.shape or not np.isfinite(centroids).all():
         raise UsageError(f"--groups {path}: its centroids must be a finite float32 [k, d] array")
+    if of != _features_of(surrogate):
+        raise UsageError(
+            f"--groups {path}: its centroids are of other features (weights {of}) than the surrogate's "
+            f"({_features_of(surrogate)}). Use the surrogate that it was made with, or --groups kmeans"
+        )
     return torch.from_numpy(centroids)

@@ -11,11 +11,12 @@ from typing import Any
 
 from dp4tl_fast import cli
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.compare import compare, find_runs, print_table
+from dp4tl_fast.compare import compare, find_runs
 from dp4tl_fast.errors import UsageError
 from dp4tl_fast.files import write_atomically
 from dp4tl_fast.pretrain_config import PretrainConfig
 from dp4tl_fast.run_folder import check_batch, check_folder, open_source, settings_of
+from dp4tl_fast.tables import print_table
 from dp4tl_fast.training.ranks import first_does, rank_and_ranks
 
 FULL = "full"
@@ -57,7 +58,7 @@ def _check(out: Path, halves: tuple[PretrainConfig, ...], resume: bool) -> None:
         check_batch(half, source.num_samples if selection is None else selection.kept_samples)
         if half.val and selection is not None:
             selection.for_split(Beton(half.val))
-        check_folder(Path(half.out), settings_of(half, selection), resume)
+        check_folder(Path(half.out), settings_of(half, source, selection), resume)
     summary = out / "summary.json"
     if (out / "config.yaml").exists():
         raise UsageError(f"{out} holds a run of its own. Give another --out")

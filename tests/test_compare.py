@@ -5,13 +5,14 @@ import json
 import pytest
 
 from dp4tl_fast import plots
-from dp4tl_fast.compare import compare, find_runs, print_table, recipe, table_rows
+from dp4tl_fast.compare import compare, find_runs, recipe
 from dp4tl_fast.report import report
+from dp4tl_fast.tables import print_table, table_rows
 
 
-def leave(root, method, seed, seconds, kept=10, **more):
+def leave(root, method, seed, seconds, kept=10, tag="", **more):
     """A finished run of 10 classes and a linear probe of it, as ``pretrain`` and ``finetune`` leave them."""
-    folder = root / f"{method}-{kept}-{seed}-{more.get('epochs', 2)}-{more.get('objective', '')}"
+    folder = root / f"{method}-{kept}-{seed}-{more.get('epochs', 2)}-{more.get('objective', '')}{tag}"
     folder.mkdir(parents=True)
     summary = {
         "kind": "pretrain", "arch": "small-4", "objective": "supervised", "method": method, "classes_kept": kept, "classes": 10,
@@ -43,17 +44,157 @@ def runs(tmp_path):
 def test_rows_compare_like_with_like(runs):
     rows = {(*recipe(r)[1:], r["name"]): r for r in compare(find_runs([runs]))}
     assert rows.keys() == {
-        (o, e, n) for o, e, n in [("moco", 2, "full"), ("moco", 2, "lm"), ("supervised", 2, "full"), ("supervised", 2, "lm"),
+        (o, e, (), n) for o, e, n in [("moco", 2, "full"), ("moco", 2, "lm"), ("supervised", 2, "full"), ("supervised", 2, "lm"),
                                   ("supervised", 4, "lm")]
     }  # fmt: skip
-    lm = rows["supervised", 2, "lm"]
+    lm = rows["supervised", 2, (), "lm"]
     assert lm["runs"] == 3 and lm["speedup"] == 22 / 11 and lm["speedup_with_pruning"] == 22 / 16
     assert lm["pruning_stages_s"] == {"scoring": 1.0, "surrogate": 4.0} and lm["classes"] == 10
     assert (lm["samples_per_s"], lm["data_wait_share"], lm["energy_wh"], lm["gpu_hours"]) == (2000, 0.25, 1.5, None)
     assert lm["lp_mean"] == pytest.approx(0.81) and lm["lp_std"] == pytest.approx(0.01) and lm["ff_mean"] is None
-    assert rows["moco", 2, "lm"]["speedup"] == 3
-    assert rows["supervised", 4, "lm"]["speedup"] is None, "no full run of as many epochs"
-    assert rows["supervised", 4, "lm"]["energy_wh"] is None
+    assert rows["moco", 2, (), "lm"]["speedup"] == 3
+    assert rows["supervised", 4, (), "lm"]["speedup"] is None, "no full run of as many epochs"
+    assert rows["supervised", 4, (), "lm"]["energy_wh"] is None
+
+
+def settings(**more):
+    """Of a run as ``pretrain`` tells them."""
+    return {"settings": {"lr": 0.5, "size": 64, **more}, "source": "a/s.beton", "source_records_sha256": "5" * 64,
+            "device": "cpu", "processes": 1}  # fmt: skip
+
+
+def label_mapping(root, name, seed, seconds, **more):
+    """A run on a selection of its own: another surrogate's, say."""
+    of = {"selection": f"sel/{name}.json", "selection_sha256": name}
+    leave(root, "lm", seed, seconds, kept=4, **{"tag": name} | of | more)
+
+
+def test_selections_that_keep_as_many_classes_are_not_mixed(tmp_path):
+    leave(tmp_path, "full", 0, 20.0, **settings())
+    for name, seconds in (("lm", 10.0), ("lm-reversed", 8.0)):
+        for seed in (0, 1):
+            label_mapping(tmp_path, name, seed, seconds, **settings())
+    for seed in (0, 1):  # drawn anew: as many classes, but of other sizes
+        more = {"selection": f"sel/random-{seed}.json", "selection_sha256": str(seed), "samples": 400 + 2 * seed}
+        leave(tmp_path, "random", seed, 5.0, kept=4, **more, **settings())
+    rows = compare(find_runs([tmp_path]))
+    assert [(r["name"], r["method"], r["runs"], r["speedup"]) for r in rows] == [
+        ("full", "full", 1, 1), ("lm (lm)", "lm", 2, 2), ("lm (lm-reversed)", "lm", 2, 2.5), ("random", "random", 2, 4)
+    ]  # fmt: skip
+    assert rows[-1]["samples"] == 401
+    (axes,) = plots.tradeoff(rows, "lp").axes
+    lines = {c.get_label(): c.lines[0].get_color() for c in axes.containers}
+    assert lines.keys() == {"full", "lm (lm)", "lm (lm-reversed)", "random"}
+    assert lines["lm (lm)"] == lines["lm (lm-reversed)"] == plots.COLOURS["lm"]
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [(["a/lm.json", "b/lm.json"], ["lm (a/lm)", "lm (b/lm)"]), (["a/lm.json"] * 2, ["lm (first)", "lm (second)"])],
+)
+def test_selections_of_one_name_have_names(tmp_path, files, names):
+    for file, digest in zip(files, ("first", "second"), strict=True):
+        leave(tmp_path, "lm", 0, 10.0, kept=4, tag=digest, selection=file, selection_sha256=digest)
+    rows = compare(find_runs([tmp_path]))
+    assert [r["name"] for r in rows] == names
+    report(dirs=[str(tmp_path)], out=str(tmp_path / "r.html"))
+    page = (tmp_path / "r.html").read_text()
+    assert all(page.count(name) >= 3 for name in names)  # the table, where the time went, the curves
+
+
+@pytest.mark.parametrize(
+    "more",
+    [settings(lr=0.1), settings() | {"device": "NVIDIA H100"}, settings() | {"source_records_sha256": "6" * 64},
+     settings() | {"processes": 8}, settings() | {"source": "b/t.beton"}, settings(new_setting=1)],
+)  # fmt: skip
+def test_runs_of_other_settings_are_not_mixed_and_not_called_faster(tmp_path, more):
+    leave(tmp_path, "full", 0, 20.0, **settings())
+    label_mapping(tmp_path, "lm", 0, 10.0, **settings(), tag=1)
+    label_mapping(tmp_path, "lm", 0, 4.0, **more, tag=2)
+    rows = compare(find_runs([tmp_path]))
+    assert sorted((r["pretrain_s"], r["speedup"] or 0) for r in rows) == [(4, 0), (10, 2), (20, 1)]
+    other, _ = sorted((r for r in rows if r["method"] == "lm"), key=lambda r: r["pretrain_s"])
+    ((key, value),) = other["settings"].items()
+    header, cells = table_rows(rows, wide=True)
+    place = header.index(key.replace("_", " "))
+    assert str(value) in {row[place] for row in cells} and len({row[place] for row in cells}) == 2
+    (axes,) = plots.tradeoff(rows, "lp").axes
+    assert f"lm, {key.replace('_', ' ')} {value}" in {c.get_label() for c in axes.containers}
+
+
+def test_runs_of_older_versions_are_a_recipe_of_their_own(tmp_path):
+    """They do not tell their settings, so nothing newer is as fast as they make it look."""
+    leave(tmp_path, "full", 0, 10.0, **settings(), tag="new")
+    leave(tmp_path, "lm", 0, 5.0, kept=4, **settings(), tag="new")
+    leave(tmp_path, "full", 0, 20.0, tag="old")
+    leave(tmp_path, "lm", 0, 16.0, kept=4, tag="old")
+    rows = compare(find_runs([tmp_path]))
+    assert sorted((r["pretrain_s"], r["speedup"], str(r["settings"])) for r in rows) == [
+        (5, 2, "{}"), (10, 1, "{}"), (16, 1.25, "{'settings': 'not told'}"), (20, 1, "{'settings': 'not told'}")
+    ]  # fmt: skip
+    assert len({recipe(r) for r in rows}) == 2
+
+
+def test_the_same_source_may_lie_elsewhere(tmp_path):
+    leave(tmp_path, "full", 0, 20.0, **settings())
+    leave(tmp_path, "lm", 0, 10.0, kept=4, **settings() | {"source": "/scratch/17/s.beton"})
+    assert [r["speedup"] for r in compare(find_runs([tmp_path]))] == [1, 2]
+
+
+def probe(root, name, top_1, **more):
+    """A further finetuning of the one full run."""
+    (root / name).mkdir()
+    body = {"kind": "finetune", "mode": "lp", "checkpoint": str(root / "full-10-0-2-"), "top_1": top_1, **more}
+    (root / name / "summary.json").write_text(json.dumps(body))
+
+
+@pytest.fixture
+def full_run(tmp_path):
+    leave(tmp_path, "full", 0, 20.0)
+    (tmp_path / "full-10-0-2--lp/summary.json").unlink()
+    return tmp_path
+
+
+def test_targets_are_not_mixed(full_run):
+    for name in ("cars", "pets"):
+        probe(full_run, name, [0.5 if name == "cars" else 0.9], train=f"{name}/train.beton", train_records_sha256=name)
+        probe(full_run, f"{name}-ff", [0.25], train=f"x/{name}/train.beton", train_records_sha256=name, mode="ff")
+    rows = compare(find_runs([full_run]))
+    assert [(r["target"], r["lp_mean"], r["ff_mean"], r["pretrain_s"]) for r in rows] == [
+        ("cars/train", 0.5, 0.25, 20), ("pets/train", 0.9, 0.25, 20)
+    ]  # fmt: skip
+    header, cells = table_rows(rows, wide=True)
+    assert [row[header.index("target")] for row in cells] == ["cars/train", "pets/train"]
+    report(dirs=[str(full_run)], out=str(full_run / "r.html"))
+    page = (full_run / "r.html").read_text()
+    assert "linear probe on cars/train" in page and "full finetuning on pets/train" in page
+
+
+def test_targets_of_one_name_are_not_mixed(full_run):
+    for year in (2023, 2024):
+        probe(full_run, str(year), [year / 10000], train=f"{year}/pets/train.beton", train_records_sha256=f"{year}0123456789")
+    rows = compare(find_runs([full_run]))
+    assert [(r["target"], r["lp_mean"]) for r in rows] == [
+        ("pets/train 20230123", 0.2023), ("pets/train 20240123", 0.2024)
+    ]  # fmt: skip
+
+
+def test_finetunings_with_other_settings_are_not_averaged(full_run):
+    like = {"train": "cars.beton", "train_records_sha256": "c", "flip": True, "shots": 0, "test": "d/test.beton",
+            "test_records_sha256": "t" * 64}  # fmt: skip
+    probe(full_run, "a", [0.5, 0.75], **like)
+    probe(full_run, "b", [1.0], **like | {"shots": 5})
+    probe(full_run, "c", [0.25], **like | {"test": "e/test.beton", "test_records_sha256": "u" * 64})
+    probe(full_run, "d", [0.125], **like | {"flip": False})
+    best = str(full_run / "full-10-0-2-/checkpoint/best/ema.safetensors")
+    probe(full_run, "e", [0.0625], **like | {"checkpoint": best})
+    assert {r["target"]: r["lp_mean"] for r in compare(find_runs([full_run]))} == {
+        "cars, weights last, tested on test tttttttt, flip True, shots 0": 0.625,
+        "cars, weights last, tested on test tttttttt, flip True, shots 5": 1.0,
+        "cars, weights last, tested on test uuuuuuuu, flip True, shots 0": 0.25,
+        "cars, weights last, tested on test tttttttt, flip False, shots 0": 0.125,
+        "cars, weights checkpoint/best/ema.safetensors, tested on test tttttttt, flip True, shots 0": 0.0625,
+    }
 
 
 def test_the_wide_table_has_the_costs_that_are_known(runs, capsys):

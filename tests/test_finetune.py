@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from small_runs import noisy_colours
 
 from dp4tl_fast import accuracy
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.convert import convert
+from dp4tl_fast.errors import BetonError, UsageError
 from dp4tl_fast.finetune import finetune, main
 from dp4tl_fast.pretrain import main as pretrain
 from dp4tl_fast.report import report
+from dp4tl_fast.selection import Selection
 from dp4tl_fast.training.transfer import knn_probe
 
 
@@ -39,6 +42,37 @@ def write_groups(path, rows):
     with open(path, "w", newline="") as file:
         csv.writer(file).writerows([("index", "group"), *rows])
     return str(path)
+
+
+def test_splits_that_number_their_classes_differently_are_refused(runs, tmp_path):
+    """A test set without the first class calls the second one 0: its accuracy would be nonsense."""
+    for name in ("gap", "more"):
+        shutil.copytree(runs / "test", tmp_path / name)
+    shutil.rmtree(tmp_path / "gap/class0")
+    shutil.copytree(tmp_path / "more/class0", tmp_path / "more/class9")
+    for name, complaint in (("gap", r"gap\.beton: calls class 0 'class1', but .*train\.beton calls it 'class0'"),
+                            ("more", r"more\.beton: has 5 classes, but .*train\.beton only 4")):  # fmt: skip
+        convert(str(tmp_path / name), str(tmp_path / f"{name}.beton"))
+        with pytest.raises(BetonError, match=complaint):
+            finetune(out=str(tmp_path / "o"), mode="lp", **arguments(runs, test=str(tmp_path / f"{name}.beton")))
+        for flag in ("--val", "--compare"):
+            more = [f"--val={tmp_path / f'{name}.beton'}", "--arch=small-4", "--size=16", "--batch_size=16"]
+            if flag == "--compare":
+                Selection.of_classes(Beton(runs / "train.beton"), np.array([0, 1]), method="lm", scores=np.arange(4.0)).save(
+                    tmp_path / "lm.json"
+                )
+                more.append(f"--compare={tmp_path / 'lm.json'}")
+            assert pretrain([f"--source={runs / 'train.beton'}", f"--out={tmp_path / 'p'}", *more]) == 2
+        assert not (tmp_path / "p").exists() and not (tmp_path / "o").exists()
+    assert finetune(out=str(tmp_path / "fewer"), mode="lp", epochs=1, **arguments(runs, test=str(first_two(runs, tmp_path))))
+
+
+def first_two(runs, tmp_path):
+    """A test set of the first two classes only, which it numbers alike."""
+    for c in (0, 1):
+        shutil.copytree(runs / f"test/class{c}", tmp_path / f"two/class{c}")
+    convert(str(tmp_path / "two"), str(tmp_path / "two.beton"))
+    return tmp_path / "two.beton"
 
 
 def test_knn_is_scikit_learns_with_these_weights():

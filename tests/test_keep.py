@@ -82,6 +82,22 @@ def test_merges():
         kept("magic")
 
 
+def test_units_without_records_take_no_place_under_any_rule():
+    """A copy of 4 of 10 classes keeps the list of all ten, and a surrogate may well vote for those that are gone."""
+    sizes = np.array([0, 5, 0, 5, 0, 5, 0, 5, 0, 0])
+    target = scores([30, 40, 30, 3, 30, 2, 30, 1, 30, 30])
+
+    def kept(keep, target=target):
+        return choose([target], [1], sizes, keep, "sum", False, 0).kept.tolist()
+
+    assert kept("0.5") == [1, 3] and kept("1.0") == [1, 3, 5, 7] and kept("3") == [1, 3, 5]
+    assert kept("auto:0.8") == [1]  # of the 46 votes for classes that are there
+    with pytest.raises(UsageError, match="1 to the source's 4"):
+        kept("5")
+    with pytest.raises(UsageError, match="no target image voted"):
+        kept("auto", scores([9, 0, 9, 0, 0, 0, 0, 0, 0, 0]))
+
+
 def test_sum_weighs_tie_breaks_by_images():
     a, b = (Scores(np.zeros(2), tie_breaks=np.array(t)) for t in ([1.0, 0.0], [0.0, 1.0]))
     assert choose([a, b], [3, 1], np.ones(2, int), "1", "sum", False, 0).kept.tolist() == [0]

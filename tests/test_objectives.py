@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from small_runs import noisy_colours, run
+from torch import nn
 from torch.nn import functional as F
 
 from dp4tl_fast import models
@@ -71,6 +72,26 @@ def test_the_attack_stays_in_the_ball_and_raises_the_loss(model, norm, steps):
     model.eval()
     losses = [F.cross_entropy(model(normalised(z)), y, reduction="none") for z in (x, x + delta)]
     assert losses[1].mean() > losses[0].mean()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_attack_keeps_its_direction_in_half_precision(norm):
+    """Gradients near half precision's smallest number, which a mean over the batch would make zero."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 5))
+    nn.init.uniform_(network[1].weight, -1e-5, 1e-5)
+    network.half()
+
+    class Half(nn.Module):
+        def forward(self, x):
+            return network(x.half())
+
+    x, y = torch.full((512, 3, 4, 4), 0.5), torch.arange(512) % 5
+    objective = Adversarial(eps=0.1, steps=1, norm=norm, **STATS)
+    delta = objective.attack(Half(), normalised(x), y)
+    if norm == "linf":  # a step of 1.25 eps from anywhere inside ends at the edge more often than not
+        assert (delta.abs() > 0.0999).float().mean() > 0.5
+    else:
+        assert (delta.flatten(1).norm(dim=1) > 0.0999).float().mean() > 0.5
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from small_runs import noisy_colours
 
 from dp4tl_fast import models
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import CheckpointError, Dp4tlError, SelectionError, TrainingError, UsageError
+from dp4tl_fast.errors import CheckpointError, Dp4tlError, RecordError, SelectionError, TrainingError, UsageError
 from dp4tl_fast.finetune import finetune
 from dp4tl_fast.pretrain import PretrainConfig, pretrain
 from dp4tl_fast.prune import prune
@@ -45,7 +45,7 @@ def data(tmp_path_factory):
 
 
 def run(data, out, **changes):
-    return pretrain(PretrainConfig(source=str(data / "source.beton"), out=str(out), **{**FAST, **changes}))
+    return pretrain(PretrainConfig(**{"source": str(data / "source.beton"), "out": str(out), **FAST, **changes}))
 
 
 def weights(out):
@@ -165,6 +165,39 @@ def test_refusals(data, tmp_path):
     with pytest.raises(SelectionError, match="another source"):
         run(data, tmp_path / "other", selection=str(tmp_path / "t.json"))
     assert not (tmp_path / "other").exists()
+
+
+def test_a_bad_validation_set_is_told_before_training(data, tmp_path):
+    with pytest.raises(Dp4tlError, match="typo"):
+        run(data, tmp_path / "r", val=str(tmp_path / "typo.beton"))
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_image_that_cannot_be_validated_costs_no_epoch(data, tmp_path):
+    val = Beton(data / "val.beton")
+    start, size = int(val.images["data_ptr"][7]), int(val.sizes[7])
+    body = bytearray((data / "val.beton").read_bytes())
+    body[start : start + size] = bytes(size)
+    (tmp_path / "val.beton").write_bytes(body)
+    options = {"val": str(tmp_path / "val.beton"), "val_every": 2}
+    with pytest.raises(RecordError, match="record 7"):
+        run(data, tmp_path / "r", **options)
+    (_, good) = checkpoint.checkpoints(tmp_path / "r/checkpoint")
+    assert good.name == "0000000012"  # of the second epoch, which was to be validated
+    (tmp_path / "val.beton").write_bytes((data / "val.beton").read_bytes())
+    summary = run(data, tmp_path / "r", resume=True, **options)
+    rows = [json.loads(line) for line in (tmp_path / "r/metrics.jsonl").read_text().splitlines()]
+    assert ["val_top_1" in row for row in rows] == [False, False, True] and summary["val_top_1"] == rows[2]["val_top_1"]
+    run(data, tmp_path / "whole", **options)
+    assert all(torch.equal(v, weights(tmp_path / "r")[k]) for k, v in weights(tmp_path / "whole").items())
+
+
+def test_another_source_under_the_same_name_is_not_gone_on_with(data, tmp_path):
+    (tmp_path / "s.beton").write_bytes((data / "source.beton").read_bytes())
+    run(data, tmp_path / "r", source=str(tmp_path / "s.beton"), epochs=1)
+    (tmp_path / "s.beton").write_bytes((data / "target.beton").read_bytes())
+    with pytest.raises(UsageError, match="holds other images by now"):
+        run(data, tmp_path / "r", source=str(tmp_path / "s.beton"), epochs=1, resume=True)
 
 
 def test_a_loss_that_is_not_finite_names_its_images(data, tmp_path, monkeypatch):

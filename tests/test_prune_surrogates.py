@@ -7,6 +7,7 @@ from pruning_data import images, run
 
 from dp4tl_fast import models
 from dp4tl_fast.beton import Beton
+from dp4tl_fast.convert import convert
 from dp4tl_fast.errors import Dp4tlError, UsageError
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.training import checkpoint
@@ -19,6 +20,46 @@ def test_train_surrogate_counts_its_cost_and_is_reused(data, tmp_path):
     stamp = checkpoint.find_weights(tmp_path / "net").stat().st_mtime_ns
     run(data, tmp_path / "b.json", method="lm", **options)
     assert checkpoint.find_weights(tmp_path / "net").stat().st_mtime_ns == stamp
+
+
+def test_a_surrogate_of_what_the_source_was_before_is_not_reused(data, tmp_path):
+    images(tmp_path / "source", range(4), 12, 7)
+    options = {"surrogate": None, "train_surrogate": str(tmp_path / "net"), "arch": "small-4", "size": 16, "surrogate_epochs": 1,
+               "source": str(tmp_path / "source.beton")}  # fmt: skip
+    run(data, tmp_path / "a.json", method="fm", **options)
+    images(tmp_path / "new/source", range(4), 12, 8)  # as many images of each class
+    (tmp_path / "new/source.beton").replace(tmp_path / "source.beton")
+    (tmp_path / "source.crc32.npy").unlink()
+    with pytest.raises(UsageError, match="holds other images by now"):
+        run(data, tmp_path / "b.json", method="fm", **options)
+
+
+def test_an_untrained_classifier_does_not_vote(data, tmp_path):
+    """Pretraining without labels leaves the network's last layer as it was initialised."""
+    from small_runs import run as pretrain
+
+    pretrain(data / "source.beton", tmp_path / "moco", objective="moco", epochs=1, moco_queue=16)
+    for method in ("lm", "grand", "el2n"):
+        with pytest.raises(UsageError, match="its classifier was never trained"):
+            run(data, tmp_path / "a.json", method=method, surrogate=str(tmp_path / "moco"))
+    assert sum(run(data, tmp_path / "a.json", method="fm", surrogate=str(tmp_path / "moco"))["scores"]) == 9
+
+
+def test_clusters_are_of_one_surrogates_features(data, tmp_path):
+    options = {"method": "fm", "clusters": 5}
+    first = run(data, tmp_path / "a.json", groups="kmeans", **options)
+    again = run(data, tmp_path / "b.json", groups=str(tmp_path / "a.json.groups.npz"), **options)
+    assert again["parameters"]["cluster_votes"] == first["parameters"]["cluster_votes"]
+    for other in ({"size": 24}, {"surrogate": str(tmp_path / "w.pt"), "arch": "small-4", "size": 16}):
+        torch.save(models.build("small-4", 4).state_dict(), tmp_path / "w.pt")
+        with pytest.raises(UsageError, match="of other features"):
+            run(data, tmp_path / "c.json", groups=str(tmp_path / "a.json.groups.npz"), **options, **other)
+
+
+def test_forgetting_counts_are_of_one_order_of_one_file(data, tmp_path):
+    convert(str(data / "source"), str(tmp_path / "other.beton"), layout="shuffled", seed=3)
+    with pytest.raises(UsageError, match="of this one in another order"):
+        run(data, tmp_path / "a.json", method="forgetting", source=str(tmp_path / "other.beton"))
 
 
 def test_published_and_timm_surrogates(data, tmp_path, monkeypatch):

@@ -62,6 +62,24 @@ def test_the_best_survives_a_resume(data, tmp_path, monkeypatch):
     assert (folder / checkpoint.BEST).resolve().name == "0000000012"
 
 
+def test_a_best_that_was_not_linked_before_the_end_came_is_linked_by_the_next_save(data, tmp_path, monkeypatch):
+    accuracies, link, killed = iter([0.2, 0.9, 0.5, 0.4, 0.3]), checkpoint._link, []
+
+    def kill_once(path, target):
+        if target == "0000000012" and not killed:
+            killed.append(target)
+            raise KeyboardInterrupt
+        link(path, target)
+
+    monkeypatch.setattr("dp4tl_fast.training.loop.evaluate", lambda *a: {"top_1": next(accuracies), "top_5": 1.0})
+    monkeypatch.setattr(checkpoint, "_link", kill_once)
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path / "r", val=str(data), keep_last=1, epochs=5)
+    assert (tmp_path / "r/checkpoint" / checkpoint.BEST).resolve().name == "0000000006"
+    run(data, tmp_path / "r", val=str(data), keep_last=1, epochs=5, resume=True)
+    assert (tmp_path / "r/checkpoint" / checkpoint.BEST).resolve().name == "0000000012"
+
+
 @pytest.mark.parametrize("most", [5, 0])
 def test_out_of_memory_says_what_fits(data, tmp_path, monkeypatch, most):
     """As on a GPU: a step with more images than fit raises torch's error; the trial really takes a step."""

@@ -1,6 +1,7 @@
 """The selection: ranking, set operations, the file, and its refusal of another source."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,8 +77,6 @@ def test_round_trip(source, tmp_path):
 
 
 def test_record_selection_round_trip_and_tampering(source, tmp_path):
-    from dataclasses import replace
-
     records = np.array([1, 4, 7])
     selection = replace(select(source, [0, 2, 4]), records=records, kept_samples=3)
     path = tmp_path / "s.json"
@@ -99,6 +98,38 @@ def test_another_source_is_refused_with_both_fingerprints(source, tmp_path):
     assert "8 samples" in str(error.value) and "6 samples" in str(error.value) and "Prune again" in str(error.value)
     with pytest.raises(SelectionError, match="different sources"):
         select(source, [1]).union(select(other, [1]), source)
+
+
+def test_single_records_are_of_one_order_of_one_source(source, tmp_path):
+    """As many images of each class, but in another order: the same for whole classes, not for single records."""
+    with BetonWriter(tmp_path / "other.beton", capacity=8) as writer:
+        for i, label in zip((1, 0, 2, 3, 4, 5, 6, 7), source.labels.tolist(), strict=True):
+            writer.append(bytes([label, i, 7]), MODE_RAW, 1, 1, label=label, index=i)
+        writer.close()
+    other = Beton(tmp_path / "other.beton")
+    assert other.fingerprint == source.fingerprint and other.records_sha256 != source.records_sha256
+    assert select(source, [0]).indices(other).tolist() == [0, 1]
+    records = Selection.of_records(source, np.array([0, 3]), method="el2n")
+    records.save(tmp_path / "r.json")
+    loaded = Selection.load(tmp_path / "r.json")
+    assert loaded.indices(source).tolist() == [0, 3]
+    with pytest.raises(SelectionError, match="or in another order"):
+        loaded.indices(other)
+    with pytest.raises(SelectionError, match="different sources"):
+        records.union(Selection.of_records(other, np.array([0]), method="el2n"), source)
+    assert records.union(select(source, [1]), source).records.tolist() == [0, 2, 3]
+
+
+def test_what_two_selections_cost_is_what_their_combination_cost(source):
+    def made(kept, weights, **seconds):
+        return replace(select(source, kept), surrogate={"weights_sha256": weights}, seconds=seconds)
+
+    a, same = made([0], "w", surrogate=30.0, scoring=1.0), made([1], "w", surrogate=30.0, scoring=2.0, cached=4.0)
+    other = made([1], "v", surrogate=5.0, scoring=2.0)
+    assert a.union(same, source).seconds == {"surrogate": 30.0, "scoring": 3.0, "cached": 4.0}
+    assert a.union(other, source).seconds == {"surrogate": 35.0, "scoring": 3.0}
+    records = Selection.of_records(source, np.array([0]), method="el2n", seconds={"scoring": 7.0})
+    assert a.intersect(records, source).seconds == {"surrogate": 30.0, "scoring": 8.0}
 
 
 def test_same_classes_in_a_validation_split(source, tmp_path):

@@ -9,8 +9,10 @@ import torch
 from small_runs import noisy_colours, run
 
 from dp4tl_fast import cli
+from dp4tl_fast.errors import UsageError
 from dp4tl_fast.pretrain import Training
 from dp4tl_fast.training import checkpoint
+from dp4tl_fast.training.device import pick_device
 from dp4tl_fast.training.feed import ahead
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -23,6 +25,18 @@ def data(tmp_path_factory):
 
 def rows(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_gpu_chosen_by_number_becomes_the_current_one(monkeypatch):
+    """Streams and random numbers are the current device's where none is named."""
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert pick_device("cuda:1").index == 1 and pick_device("auto").index is None and pick_device("cpu").type == "cpu"
+    assert chosen == [torch.device("cuda:1")]
+    with pytest.raises(UsageError, match="--device cuda:2: torch sees 2 GPUs"):
+        pick_device("cuda:2")
 
 
 def test_batches_arrive_whole_and_in_order():

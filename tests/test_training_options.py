@@ -201,6 +201,11 @@ def test_blur_pool(data, tmp_path):
     assert meta["blur_pool"] and any(isinstance(m, models.BlurPoolConv2d) for m in model.modules())
 
 
+def test_networks_with_classifiers_on_the_way_have_one():
+    network = models.build("googlenet", 3).train()
+    assert network(torch.rand(2, 3, 64, 64)).shape == (2, 3) and models.head(network)[0] == "fc"
+
+
 @pytest.mark.parametrize("objective", ["supervised", "moco", "adversarial"])
 def test_a_compiled_network_survives_another_resolution(data, tmp_path, monkeypatch, objective):
     """Traced and differentiated by the compiler; the traced operations then run as they are, for its C++ takes a minute."""
@@ -228,7 +233,10 @@ def test_a_compiled_network_survives_another_resolution(data, tmp_path, monkeypa
 def test_refusals():
     for changes, complaint in (
         ({"ema_decay": 1.0}, "--ema-decay"), ({"clip_norm": -1.0}, "--clip-norm"), ({"accumulate": 0}, "--accumulate 0"),
-        ({"keep_last": 0}, "--keep-last 0"), ({"objective": "moco_v3", "val": "v.beton"}, "moco_v3 trains no classifier"),
+        ({"keep_last": 0}, "--keep-last 0"),
+        ({"forgetting": True, "selection": "s.json"}, "--forgetting: counts for all"),
+        ({"schedule": "linear"}, "--schedule linear"), ({"end_size": -5}, "--end-size"), ({"val_size": -1}, "--val-size"),
+        ({"objective": "moco_v3", "val": "v.beton"}, "moco_v3 trains no classifier"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=complaint):
             PretrainConfig(source="s", out="o", **changes)

@@ -14,6 +14,8 @@ import numpy as np
 from dp4tl_fast.beton import format as fmt
 from dp4tl_fast.errors import BetonError, RecordError
 
+SAME_FOLDERS = "Convert both from folders of the same classes"
+
 
 @dataclass(frozen=True, slots=True)
 class Field:
@@ -201,6 +203,15 @@ class Beton:
         names = self._sidecar
         return names + [str(i) for i in range(len(names), self.num_classes)]
 
+    def check_split(self, split: Beton) -> None:
+        """Raise ``BetonError`` unless ``split``, a test set say, numbers its classes as this file does, as far as both tell."""
+        if split.num_classes > self.num_classes:
+            split._fail(f"has {split.num_classes} classes, but {self.path} only {self.num_classes}. {SAME_FOLDERS}")
+        ours, theirs = self._sidecar, split._sidecar
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=False)):
+            if a != b:
+                split._fail(f"calls class {i} {b!r}, but {self.path} calls it {a!r}. {SAME_FOLDERS}")
+
     @cached_property
     def fingerprint(self) -> dict[str, int | str]:
         """What identifies a source for a selection: sample count, class count, hash of the label table."""
@@ -209,6 +220,18 @@ class Beton:
             "classes": self.num_classes,
             "labels_sha256": hashlib.sha256(self.labels.astype("<i8").tobytes()).hexdigest(),
         }
+
+    @cached_property
+    def records_sha256(self) -> str:
+        """What tells other images, or the same in another order, from these: hash of labels, ``index``, sizes and shapes.
+
+        No image is read, so it takes about 0.1 s a million records.
+        """
+        images = self.images
+        digest = hashlib.sha256()
+        for column in (self.labels, self.index, self.sizes, images["width"], images["height"]):
+            digest.update(np.ascontiguousarray(column).astype("<i8").tobytes())
+        return digest.hexdigest()
 
     # -- payloads -----------------------------------------------------------------------------------------------------
 

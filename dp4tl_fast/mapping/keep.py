@@ -29,7 +29,7 @@ def num_kept(keep: str, num_units: int, unit: str = "classes") -> int:
         value = math.nan
     if keep.strip().isdigit():
         if not 1 <= int(keep) <= num_units:
-            raise UsageError(f"--keep {keep}: a number of {unit} goes from 1 to the source's {num_units}")
+            raise UsageError(f"--keep {keep}: a number of {unit} goes from 1 to the source's {num_units} that have records")
         return int(keep)
     if not 0 < value <= 1:
         raise UsageError(
@@ -53,7 +53,7 @@ def check(keep: str) -> None:
 def cut(
     keep: str, order: np.ndarray, sizes: np.ndarray, votes: np.ndarray | None, unit: str = "classes", seed: int = 0
 ) -> int:
-    """How many of ``order`` (unit ids, the best first) to keep.
+    """How many of ``order`` (unit ids, the best first; those without records are not in it) to keep.
 
     Args:
         keep: As for ``num_kept``; or ``samples:F``, the fewest units with at least the fraction F of all records;
@@ -81,7 +81,7 @@ def cut(
                 f"--keep {keep}: keeps nothing, for the first of the {unit} alone has {total[0]} of {sizes.sum()} records"
             )
         return count
-    return min(num_kept(keep, len(sizes), unit), len(order))
+    return num_kept(keep, len(order), unit)
 
 
 def auto_cut(order: np.ndarray, votes: np.ndarray, share: float, seed: int = 0) -> int:
@@ -93,11 +93,11 @@ def auto_cut(order: np.ndarray, votes: np.ndarray, share: float, seed: int = 0) 
     draws, so that in that proportion of draws the kept units would have been enough. A target that is spread over many
     classes keeps many, and so does a small one, whose ranking is uncertain.
     """
-    n = int(votes.sum())
-    if n == 0:
-        raise UsageError("--keep auto: no target image voted. Give a fraction or a number")
-    generator = np.random.default_rng(seed)
     ranked = votes[order]  # draws are ranked stably: equal votes keep the order of the scores
+    n = int(ranked.sum())
+    if n == 0:
+        raise UsageError("--keep auto: no target image voted for what has records. Give a fraction or a number")
+    generator = np.random.default_rng(seed)
     draws = generator.multinomial(n, ranked / n, size=RESAMPLES)
     needed = []
     for draw in draws:

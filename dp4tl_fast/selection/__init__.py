@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dp4tl_fast.selection.portable import SCHEMA, Selection, rank, records_of
+from dp4tl_fast.selection.portable import SCHEMA, Selection, rank, records_of, same_source
 
-__all__ = ["SCHEMA", "Selection", "main", "rank", "records_of"]
+__all__ = ["SCHEMA", "Selection", "main", "rank", "records_of", "same_source"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from dp4tl_fast import cli
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.errors import SelectionError, UsageError
 from dp4tl_fast.selection.names import readable
-from dp4tl_fast.selection.portable import Selection
+from dp4tl_fast.selection.portable import Selection, same_source
 from dp4tl_fast.selection.upstream import export_indices, import_indices
 
 ACTIONS = {"show": 1, "diff": 2, "union": 2, "intersect": 2, "export": 1, "import": 1}  # action -> files at least
@@ -76,7 +76,7 @@ def _show(path: str, beton: Beton | None, names_file: str, top: int) -> dict[str
 
 def _diff(files: list[str], beton: Beton | None, names_file: str, top: int) -> dict[str, Any]:
     a, b = (Selection.load(f) for f in files)
-    if a.source != b.source:
+    if not same_source(a, b):
         raise SelectionError(f"{files[0]} and {files[1]} are of different sources: {a.source} and {b.source}")
     names = _names(a, beton, names_file)
     mine, theirs = set(a.kept_classes), set(b.kept_classes)

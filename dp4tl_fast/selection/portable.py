@@ -21,6 +21,7 @@ from dp4tl_fast.errors import SelectionError
 from dp4tl_fast.files import npy_bytes, write_atomically
 
 SCHEMA = 1
+RECORDS = "records_sha256"  # in the fingerprint where single records are kept: there the order within a class counts, too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class Selection:
 
     Attributes:
         method, parameters: How the scores came about; parameters hold everything needed to repeat it.
-        source: Fingerprint of the source: ``samples``, ``classes``, ``labels_sha256``.
+        source: Fingerprint of the source: ``samples``, ``classes``, ``labels_sha256``; ``records_sha256`` with ``records``.
         scores: One a class; higher is kept first. Where single records are kept: the share of the class that survives.
         tie_breaks: Second key for equal scores, one a class; equal again, the lower class id wins.
         kept_classes: Ascending class ids.
@@ -88,7 +89,7 @@ class Selection:
         survivors = np.bincount(beton.labels[records], minlength=beton.num_classes)
         return Selection(
             method=method,
-            source=dict(beton.fingerprint),
+            source=beton.fingerprint | {RECORDS: beton.records_sha256},
             scores=(survivors / np.maximum(beton.class_counts, 1)).tolist(),
             kept_classes=np.flatnonzero(survivors).tolist(),
             kept_samples=len(records),
@@ -116,13 +117,14 @@ class Selection:
 
     def _combine(self, other: Selection, beton: Beton, operation: Callable[..., np.ndarray]) -> Selection:
         other._same_source(self)
+        seconds = _together(self, other)
         if self.records is None and other.records is None:
-            return self._keep(operation(self.kept_classes, other.kept_classes), beton)
+            return replace(self._keep(operation(self.kept_classes, other.kept_classes), beton), seconds=seconds)
         records = operation(self.indices(beton), other.indices(beton))
         if records.size == 0:
             raise SelectionError("the resulting selection would keep no sample")
         methods = {operation.__name__.removesuffix("1d"): [self.method, other.method]}
-        return Selection.of_records(beton, records, method=self.method, parameters=methods)
+        return Selection.of_records(beton, records, method=self.method, parameters=methods, seconds=seconds)
 
     def _keep(self, kept: np.ndarray, beton: Beton) -> Selection:
         self.check(beton)
@@ -137,7 +139,7 @@ class Selection:
         return replace(self, kept_classes=kept.tolist(), kept_samples=samples)
 
     def _same_source(self, other: Selection) -> Selection:
-        if self.source != other.source:
+        if not same_source(self, other):
             raise SelectionError(f"the two selections are of different sources: {self.source} and {other.source}")
         return self
 
@@ -145,10 +147,15 @@ class Selection:
 
     def check(self, beton: Beton) -> None:
         """Raise ``SelectionError`` unless this selection was made for ``beton``."""
-        if self.source != beton.fingerprint:
+        if _labels(self.source) != beton.fingerprint:
             raise SelectionError(
                 f"this selection was made for another source: it names {_words(self.source)}, "
                 f"but {beton.path} has {_words(beton.fingerprint)}. Prune again with --source {beton.path}"
+            )
+        if self.source.get(RECORDS) not in (None, beton.records_sha256):
+            raise SelectionError(
+                f"this selection keeps single records of another source: as many of each class as {beton.path} has, but other "
+                f"images, or in another order. Prune again with --source {beton.path}"
             )
 
     def indices(self, beton: Beton) -> np.ndarray:
@@ -210,7 +217,7 @@ class Selection:
     def _problem(self) -> str:
         """What is wrong with values that came from a file, or nothing."""
         classes, source = self.kept_classes, self.source
-        if not isinstance(source, dict) or set(source) != {"samples", "classes", "labels_sha256"}:
+        if not isinstance(source, dict) or set(_labels(source)) != {"samples", "classes", "labels_sha256"}:
             return "its source fingerprint must have samples, classes and labels_sha256"
         if not _ints([source["samples"], source["classes"]]):
             return "its source fingerprint's counts must be whole numbers"
@@ -233,6 +240,24 @@ class Selection:
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``: all but the records."""
         return {k: v for k, v in asdict(replace(self, records=None)).items() if k != "records"}
+
+
+def same_source(a: Selection, b: Selection) -> bool:
+    """Whether two selections are of one source, as far as they tell."""
+    first, second = a.source.get(RECORDS), b.source.get(RECORDS)
+    return _labels(a.source) == _labels(b.source) and (None in (first, second) or first == second)
+
+
+def _labels(source: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in source.items() if key != RECORDS}
+
+
+def _together(a: Selection, b: Selection) -> dict[str, float]:
+    """What two selections cost: the training of a surrogate that both used only once."""
+    total = {stage: a.seconds.get(stage, 0.0) + b.seconds.get(stage, 0.0) for stage in a.seconds | b.seconds}
+    if a.surrogate and a.surrogate == b.surrogate and "surrogate" in total:
+        total["surrogate"] = max(s.seconds.get("surrogate", 0.0) for s in (a, b))
+    return total
 
 
 def rank(scores: np.ndarray, tie_breaks: np.ndarray | None = None) -> np.ndarray:

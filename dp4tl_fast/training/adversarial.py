@@ -63,7 +63,9 @@ class Adversarial(Supervised):
         with torch.enable_grad():
             for _ in range(self.steps):
                 delta.requires_grad_(True)
-                loss = F.cross_entropy(model(images + delta / self.std).float(), self.targets(labels))
+                # Summed: only the direction counts, and a mean over a large batch would vanish in half precision.
+                logits = model(images + delta / self.std).float()
+                loss = F.cross_entropy(logits, self.targets(labels), reduction="sum")
                 (gradient,) = torch.autograd.grad(loss, delta)
                 delta = self.project(delta.detach() + self.step_size * self._direction(gradient), pixels)
         model.train(was_training)

@@ -54,8 +54,9 @@ def save(
     final = directory / f"{step:010d}"
     try:
         _write(final, {WEIGHTS: model} | ({EMA: ema} if ema is not None else {}), meta, state)
-        if best == step:
-            _link(directory / BEST, final.name)
+        chosen, link = f"{best:010d}", directory / BEST
+        if (directory / chosen).exists() and not (link.is_symlink() and str(link.readlink()) == chosen):
+            _link(link, chosen)  # also where an earlier save was killed before it came to this
     except (OSError, SafetensorError, RuntimeError) as error:  # torch.save raises RuntimeError where a write fails
         shutil.rmtree(partial_path(final), ignore_errors=True)
         last = checkpoints(directory)[-1:]
@@ -119,6 +120,11 @@ def find_weights(path: str | Path) -> Path:
         if (candidate / WEIGHTS).is_file():
             return candidate / WEIGHTS
     raise CheckpointError(f"{path}: no checkpoint there. Give a run folder, a checkpoint folder or a .safetensors file")
+
+
+def pin_weights(path: str | Path) -> str:
+    """The file that ``path`` means now, or ``path`` itself where torchvision keeps the file."""
+    return str(path) if str(path).startswith(PUBLISHED) else str(find_weights(path))
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

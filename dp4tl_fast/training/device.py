@@ -10,7 +10,7 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is the GPU if torch sees one, else the CPU; anything else is torch's own name."""
+    """``auto`` is the GPU if torch sees one, else the CPU; anything else is torch's own name. A GPU by number becomes current."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -19,6 +19,10 @@ def pick_device(name: str) -> torch.device:
         raise UsageError(f"--device {name}: {error}") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"--device {name}: torch sees no CUDA GPU. `dp4tl-fast doctor` says why; --device cpu works")
+    if device.type == "cuda" and device.index is not None:
+        if device.index >= torch.cuda.device_count():
+            raise UsageError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs, cuda:0 and on")
+        torch.cuda.set_device(device)  # whose streams and random numbers are meant where none is named
     return device
 
 
@@ -26,7 +30,7 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
     """Autocast dtype; ``None`` is fp32. ``auto`` is bf16 where the hardware multiplies it natively."""
     if name == "auto":
         if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
         capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
         return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else None
     if name not in PRECISIONS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
@@ -44,7 +45,7 @@ def ahead(batches: Iterator[tuple[Any, ...]], device: torch.device) -> Iterator[
     if device.type != "cuda":
         yield from batches
         return
-    stream = torch.cuda.Stream(device)
+    stream = _copying(device)
 
     def move(x: Any) -> Any:
         if isinstance(x, tuple):
@@ -66,9 +67,15 @@ def ahead(batches: Iterator[tuple[Any, ...]], device: torch.device) -> Iterator[
         yield _arrived(*waiting)
 
 
+@functools.cache
+def _copying(device: torch.device) -> torch.cuda.Stream:
+    """One for all epochs: torch's allocator keeps the memory of each stream apart."""
+    return torch.cuda.Stream(device)
+
+
 def _arrived(batch: tuple[Any, ...], event: torch.cuda.Event) -> tuple[Any, ...]:
     """The batch, once the compute stream may use it; its memory is not reused before that stream is done with it."""
-    compute = torch.cuda.current_stream()
+    compute = torch.cuda.current_stream(batch[1].device)
     compute.wait_event(event)
     for part in (*(batch[0] if isinstance(batch[0], tuple) else (batch[0],)), batch[1]):
         part.record_stream(compute)

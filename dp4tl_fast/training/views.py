@@ -8,6 +8,7 @@ rotation, which differs a little from a turn in HSV but needs no branches.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from dp4tl_fast.philox import philox
 
 LUMA = (0.299, 0.587, 0.114)
 TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+FROM_YIQ = tuple(map(tuple, np.linalg.inv(TO_YIQ).tolist()))
 FIRST_BLOCK = 32  # blocks below belong to crops and flips (loaders/augment.py)
 SIGMA = (0.1, 2.0)  # of the blur, in pixels of a 224-pixel image
 
@@ -127,9 +129,15 @@ def _like(values: np.ndarray, x: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(values).to(x.dtype).to(x.device, non_blocking=True)
 
 
+@functools.cache
+def _constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Copied to the device once: each copy waits for it."""
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
 def grey(pixels: torch.Tensor) -> torch.Tensor:
     """Luma, ``[batch, 1, h, w]``."""
-    return (pixels * pixels.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    return (pixels * _constant(LUMA, pixels.dtype, pixels.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 def solarise(pixels: torch.Tensor) -> torch.Tensor:
@@ -152,12 +160,12 @@ def jitter(
 
 def turn_hue(pixels: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     """Rotate the colour plane of each image by ``turns`` ``[batch]`` of a full circle."""
-    yiq = pixels.new_tensor(TO_YIQ)
+    there, back = (_constant(m, pixels.dtype, pixels.device) for m in (TO_YIQ, FROM_YIQ))
     a = 2 * torch.pi * turns
     turn = torch.eye(3, device=pixels.device, dtype=pixels.dtype).repeat(len(pixels), 1, 1)
     turn[:, 1, 1] = turn[:, 2, 2] = a.cos()
     turn[:, 1, 2], turn[:, 2, 1] = -a.sin(), a.sin()
-    matrix = torch.linalg.inv(yiq) @ turn @ yiq  # [batch, 3, 3]
+    matrix = back @ turn @ there  # [batch, 3, 3]
     return torch.einsum("bij,bjhw->bihw", matrix, pixels).clamp(0, 1)
 
 
