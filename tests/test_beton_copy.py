@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +17,14 @@ from PIL import Image
 from dp4tl_fast import merge as merge_command
 from dp4tl_fast import relayout as relayout_command
 from dp4tl_fast import subset as subset_command
+from dp4tl_fast.__main__ import main as dispatch
 from dp4tl_fast.beton import Beton, BetonWriter
 from dp4tl_fast.beton.layout import label_mixing, record_order
 from dp4tl_fast.beton.subset import relayout, subset
+from dp4tl_fast.beton.verify import verify
 from dp4tl_fast.convert import convert
 from dp4tl_fast.errors import BetonError, RecordError, UsageError
+from dp4tl_fast.files import partial_path
 from dp4tl_fast.sources.shards import merge_shards, parse_shard, shard_path
 
 
@@ -157,6 +163,41 @@ def test_relayout_adds_entry_points(tree: Path, tmp_path: Path, capsys: pytest.C
     assert "must be on or off" in capsys.readouterr().err
 
 
+def test_files_of_one_stem_have_their_own_sidecars(tree: Path, tmp_path: Path) -> None:
+    convert(str(tree), str(tmp_path / "pets.beton"), on_error="skip")
+    beton = Beton(tmp_path / "pets.beton")
+    for ending, records in (("train", [0, 1, 2]), ("test", [3, 4]), ("ffcv", [5])):
+        subset(beton, np.array(records), tmp_path / f"pets.{ending}")
+    for ending, count in (("beton", 30), ("train", 3), ("test", 2), ("ffcv", 1)):
+        copy = Beton(tmp_path / f"pets.{ending}")
+        assert copy.class_names == beton.class_names
+        assert verify(copy) == {"records": count, "checksums": True, "decoded": False}
+        stem = "pets" if ending == "beton" else f"pets.{ending}"
+        assert all((tmp_path / f"{stem}.{kind}").exists() for kind in ("classes.json", "crc32.npy", "convert.json"))
+    part = tmp_path / "all"  # no ending at all
+    convert(str(tree), str(part), on_error="skip", shard="0/1")
+    assert merge_shards(part)["samples"] == 30
+
+
+@pytest.mark.parametrize("command", ["relayout", "subset", "merge"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    command: str, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    convert(str(tree), str(tmp_path / "o.beton"), on_error="skip", shard="0/1")
+    out, source = str(tmp_path / "o.beton"), str(shard_path(tmp_path / "o.beton", 0, 1))
+    before = sorted(tmp_path.iterdir())
+
+    def full(fd: int, buffers: list[bytes], offset: int) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwritev", full)
+    argv = {"relayout": [source, out], "subset": [source, out, "--classes", "1"], "merge": [out]}[command]
+    assert dispatch([command, *argv]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dp4tl-fast ")]
+    assert lines == [f"dp4tl-fast {command}: {out}: No space left on device"]
+    assert sorted(p for p in tmp_path.iterdir() if p.name != "o.audit.csv") == before
+
+
 def test_subset_copies_records_and_keeps_labels(tree: Path, tmp_path: Path) -> None:
     convert(str(tree), str(tmp_path / "a.beton"), on_error="skip")
     beton = Beton(tmp_path / "a.beton")
@@ -256,6 +297,24 @@ def test_writer_never_lets_a_record_straddle_a_page(
     assert [bytes(beton.payload(i)) for i in range(len(sizes))] == payloads
     for file in folder.iterdir():
         file.unlink()
+
+
+def test_a_file_put_in_place_just_before_it_was_locked_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process commits between our opening its partial file and our lock."""
+    out, real = tmp_path / "a.beton", fcntl.flock
+    partial_path(out).write_bytes(b"the other's, complete")
+
+    def after_the_commit(fd: int, how: int) -> None:
+        if not out.exists():
+            partial_path(out).replace(out)
+        real(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", after_the_commit)
+    with BetonWriter(out, 1) as writer:
+        assert out.read_bytes() == b"the other's, complete"
+        writer.append(b"xyz", 1, 1, 1, 0, 0)
+        writer.close()
+    assert bytes(Beton(out).payload(0)) == b"xyz"
 
 
 def test_writer_rejects_what_cannot_be_stored(tmp_path: Path) -> None:

@@ -111,6 +111,20 @@ def test_verify_notices_wrong_tables(beton_path: Path) -> None:
             pytest.fail(f"{name} (raw {raw}) was not noticed")
 
 
+def test_a_size_that_would_wrap_around_is_outside_the_pages(beton_path: Path) -> None:
+    beton = Beton(beton_path)
+    entry = beton._alloc_ptr + 24 * 5 + 16
+    assert int.from_bytes(beton_path.read_bytes()[entry : entry + 8], "little") == int(beton.sizes[5])
+    damaged(beton_path, entry, (2**63 - 1).to_bytes(8, "little"))
+    with pytest.raises(BetonError, match=f"record 5 .*has {2**63 - 1} bytes .*outside the file's pages"):
+        inspect(str(beton_path))
+
+
+def test_a_file_without_fields_is_named(beton_path: Path) -> None:
+    with pytest.raises(BetonError, match=r"o\.beton: has no fields"):
+        inspect(str(damaged(beton_path, 2, bytes(2))))
+
+
 def test_verify_without_checksums_still_reads_headers_and_decodes(beton_path: Path) -> None:
     beton = Beton(beton_path)
     beton_path.with_suffix(".crc32.npy").unlink()

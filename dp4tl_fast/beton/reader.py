@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dp4tl_fast.beton import format as fmt
+from dp4tl_fast.beton.sidecars import sidecar
 from dp4tl_fast.errors import BetonError, RecordError
 
 SAME_FOLDERS = "Convert both from folders of the same classes"
@@ -22,11 +23,6 @@ class Field:
     name: str
     type_id: int
     column: str  # its name in the metadata table
-
-
-def classes_path(path: str | Path) -> Path:
-    """The sidecar with the class names: ``x.beton`` -> ``x.classes.json``."""
-    return Path(path).with_suffix(".classes.json")
 
 
 class Beton:
@@ -73,6 +69,8 @@ class Beton:
             if name in self.fields:
                 self._fail(f"two fields are named {name!r}")
             self.fields[name] = Field(name, type_id, f"f{i}")
+        if not self.fields:
+            self._fail("has no fields")
         row_dtype = fmt.metadata_dtype([f.type_id for f in self.fields.values()])
         table_start = 24 + fmt.FIELD.itemsize * len(self.fields)
         self.metadata = self._table(table_start, row_dtype, self.num_samples, "metadata table")
@@ -145,8 +143,8 @@ class Beton:
         sizes = np.full(self.num_samples, -1, np.int64)
         is_image = table["ptr"] == ptr[owner]  # a record may own other allocations, of bytes or array fields
         sizes[owner[is_image]] = table["size"][is_image]
-        start, stop = ptr.astype(np.int64), ptr.astype(np.int64) + sizes
-        bad = (sizes < 0) | (start < self.data_start) | (stop > self._alloc_ptr)
+        start = ptr.astype(np.int64)
+        bad = (sizes < 0) | (start < self.data_start) | (start > self._alloc_ptr) | (sizes > self._alloc_ptr - start)
         if bad.any():
             i = int(bad.argmax())
             raise RecordError(
@@ -185,7 +183,7 @@ class Beton:
 
     @cached_property
     def _sidecar(self) -> list[str]:
-        path = classes_path(self.path)
+        path = sidecar(self.path, "classes.json")
         if not path.exists():
             return []
         try:
