@@ -18,20 +18,20 @@ RULES = ("auto:0.75", "auto")  # of the votes
 LONGER = (("lm", "0.4"), ("random", "0.4"), ("lm", "0.2"), ("random", "0.2"))  # also trained on as many images as the full run
 LOSS = 0.5  # points of accuracy that count as nothing lost
 FULL = Case(name="full")
-# The surrogate's time counts, and ``sensitivity`` found that what it learns after an epoch is worth nothing to the target.
-BRIEF = {**SURROGATE, **ONE_EPOCH}
 
 
 def run(suite: Suite) -> None:
     with study(suite, NETWORK, ("lp", "ff")) as work:
-        work.surrogate("surrogate", **BRIEF)
+        # Its time counts, and ``sensitivity`` found that what it learns after an epoch is worth nothing to the target.
+        brief = {**SURROGATE, **ONE_EPOCH}
+        work.surrogate("surrogate", **brief)
         sweep = [Case(name=shown(m, k), prune={"method": m, "keep": k}) for k in KEEP for m in METHODS]
         sweep += [Case(name=f"lm {rule}", prune={"method": "lm", "keep": rule}) for rule in RULES]
         work.run([FULL, *sweep, *(_longer(*which) for which in LONGER)], SEEDS)
         work.record(suite, FULL.name)
         mapped = [case for case in sweep if case.prune and case.prune["method"] == "lm"]
         suite.add("votes carried", {case.name: [votes_carried(work.chosen(case))] for case in mapped}, "%")
-        work.describe(suite, SEEDS, surrogate=BRIEF)
+        work.describe(suite, SEEDS, surrogate=brief)
         suite.comparison = compare(find_runs([work.root / "runs"]))
         _goals(suite, work)
 
