@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dp4tl_fast import cli, energy
-from dp4tl_fast.beton import Beton
 from dp4tl_fast.errors import Dp4tlError, TrainingError
 from dp4tl_fast.files import npy_bytes, write_atomically
 from dp4tl_fast.pretrain_config import PretrainConfig
@@ -54,8 +53,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     from dp4tl_fast.learner import build
 
     if config.val:  # what is wrong with it is told now, and not after an epoch
-        with open_eval(config.val, selection, config):
-            source.check_split(Beton(config.val))
+        with open_eval(config.val, selection, config) as val:
+            source.check_split(val.beton)
     with open_train(config, source, selection) as loader:
         check_batch(config, len(loader.records))
         learner = build(config, source, selection, len(loader) * config.epochs)
