@@ -8,7 +8,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-from dp4tl_fast import machine
+from dp4tl_fast.common import machine
 
 PACKAGES = (
     "dp4tl_fast", "torch", "torchvision", "triton", "numpy", "ffcv", "nvidia-dali-cuda130", "numba", "pillow",

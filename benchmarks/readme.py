@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dp4tl_fast.files import write_atomically
+from dp4tl_fast.common.files import write_atomically
 from dp4tl_fast.loaders import capabilities
 from dp4tl_fast.loaders.capabilities import markdown_table
 from dp4tl_fast.tables import table_rows

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dp4tl_fast.files import write_atomically
+from dp4tl_fast.common.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 

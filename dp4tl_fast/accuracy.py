@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common.errors import UsageError
 
 
 def by_key(right: np.ndarray, keys: np.ndarray, n: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.loaders import BaseLoader, LoaderSpec, open_loader
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.training.device import pick_device

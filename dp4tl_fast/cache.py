@@ -15,9 +15,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from dp4tl_fast import cli
-from dp4tl_fast.errors import UsageError
-from dp4tl_fast.files import commit, partial_path, write_atomically
+from dp4tl_fast.common import cli
+from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.common.files import commit, partial_path, write_atomically
 from dp4tl_fast.training.ranks import rank_and_ranks
 
 

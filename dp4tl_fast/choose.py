@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.mapping.keep import cut
 from dp4tl_fast.mapping.registry import Scores
 from dp4tl_fast.selection import rank

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common.errors import UsageError
 
 MODES = ("lp", "ff", "knn")
 # What two finetunings must share besides the target for a mean over them to mean something.

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from dp4tl_fast import cli
 from dp4tl_fast.beton.images import ImageRule, make_record, wants_entry_points
 from dp4tl_fast.beton.layout import check_layout, record_order
-from dp4tl_fast.errors import SourceError, UsageError
-from dp4tl_fast.files import check_outputs
+from dp4tl_fast.common import cli
+from dp4tl_fast.common.errors import SourceError, UsageError
+from dp4tl_fast.common.files import check_outputs
 from dp4tl_fast.sources import Source, open_source
 from dp4tl_fast.sources.conversion import Conversion, check_space, finished
 from dp4tl_fast.sources.shards import parse_shard, shard_path

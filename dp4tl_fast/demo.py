@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dp4tl_fast import cli
-from dp4tl_fast.errors import UsageError
-from dp4tl_fast.files import write_atomically
+from dp4tl_fast.common import cli
+from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.common.files import write_atomically
 
 # One recipe for all three, chosen so that the whole demo takes a few minutes on two cores. Digits must not be mirrored.
 PRETRAIN: dict[str, Any] = {

@@ -13,8 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from dp4tl_fast import cli
-from dp4tl_fast.errors import BackendError
+from dp4tl_fast.common import cli
+from dp4tl_fast.common.errors import BackendError
 from dp4tl_fast.loaders import capabilities
 from dp4tl_fast.loaders.capabilities import table as backend_rows
 

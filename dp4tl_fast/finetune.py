@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dp4tl_fast import accuracy, cli
+from dp4tl_fast import accuracy
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import UsageError
-from dp4tl_fast.files import write_atomically
+from dp4tl_fast.common import cli
+from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.common.files import write_atomically
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.targets import open_target
 

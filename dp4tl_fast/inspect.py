@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from dp4tl_fast import cli
 from dp4tl_fast.beton import Beton, jpeg
 from dp4tl_fast.beton import format as fmt
 from dp4tl_fast.beton.layout import label_mixing
 from dp4tl_fast.beton.verify import verify as verify_records
+from dp4tl_fast.common import cli
 
 LOOKED_AT, HEADER_BYTES = 200, 1 << 18  # JPEGs, and bytes of each, that say whether there are entry points
 

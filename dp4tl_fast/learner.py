@@ -12,7 +12,7 @@ from torch import nn
 from dp4tl_fast import models
 from dp4tl_fast.batches import eval_size
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.loaders import IMAGENET_MEAN, IMAGENET_STD
 from dp4tl_fast.pretrain_config import PretrainConfig
 from dp4tl_fast.selection import Selection

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dp4tl_fast import cli
-from dp4tl_fast.files import check_outputs
+from dp4tl_fast.common import cli
+from dp4tl_fast.common.files import check_outputs
 from dp4tl_fast.sources.shards import merge_shards
 
 

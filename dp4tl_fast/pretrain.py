@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dp4tl_fast import cli, energy
-from dp4tl_fast.errors import Dp4tlError, TrainingError
-from dp4tl_fast.files import npy_bytes, write_atomically
+from dp4tl_fast import energy
+from dp4tl_fast.common import cli
+from dp4tl_fast.common.errors import Dp4tlError, TrainingError
+from dp4tl_fast.common.files import npy_bytes, write_atomically
 from dp4tl_fast.pretrain_config import PretrainConfig
 from dp4tl_fast.run_folder import Log, Quiet, check_batch, check_folder, open_source, settings_of, summarise
 from dp4tl_fast.selection import Selection

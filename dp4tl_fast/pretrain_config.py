@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.training.schedule import SCHEDULES
 
 OBJECTIVES = ("supervised", "moco", "moco_v3", "adversarial")

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from dp4tl_fast import cli
-from dp4tl_fast.files import commit, partial_path, write_atomically
+from dp4tl_fast.common import cli
+from dp4tl_fast.common.files import commit, partial_path, write_atomically
 from dp4tl_fast.loaders import BaseLoader
 from dp4tl_fast.training.state import Run
 

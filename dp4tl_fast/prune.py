@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dp4tl_fast import cli
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import UsageError
-from dp4tl_fast.files import check_outputs
+from dp4tl_fast.common import cli
+from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.common.files import check_outputs
+from dp4tl_fast.common.stopwatch import Stopwatch
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.selection.names import readable
-from dp4tl_fast.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from dp4tl_fast.choose import Choice

@@ -6,11 +6,11 @@ import sys
 import time
 from typing import Any
 
-from dp4tl_fast import cli
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton.images import wants_entry_points
 from dp4tl_fast.beton.subset import relayout as copy_in_order
-from dp4tl_fast.files import check_outputs
+from dp4tl_fast.common import cli
+from dp4tl_fast.common.files import check_outputs
 
 
 def relayout(src: str, out: str, *, layout: str = "class", seed: int = 0, entry_points: str = "on") -> dict[str, Any]:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dp4tl_fast import cli, machine
 from dp4tl_fast.beton import Beton
+from dp4tl_fast.common import cli, machine
+from dp4tl_fast.common.errors import Dp4tlError
+from dp4tl_fast.common.files import write_atomically
 from dp4tl_fast.compare import compare, find_runs, group, recipe
-from dp4tl_fast.errors import Dp4tlError
-from dp4tl_fast.files import write_atomically
 from dp4tl_fast.run_folder import kept_sha256, read_metrics
 from dp4tl_fast.selection import Selection, same_source
 from dp4tl_fast.selection.names import readable

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dp4tl_fast import cli, machine
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import CheckpointError, UsageError
-from dp4tl_fast.files import write_atomically
+from dp4tl_fast.common import cli, machine
+from dp4tl_fast.common.errors import CheckpointError, UsageError
+from dp4tl_fast.common.files import write_atomically
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.training.ranks import rank_and_ranks
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common.errors import UsageError
 
 KEYS = {"class": "classes", "record": "samples", "index": "samples"}  # column -> unit of the scores
 

@@ -14,9 +14,9 @@ import torch
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.cache import shared
+from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.common.files import write_atomically
 from dp4tl_fast.embedding import Surrogate
-from dp4tl_fast.errors import UsageError
-from dp4tl_fast.files import write_atomically
 from dp4tl_fast.mapping.feature_mapping import Groups, class_groups, kmeans_groups, nearest_groups
 from dp4tl_fast.training.ranks import rank_and_ranks
 

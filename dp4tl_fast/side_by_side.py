@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dp4tl_fast import cli
 from dp4tl_fast.beton import Beton
+from dp4tl_fast.common import cli
+from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.common.files import write_atomically
 from dp4tl_fast.compare import compare, find_runs
-from dp4tl_fast.errors import UsageError
-from dp4tl_fast.files import write_atomically
 from dp4tl_fast.pretrain_config import PretrainConfig
 from dp4tl_fast.run_folder import check_batch, check_folder, open_source, settings_of
 from dp4tl_fast.tables import print_table

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from dp4tl_fast import cli
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton.subset import subset as copy_records
-from dp4tl_fast.errors import UsageError
-from dp4tl_fast.files import check_outputs
+from dp4tl_fast.common import cli
+from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.common.files import check_outputs
 
 
 def subset(src: str, out: str, *, selection: str = "", classes: list[str] = []) -> dict[str, Any]:  # noqa: B006

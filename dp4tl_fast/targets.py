@@ -6,8 +6,8 @@ import hashlib
 import re
 from pathlib import Path
 
-from dp4tl_fast import cli
 from dp4tl_fast.beton import Beton
+from dp4tl_fast.common import cli
 
 CACHE = ".dp4tl-cache"  # beside a command's --out
 

@@ -10,7 +10,7 @@ import os
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from dp4tl_fast.errors import BackendError, UsageError
+from dp4tl_fast.common.errors import BackendError, UsageError
 
 if TYPE_CHECKING:
     import torch

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dp4tl_fast.common.philox import _philox4x32
 from dp4tl_fast.loaders import LoaderSpec
 from dp4tl_fast.loaders.augment import center_boxes, parameters
-from dp4tl_fast.philox import _philox4x32
 
 
 def test_philox_matches_the_known_answers_of_random123() -> None:

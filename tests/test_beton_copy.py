@@ -22,9 +22,9 @@ from dp4tl_fast.beton import Beton, BetonWriter
 from dp4tl_fast.beton.layout import label_mixing, record_order
 from dp4tl_fast.beton.subset import relayout, subset
 from dp4tl_fast.beton.verify import verify
+from dp4tl_fast.common.errors import BetonError, RecordError, UsageError
+from dp4tl_fast.common.files import partial_path
 from dp4tl_fast.convert import convert
-from dp4tl_fast.errors import BetonError, RecordError, UsageError
-from dp4tl_fast.files import partial_path
 from dp4tl_fast.sources.shards import merge_shards, parse_shard, shard_path
 
 

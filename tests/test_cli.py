@@ -8,10 +8,10 @@ import sys
 import pytest
 from PIL import Image
 
-from dp4tl_fast import cli
 from dp4tl_fast.__main__ import COMMANDS
 from dp4tl_fast.__main__ import main as dispatch
 from dp4tl_fast.beton import BetonWriter
+from dp4tl_fast.common import cli
 
 
 def test_every_command_teaches(capsys):

@@ -18,8 +18,8 @@ from PIL import Image
 from dp4tl_fast import convert as command
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton.sidecars import sidecar
+from dp4tl_fast.common.errors import SourceError, UsageError
 from dp4tl_fast.convert import convert
-from dp4tl_fast.errors import SourceError, UsageError
 from dp4tl_fast.sources import pipeline
 
 FFCV_DUMP = Path(__file__).with_name("ffcv_dump.py")

@@ -19,8 +19,8 @@ from PIL import Image
 from dp4tl_fast.beton import Beton, BetonWriter, jpeg
 from dp4tl_fast.beton.images import ImageRule, Record, make_record
 from dp4tl_fast.beton.verify import verify
+from dp4tl_fast.common.errors import RecordError, SourceError
 from dp4tl_fast.convert import convert
-from dp4tl_fast.errors import RecordError, SourceError
 
 KEEP = ImageRule()
 
@@ -221,7 +221,7 @@ BOMB_CHILD = """
 import sys
 from pathlib import Path
 from dp4tl_fast.beton.images import ImageRule, make_record
-from dp4tl_fast.errors import SourceError
+from dp4tl_fast.common.errors import SourceError
 
 def peak():  # MiB
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024

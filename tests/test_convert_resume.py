@@ -20,9 +20,9 @@ from PIL import Image
 from dp4tl_fast import convert as command
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton.journal import Frame, Journal, journal_path
+from dp4tl_fast.common.errors import BetonError, SourceError, UsageError
+from dp4tl_fast.common.files import partial_path
 from dp4tl_fast.convert import convert
-from dp4tl_fast.errors import BetonError, SourceError, UsageError
-from dp4tl_fast.files import partial_path
 from dp4tl_fast.sources import conversion, pipeline
 
 IMAGES = 60

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dp4tl_fast.beton import Beton
+from dp4tl_fast.common.errors import SourceError
 from dp4tl_fast.convert import convert
-from dp4tl_fast.errors import SourceError
 from dp4tl_fast.sources import open_source
 from dp4tl_fast.sources.tar_members import members
 

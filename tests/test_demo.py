@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from dp4tl_fast import demo_data
+from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.demo import demo
-from dp4tl_fast.errors import UsageError
 from dp4tl_fast.report import report
 
 

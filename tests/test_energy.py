@@ -8,7 +8,7 @@ import torch
 from small_runs import noisy_colours, run
 
 from dp4tl_fast import energy
-from dp4tl_fast.cli import Terminated
+from dp4tl_fast.common.cli import Terminated
 from dp4tl_fast.compare import compare, find_runs
 from dp4tl_fast.pretrain import Training
 

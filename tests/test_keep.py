@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dp4tl_fast.choose import choose, in_turn
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.mapping.keep import auto_cut, cut
 from dp4tl_fast.mapping.registry import Scores
 

@@ -15,7 +15,7 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.kernels import kmeans, minibatch_kmeans, nearest_centroid
 from dp4tl_fast.kernels.dispatch import native
 from dp4tl_fast.kernels.kmeans import _cluster_sums, _restart_empty

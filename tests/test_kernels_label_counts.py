@@ -23,7 +23,7 @@ from kernel_cases import (
     strided,
 )
 
-from dp4tl_fast.errors import BackendError, UsageError
+from dp4tl_fast.common.errors import BackendError, UsageError
 from dp4tl_fast.kernels import label_counts
 from dp4tl_fast.kernels.dispatch import native
 from dp4tl_fast.kernels.label_counts import _native as native_label_counts

@@ -26,7 +26,7 @@ from kernel_cases import (
     strided,
 )
 
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.kernels import linear_label_counts, nearest_centroid
 from dp4tl_fast.kernels.dispatch import native
 from dp4tl_fast.kernels.linear_argmax import _native as native_argmax

@@ -12,7 +12,7 @@ import torch
 from native_files import jpeg, picture, write
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import BackendError
+from dp4tl_fast.common.errors import BackendError
 from dp4tl_fast.kernels import _native
 from dp4tl_fast.loaders import LoaderSpec, open_loader
 from dp4tl_fast.loaders import dali as backend

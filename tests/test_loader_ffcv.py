@@ -17,7 +17,7 @@ from native_files import jpeg, picture, write
 
 from dp4tl_fast.beton import Beton, BetonWriter
 from dp4tl_fast.beton.format import MODE_RAW
-from dp4tl_fast.errors import BackendError
+from dp4tl_fast.common.errors import BackendError
 from dp4tl_fast.loaders import LoaderSpec, open_loader
 from dp4tl_fast.loaders.ffcv import FfcvLoader, as_bits, available_memory, byte_table, choose_os_cache, pages_held
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.mapping import baselines
 from dp4tl_fast.mapping.feature_mapping import class_groups, class_means, feature_mapping, kmeans_groups, nearest_groups
 from dp4tl_fast.mapping.label_mapping import label_mapping

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from native_files import broken, jpeg, picture, resident_mib, threads, write
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import BetonError, Dp4tlError, RecordError
+from dp4tl_fast.common.errors import BetonError, Dp4tlError, RecordError
 from dp4tl_fast.kernels import _native
 from dp4tl_fast.loaders import LoaderSpec, open_loader
 

@@ -15,7 +15,7 @@ import torch
 from native_files import broken, jpeg, picture, resident_mib, threads, write
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import BackendError, UsageError
+from dp4tl_fast.common.errors import BackendError, UsageError
 from dp4tl_fast.loaders import BaseLoader, LoaderSpec, native, open_loader, pinned
 from dp4tl_fast.training.feed import ahead
 

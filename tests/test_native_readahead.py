@@ -8,7 +8,7 @@ import torch
 from native_files import picture, write
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.loaders import LoaderSpec, native, open_loader
 from dp4tl_fast.loaders.native import NativeLoader
 

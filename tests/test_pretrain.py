@@ -15,7 +15,7 @@ from small_runs import noisy_colours
 
 from dp4tl_fast import models
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import CheckpointError, Dp4tlError, RecordError, SelectionError, TrainingError, UsageError
+from dp4tl_fast.common.errors import CheckpointError, Dp4tlError, RecordError, SelectionError, TrainingError, UsageError
 from dp4tl_fast.finetune import finetune
 from dp4tl_fast.pretrain import PretrainConfig, pretrain
 from dp4tl_fast.prune import prune

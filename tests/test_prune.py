@@ -10,11 +10,11 @@ import torch
 from pruning_data import PER_CLASS, forward_passes, run
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.common.stopwatch import Stopwatch
 from dp4tl_fast.mapping.registry import METHODS
 from dp4tl_fast.pretrain import PretrainConfig, pretrain
 from dp4tl_fast.selection import Selection
-from dp4tl_fast.stopwatch import Stopwatch
 from dp4tl_fast.training import checkpoint
 
 
@@ -115,7 +115,7 @@ def test_two_processes_choose_what_one_does(data, tmp_path):
 
 def test_every_moment_belongs_to_the_innermost_section(monkeypatch):
     ticks = iter([0, 1, 3, 6, 10, 15])
-    monkeypatch.setattr("dp4tl_fast.stopwatch.time.perf_counter", lambda: next(ticks))
+    monkeypatch.setattr("dp4tl_fast.common.stopwatch.time.perf_counter", lambda: next(ticks))
     watch = Stopwatch("outer")
     with watch.section("middle"), watch.section("inner"):
         pass

@@ -6,7 +6,7 @@ from pruning_data import run
 from safetensors.torch import load_file, save_file
 
 from dp4tl_fast.__main__ import main as dispatch
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.training import checkpoint
 
 

@@ -7,8 +7,9 @@ import pytest
 import yaml
 from small_runs import noisy_colours
 
-from dp4tl_fast import cli, finetune, pretrain
+from dp4tl_fast import finetune, pretrain
 from dp4tl_fast.__main__ import main as dispatch
+from dp4tl_fast.common import cli
 from dp4tl_fast.training import checkpoint
 
 RECIPES = sorted(p.stem for p in cli.RECIPES.glob("*.yaml"))

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from pruning_data import run
 
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.report import report
 from dp4tl_fast.selection.names import readable
 

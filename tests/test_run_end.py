@@ -11,7 +11,7 @@ import torch
 from small_runs import FAST, noisy_colours, run
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import BetonError, CheckpointError, TrainingError, UsageError
+from dp4tl_fast.common.errors import BetonError, CheckpointError, TrainingError, UsageError
 from dp4tl_fast.finetune import finetune
 from dp4tl_fast.profiling import what_bounds
 from dp4tl_fast.training import checkpoint

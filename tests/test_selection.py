@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dp4tl_fast.beton import Beton, BetonWriter
 from dp4tl_fast.beton.format import MODE_RAW
-from dp4tl_fast.errors import SelectionError, UsageError
+from dp4tl_fast.common.errors import SelectionError, UsageError
 from dp4tl_fast.mapping.keep import num_kept
 from dp4tl_fast.selection import Selection, rank, records_of
 

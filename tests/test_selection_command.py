@@ -10,7 +10,7 @@ from pruning_data import run
 
 from dp4tl_fast.__main__ import main as dispatch
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import SelectionError
+from dp4tl_fast.common.errors import SelectionError
 from dp4tl_fast.selection import Selection
 
 

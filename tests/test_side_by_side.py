@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from small_runs import FAST, noisy_colours, run
 
 from dp4tl_fast import pretrain as command
-from dp4tl_fast.cli import Terminated
-from dp4tl_fast.errors import SelectionError, UsageError
+from dp4tl_fast.common.cli import Terminated
+from dp4tl_fast.common.errors import SelectionError, UsageError
 from dp4tl_fast.pretrain import Training
 from dp4tl_fast.prune import prune
 from dp4tl_fast.training import checkpoint

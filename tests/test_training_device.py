@@ -8,8 +8,8 @@ import pytest
 import torch
 from small_runs import noisy_colours, run
 
-from dp4tl_fast import cli
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common import cli
+from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.pretrain import Training
 from dp4tl_fast.training import checkpoint
 from dp4tl_fast.training.device import pick_device

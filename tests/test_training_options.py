@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dp4tl_fast import models
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.learner import make_optimizer
 from dp4tl_fast.pretrain_config import OPTIMIZERS, PretrainConfig
 from dp4tl_fast.training import checkpoint

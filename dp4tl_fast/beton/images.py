@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from dp4tl_fast.beton import format as fmt
 from dp4tl_fast.beton import jpeg
-from dp4tl_fast.errors import SourceError, UsageError
+from dp4tl_fast.common.errors import SourceError, UsageError
 
 ENTRY_POINT_PIXELS = 128 * 128  # a crop of a smaller image needs most of it
 ENTRY_POINT_DISTANCE = 64  # pixels in a row: half of it decodes 2 % faster and takes twice the 2.5 % of bytes

@@ -22,7 +22,7 @@ import numpy as np
 
 from dp4tl_fast.beton.sidecars import CHECKSUM
 from dp4tl_fast.beton.writer import ROW
-from dp4tl_fast.files import naming
+from dp4tl_fast.common.files import naming
 
 _HEAD = np.dtype([("length", "<u4"), ("crc", "<u4")])
 _COUNTS = np.dtype([("consumed", "<u4"), ("records", "<u4"), ("synced", "<u8")])

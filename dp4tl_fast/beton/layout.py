@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common.errors import UsageError
 
 LAYOUTS = ("class", "shuffled")
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from dp4tl_fast.beton import format as fmt
 from dp4tl_fast.beton.sidecars import sidecar
-from dp4tl_fast.errors import BetonError, RecordError
+from dp4tl_fast.common.errors import BetonError, RecordError
 
 SAME_FOLDERS = "Convert both from folders of the same classes"
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from dp4tl_fast.errors import BetonError
-from dp4tl_fast.files import atomically, write_atomically
+from dp4tl_fast.common.errors import BetonError
+from dp4tl_fast.common.files import atomically, write_atomically
 
 CHECKSUM = np.dtype("<u4")  # CRC-32 (zlib) of a record's payload
 

@@ -16,11 +16,11 @@ import numpy as np
 from dp4tl_fast.beton.format import MODE_JPEG
 from dp4tl_fast.beton.images import add_entry_points
 from dp4tl_fast.beton.layout import record_order
-from dp4tl_fast.beton.ordered import chunk_bounds, ordered_map
 from dp4tl_fast.beton.reader import Beton
 from dp4tl_fast.beton.sidecars import read_checksums, write_checksums, write_info
 from dp4tl_fast.beton.writer import FIELDS, BetonWriter
-from dp4tl_fast.errors import BetonError, RecordError
+from dp4tl_fast.common.errors import BetonError, RecordError
+from dp4tl_fast.common.ordered import chunk_bounds, ordered_map
 
 CHUNK_BYTES, CHUNK_RECORDS = 8 << 20, 512
 Progress = Callable[[int], None]

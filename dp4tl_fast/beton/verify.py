@@ -12,10 +12,10 @@ import numpy as np
 
 from dp4tl_fast.beton import format as fmt
 from dp4tl_fast.beton import jpeg
-from dp4tl_fast.beton.ordered import chunk_bounds, ordered_map
 from dp4tl_fast.beton.reader import Beton
 from dp4tl_fast.beton.sidecars import read_checksums
-from dp4tl_fast.errors import RecordError
+from dp4tl_fast.common.errors import RecordError
+from dp4tl_fast.common.ordered import chunk_bounds, ordered_map
 
 
 def verify(

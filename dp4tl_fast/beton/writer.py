@@ -16,8 +16,8 @@ import numpy as np
 
 from dp4tl_fast.beton import format as fmt
 from dp4tl_fast.beton.sidecars import write_classes
-from dp4tl_fast.errors import BetonError
-from dp4tl_fast.files import commit, naming, partial_path
+from dp4tl_fast.common.errors import BetonError
+from dp4tl_fast.common.files import commit, naming, partial_path
 
 FIELDS = (("image", fmt.TYPE_RGB), ("label", fmt.TYPE_INT), ("index", fmt.TYPE_INT))
 ROW = fmt.metadata_dtype([type_id for _, type_id in FIELDS])

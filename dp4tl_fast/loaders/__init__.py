@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import BackendError
+from dp4tl_fast.common.errors import BackendError
 from dp4tl_fast.loaders.base import BaseLoader
 from dp4tl_fast.loaders.capabilities import Capabilities
 from dp4tl_fast.loaders.spec import IMAGENET_MEAN, IMAGENET_STD, Loader, LoaderSpec

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from dp4tl_fast.common.philox import philox
 from dp4tl_fast.loaders.spec import LoaderSpec
-from dp4tl_fast.philox import philox
 
 CROP_TRIES, MIRROR_BLOCK = 10, 16
 

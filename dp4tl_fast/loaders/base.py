@@ -15,7 +15,7 @@ import numpy as np
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton.format import MODE_JPEG, MODE_RAW
-from dp4tl_fast.errors import BackendError, BetonError, SelectionError, UsageError
+from dp4tl_fast.common.errors import BackendError, BetonError, SelectionError, UsageError
 from dp4tl_fast.loaders import order
 from dp4tl_fast.loaders.capabilities import Capabilities
 from dp4tl_fast.loaders.decode import bad_record

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from dp4tl_fast.errors import BackendError
+from dp4tl_fast.common.errors import BackendError
 from dp4tl_fast.loaders.spec import DTYPES, TRANSFORMS
 
 if TYPE_CHECKING:

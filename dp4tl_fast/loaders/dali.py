@@ -21,7 +21,7 @@ from PIL import Image
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton.format import MODE_JPEG, MODE_RAW
-from dp4tl_fast.errors import BackendError, RecordError
+from dp4tl_fast.common.errors import BackendError, RecordError
 from dp4tl_fast.kernels import _native
 from dp4tl_fast.loaders.augment import parameters
 from dp4tl_fast.loaders.base import BaseLoader, record_kind

@@ -9,7 +9,7 @@ from PIL import Image
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton.format import MODE_JPEG, MODE_RAW
-from dp4tl_fast.errors import RecordError
+from dp4tl_fast.common.errors import RecordError
 
 
 def bad_record(beton: Beton, record: int, why: str) -> RecordError:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import BackendError, RecordError
+from dp4tl_fast.common.errors import BackendError, RecordError
 from dp4tl_fast.loaders.augment import parameters
 from dp4tl_fast.loaders.base import BaseLoader
 from dp4tl_fast.loaders.capabilities import Capabilities

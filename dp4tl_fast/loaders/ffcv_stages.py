@@ -33,7 +33,7 @@ from ffcv.pipeline.state import State
 from numba import types
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import BackendError
+from dp4tl_fast.common.errors import BackendError
 from dp4tl_fast.loaders.readahead import fetched, no_readahead
 
 # libffcv's functions under names of ours, so that compiled code can be cached on disk: a ctypes pointer could not be.

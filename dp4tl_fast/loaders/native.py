@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import BackendError, BetonError, UsageError
+from dp4tl_fast.common.errors import BackendError, BetonError, UsageError
 from dp4tl_fast.kernels import _native
 from dp4tl_fast.loaders import order
 from dp4tl_fast.loaders.base import BaseLoader

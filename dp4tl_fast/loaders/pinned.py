@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from dp4tl_fast.errors import BackendError
+from dp4tl_fast.common.errors import BackendError
 
 if TYPE_CHECKING:
     import torch

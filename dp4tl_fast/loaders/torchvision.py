@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dp4tl_fast.errors import RecordError
+from dp4tl_fast.common.errors import RecordError
 from dp4tl_fast.loaders.augment import parameters
 from dp4tl_fast.loaders.base import BaseLoader
 from dp4tl_fast.loaders.capabilities import Capabilities

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.mapping.feature_mapping import Groups, class_means
 
 # -- classes ----------------------------------------------------------------------------------------------------------

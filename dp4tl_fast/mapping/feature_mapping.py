@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.kernels import kmeans, nearest_centroid
 
 CHUNK = 1 << 16  # rows that are held in float64 at a time

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.mapping import baselines
 from dp4tl_fast.mapping.feature_mapping import Groups, feature_mapping
 from dp4tl_fast.mapping.label_mapping import label_mapping

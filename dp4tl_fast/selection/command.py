@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from dp4tl_fast import cli
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import SelectionError, UsageError
+from dp4tl_fast.common import cli
+from dp4tl_fast.common.errors import SelectionError, UsageError
 from dp4tl_fast.selection.names import readable
 from dp4tl_fast.selection.portable import Selection, same_source
 from dp4tl_fast.selection.upstream import export_indices, import_indices

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common.errors import UsageError
 
 
 def readable(names: Sequence[str], path: str) -> list[str]:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import SelectionError
-from dp4tl_fast.files import npy_bytes, write_atomically
+from dp4tl_fast.common.errors import SelectionError
+from dp4tl_fast.common.files import npy_bytes, write_atomically
 
 SCHEMA = 1
 RECORDS = "records_sha256"  # in the fingerprint where single records are kept: there the order within a class counts, too

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import SelectionError
-from dp4tl_fast.files import write_atomically
+from dp4tl_fast.common.errors import SelectionError
+from dp4tl_fast.common.files import write_atomically
 from dp4tl_fast.selection.portable import Selection
 
 

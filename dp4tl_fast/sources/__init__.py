@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from dp4tl_fast.errors import SourceError
+from dp4tl_fast.common.errors import SourceError
 from dp4tl_fast.sources.base import Source
 from dp4tl_fast.sources.folder import FolderSource
 

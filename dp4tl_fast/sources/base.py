@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
-from dp4tl_fast.errors import SourceError
+from dp4tl_fast.common.errors import SourceError
 
 MAX_CLASS_ID = 10_000_000  # what is more was not meant as one, and a table of so many classes would fill the memory
 

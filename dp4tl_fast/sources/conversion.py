@@ -27,8 +27,8 @@ from dp4tl_fast.beton.images import ImageRule
 from dp4tl_fast.beton.journal import Frame, Journal, journal_path, payloads_are_intact
 from dp4tl_fast.beton.sidecars import audit_table, read_info, write_checksums, write_info
 from dp4tl_fast.beton.writer import BetonWriter
-from dp4tl_fast.errors import BetonError, UsageError
-from dp4tl_fast.files import partial_path
+from dp4tl_fast.common.errors import BetonError, UsageError
+from dp4tl_fast.common.files import partial_path
 from dp4tl_fast.sources.base import Source
 from dp4tl_fast.sources.pipeline import converted
 

@@ -6,7 +6,7 @@ import io
 import tarfile
 from pathlib import Path
 
-from dp4tl_fast.errors import SourceError
+from dp4tl_fast.common.errors import SourceError
 
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dp4tl_fast.errors import SourceError
+from dp4tl_fast.common.errors import SourceError
 from dp4tl_fast.sources.spool import SpoolSource
 from dp4tl_fast.sources.table import LABEL_COLUMNS
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dp4tl_fast.errors import SourceError
+from dp4tl_fast.common.errors import SourceError
 from dp4tl_fast.sources.base import Names, Source
 
 

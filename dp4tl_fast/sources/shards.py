@@ -14,7 +14,7 @@ import numpy as np
 from dp4tl_fast.beton.reader import Beton
 from dp4tl_fast.beton.sidecars import audit_table, read_audit, read_info, sidecar
 from dp4tl_fast.beton.subset import copy_records
-from dp4tl_fast.errors import BetonError, UsageError
+from dp4tl_fast.common.errors import BetonError, UsageError
 
 ENVIRONMENTS = (  # (part, number of parts, first part's number) as launchers set them
     ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"),

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from dp4tl_fast.errors import SourceError
-from dp4tl_fast.files import naming
+from dp4tl_fast.common.errors import SourceError
+from dp4tl_fast.common.files import naming
 from dp4tl_fast.sources.base import Source, named_classes
 
 

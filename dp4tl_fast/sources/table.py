@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dp4tl_fast.errors import SourceError
+from dp4tl_fast.common.errors import SourceError
 from dp4tl_fast.sources.base import MAX_CLASS_ID, Names, Source
 
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "image")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dp4tl_fast.errors import SourceError
+from dp4tl_fast.common.errors import SourceError
 from dp4tl_fast.sources.base import MAX_CLASS_ID, Names, Source
 from dp4tl_fast.sources.imagenet import validation_labels
 from dp4tl_fast.sources.tar_members import Member, is_image, is_visible, members

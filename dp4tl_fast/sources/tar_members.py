@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from dp4tl_fast.errors import SourceError
+from dp4tl_fast.common.errors import SourceError
 
 BLOCK = 512
 MAX_NAME = 1 << 16

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
-from dp4tl_fast.errors import SourceError
+from dp4tl_fast.common.errors import SourceError
 from dp4tl_fast.sources.base import Names, Source, named_classes
 from dp4tl_fast.sources.spool import SpoolSource
 

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dp4tl_fast import models
-from dp4tl_fast.errors import CheckpointError
-from dp4tl_fast.files import commit, partial_path
+from dp4tl_fast.common.errors import CheckpointError
+from dp4tl_fast.common.files import commit, partial_path
 
 WEIGHTS, EMA, STATE, META = "weights.safetensors", "ema.safetensors", "state.pt", "dp4tl"
 BEST = "best"  # a link to the checkpoint that validated best

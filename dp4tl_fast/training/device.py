@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common.errors import UsageError
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

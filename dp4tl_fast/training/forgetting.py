@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.training.supervised import Sums, Supervised, hits
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dp4tl_fast.errors import Dp4tlError, UsageError
+from dp4tl_fast.common.errors import Dp4tlError, UsageError
 
 if TYPE_CHECKING:
     import torch

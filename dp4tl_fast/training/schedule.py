@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common.errors import UsageError
 
 SCHEDULES = ("triangular", "cosine", "constant")
 

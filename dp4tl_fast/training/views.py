@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from dp4tl_fast.philox import philox
+from dp4tl_fast.common.philox import philox
 
 LUMA = (0.299, 0.587, 0.114)
 TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))

@@ -6,7 +6,7 @@ from collections import deque
 
 import torch
 
-from dp4tl_fast.errors import TrainingError
+from dp4tl_fast.common.errors import TrainingError
 from dp4tl_fast.training import ranks
 
 NEVER = 2**62

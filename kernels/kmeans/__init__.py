@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.kernels.dispatch import choose, native, require_matrix
 from dp4tl_fast.kernels.linear_argmax import Winners, linear_argmax
 from dp4tl_fast.kernels.nearest_centroid import squared_norms

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common.errors import UsageError
 
 
 class Shard:

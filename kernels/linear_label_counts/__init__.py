@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.kernels.dispatch import require_matrix, require_nan_policy, require_no_nan
 from dp4tl_fast.kernels.linear_argmax import linear_argmax
 

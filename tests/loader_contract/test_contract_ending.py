@@ -10,7 +10,7 @@ import torch
 from contract_cases import AUGMENTED, spec
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import BackendError
+from dp4tl_fast.common.errors import BackendError
 from dp4tl_fast.loaders import open_loader
 
 

@@ -10,7 +10,7 @@ from contract_cases import AUGMENTED, N, by_index, class_labels, flat, keep, one
 from native_files import jpeg, picture, write
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import BetonError, RecordError
+from dp4tl_fast.common.errors import BetonError, RecordError
 from dp4tl_fast.loaders import open_loader
 
 BAD, BAD_CLASS = 17, 1

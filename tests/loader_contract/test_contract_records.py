@@ -7,7 +7,7 @@ import pytest
 from contract_cases import CLASSES, flat, keep, spec
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import SelectionError
+from dp4tl_fast.common.errors import SelectionError
 from dp4tl_fast.loaders import open_loader
 
 

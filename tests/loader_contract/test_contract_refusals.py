@@ -10,7 +10,7 @@ import torch
 from contract_cases import spec
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import BackendError
+from dp4tl_fast.common.errors import BackendError
 from dp4tl_fast.loaders import BACKENDS, BaseLoader, capabilities, open_loader
 from dp4tl_fast.loaders.capabilities import Capabilities, markdown_table
 

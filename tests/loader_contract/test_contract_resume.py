@@ -7,7 +7,7 @@ import torch
 from contract_cases import AUGMENTED, BATCH, N, by_index, keep, one_pass, same, spec
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.loaders import capabilities, open_loader
 
 

@@ -1,5 +1,5 @@
 """Every error a user can cause. Each message names the thing, the value, the rule and the remedy; commands print it as one
-line and exit with 2 (see ``dp4tl_fast.cli``)."""
+line and exit with 2 (see ``dp4tl_fast.common.cli``)."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from dp4tl_fast.errors import UsageError
+from dp4tl_fast.common.errors import UsageError
 
 
 def check_outputs(outputs: Mapping[str, str | Path], inputs: Iterable[str | Path]) -> None:

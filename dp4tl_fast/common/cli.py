@@ -21,11 +21,11 @@ from typing import Any, TypeVar, get_type_hints
 
 import jsonargparse
 
-from dp4tl_fast.errors import Dp4tlError
+from dp4tl_fast.common.errors import Dp4tlError
 
 T = TypeVar("T")
 
-RECIPES = Path(__file__).parent / "recipes"
+RECIPES = Path(__file__).parent.parent / "recipes"
 EXIT_OK, EXIT_INTERNAL, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
