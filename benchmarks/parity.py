@@ -17,7 +17,7 @@ from benchmarks.harness import Suite
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.convert import convert
 from dp4tl_fast.loaders import BACKENDS, LoaderSpec, open_loader
-from dp4tl_fast.models import build
+from dp4tl_fast.training.models import build
 
 ORACLE = "torchvision"
 PHOTOS = LoaderSpec(batch_size=50, size=224)

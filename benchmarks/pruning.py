@@ -20,10 +20,10 @@ from benchmarks.harness import Suite, interleave
 from benchmarks.study import SURROGATE, Study, study
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.mapping.registry import METHODS
-from dp4tl_fast.models import build
 from dp4tl_fast.prune import prune
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.selection.names import readable
+from dp4tl_fast.training.models import build
 
 KEEP = "0.2"
 UNTRAINED = (("small-16", 16), ("small-32", 32), ("small-64", 32), ("resnet18", 64))

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from benchmarks.child import serve
-from dp4tl_fast import models
+from dp4tl_fast.training import models
 from dp4tl_fast.training.supervised import hits
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from dp4tl_fast import models
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton.sidecars import read_checksums
 from dp4tl_fast.cache import shared
@@ -20,7 +19,7 @@ from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.stopwatch import Stopwatch
 from dp4tl_fast.loaders import IMAGENET_MEAN, IMAGENET_STD, LoaderSpec, open_loader
 from dp4tl_fast.loaders.order import rank_batches
-from dp4tl_fast.training import checkpoint
+from dp4tl_fast.training import checkpoint, models
 from dp4tl_fast.training.device import pick_device
 from dp4tl_fast.training.loop import Normalise
 from dp4tl_fast.training.ranks import rank_and_ranks

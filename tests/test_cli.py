@@ -188,8 +188,7 @@ def test_a_target_of_other_channels_is_refused(place, capsys):
     from ffcv.fields import IntField, NDArrayField
     from ffcv.writer import DatasetWriter
 
-    from dp4tl_fast import models
-    from dp4tl_fast.training import checkpoint
+    from dp4tl_fast.training import checkpoint, models
 
     grey = [(np.zeros((1, 8, 8), np.uint8), i) for i in range(2)]
     fields = {"image": NDArrayField(np.dtype(np.uint8), (1, 8, 8)), "label": IntField()}

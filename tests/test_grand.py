@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from dp4tl_fast import models
 from dp4tl_fast.mapping import grand as module
 from dp4tl_fast.mapping.grand import decomposes, grand, grand_by_vmap
+from dp4tl_fast.training import models
 
 
 def network(arch, classes=5):

@@ -10,9 +10,8 @@ from small_runs import noisy_colours, run
 from torch import nn
 from torch.nn import functional as F
 
-from dp4tl_fast import models
 from dp4tl_fast.loaders import IMAGENET_MEAN, IMAGENET_STD
-from dp4tl_fast.training import checkpoint
+from dp4tl_fast.training import checkpoint, models
 from dp4tl_fast.training.adversarial import Adversarial
 from dp4tl_fast.training.moco import MoCo, embed, follow
 from dp4tl_fast.training.moco_v3 import MoCoV3

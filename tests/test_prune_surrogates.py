@@ -5,12 +5,11 @@ import pytest
 import torch
 from pruning_data import images, run
 
-from dp4tl_fast import models
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import Dp4tlError, UsageError
 from dp4tl_fast.convert import convert
 from dp4tl_fast.selection import Selection
-from dp4tl_fast.training import checkpoint
+from dp4tl_fast.training import checkpoint, models
 
 
 def test_train_surrogate_counts_its_cost_and_is_reused(data, tmp_path):

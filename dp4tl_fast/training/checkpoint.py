@@ -19,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from dp4tl_fast import models
 from dp4tl_fast.common.errors import CheckpointError
 from dp4tl_fast.common.files import commit, partial_path
+from dp4tl_fast.training import models
 
 WEIGHTS, EMA, STATE, META = "weights.safetensors", "ema.safetensors", "state.pt", "dp4tl"
 BEST = "best"  # a link to the checkpoint that validated best

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dp4tl_fast import models
+from dp4tl_fast.training import models
 from dp4tl_fast.training.feed import Batches
 from dp4tl_fast.training.loop import Normalise, Stepping, evaluate, train
 from dp4tl_fast.training.schedule import learning_rate
