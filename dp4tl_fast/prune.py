@@ -169,7 +169,7 @@ def prune(
     profile = _profile(watch)
     _tell(selection, shown, choice, out, profile)
     if materialize:
-        from dp4tl_fast.beton.subset import subset
+        from dp4tl_fast.beton.copying import subset
 
         copied = subset(beton, selection.indices(beton), materialize)
         cli.message(f"copied {copied['samples']:,} records, {copied['bytes'] / 1e6:,.1f} MB -> {materialize}")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.beton.subset import subset as copy_records
+from dp4tl_fast.beton.copying import subset as copy_records
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.files import check_outputs

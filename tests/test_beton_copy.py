@@ -19,8 +19,8 @@ from dp4tl_fast import relayout as relayout_command
 from dp4tl_fast import subset as subset_command
 from dp4tl_fast.__main__ import main as dispatch
 from dp4tl_fast.beton import Beton, BetonWriter
+from dp4tl_fast.beton.copying import relayout, subset
 from dp4tl_fast.beton.layout import label_mixing, record_order
-from dp4tl_fast.beton.subset import relayout, subset
 from dp4tl_fast.beton.verify import verify
 from dp4tl_fast.common.errors import BetonError, RecordError, UsageError
 from dp4tl_fast.common.files import partial_path

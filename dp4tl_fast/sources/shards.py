@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from dp4tl_fast.beton.copying import copy_records
 from dp4tl_fast.beton.reader import Beton
 from dp4tl_fast.beton.sidecars import audit_table, read_audit, read_info, sidecar
-from dp4tl_fast.beton.subset import copy_records
 from dp4tl_fast.common.errors import BetonError, UsageError
 
 ENVIRONMENTS = (  # (part, number of parts, first part's number) as launchers set them
