@@ -18,7 +18,7 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.harness import Suite, interleave, timed
-from dp4tl_fast.convert import convert
+from dp4tl_fast.conversion.run import convert
 from dp4tl_fast.sources.folder import FolderSource
 
 WORKERS = 2

@@ -17,8 +17,8 @@ import numpy as np
 from benchmarks.child import Child
 from benchmarks.harness import Suite, interleave
 from dp4tl_fast.beton import Beton, BetonWriter
+from dp4tl_fast.beton.entry_points import add_entry_points
 from dp4tl_fast.beton.format import MODE_JPEG
-from dp4tl_fast.beton.images import add_entry_points
 
 EPOCH, SLOW_EPOCH, SIZE, MAX_SIDE, QUALITY = 10_000, 1_536, 224, 500, 90
 SLOW = ("torchvision-pil", "torchvision-io", "spdl")

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.harness import Suite
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.convert import convert
+from dp4tl_fast.conversion.run import convert
 from dp4tl_fast.loaders import BACKENDS, LoaderSpec, open_loader
 from dp4tl_fast.training.models import build
 

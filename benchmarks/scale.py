@@ -25,7 +25,7 @@ SHARE = 10  # the small ones have one in ten
 
 SUBJECTS = {
     "convert": """
-from dp4tl_fast.convert import convert
+from dp4tl_fast.conversion.run import convert
 convert("TREE", "OUT", workers=2)
 """,
     "open": """

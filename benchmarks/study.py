@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.harness import Suite
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.convert import convert
+from dp4tl_fast.conversion.run import convert
 from dp4tl_fast.finetune import finetune
 from dp4tl_fast.pretrain import PretrainConfig, pretrain
 from dp4tl_fast.prune import prune

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.child import Child
 from benchmarks.harness import ROUNDS, Suite, interleave
-from dp4tl_fast.convert import convert
+from dp4tl_fast.conversion.run import convert
 
 SUBJECTS = ("reference", "ffcv", "ours")
 IMAGES, BATCH, SIZE, ARCH = 3072, 128, 96, "small-16"

@@ -116,7 +116,7 @@ def _make_data(root: Path, per_class: int, seed: int) -> tuple[Path, Path, Path]
     import os
 
     from dp4tl_fast import demo_data
-    from dp4tl_fast.convert import convert
+    from dp4tl_fast.conversion.run import convert
 
     classes = demo_data.source_classes()
     made = demo_data.write_source(root / "images/source", per_class=per_class, seed=seed, workers=os.cpu_count() or 1)

@@ -9,7 +9,7 @@ from typing import Any
 
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.files import check_outputs
-from dp4tl_fast.sources.shards import merge_shards
+from dp4tl_fast.conversion.shards import merge_shards
 
 
 def merge(out: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton.copying import relayout as copy_in_order
-from dp4tl_fast.beton.images import wants_entry_points
+from dp4tl_fast.beton.entry_points import wants_entry_points
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.files import check_outputs
 

@@ -20,7 +20,7 @@ def open_target(spec: str, out: str) -> Beton:
     """
     if not spec.startswith("torchvision:"):
         return Beton(spec)
-    from dp4tl_fast.convert import convert
+    from dp4tl_fast.conversion.run import convert
 
     digest = hashlib.sha256(spec.encode()).hexdigest()[:8]
     name = re.sub(r"[^A-Za-z0-9]+", "-", spec.removeprefix("torchvision:").split("root=")[0]).strip("-")

@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from dp4tl_fast import embedding
-from dp4tl_fast.convert import convert
+from dp4tl_fast.conversion.run import convert
 from dp4tl_fast.pretrain import PretrainConfig, pretrain
 from dp4tl_fast.prune import prune
 

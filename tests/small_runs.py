@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from dp4tl_fast.convert import convert
+from dp4tl_fast.conversion.run import convert
 from dp4tl_fast.pretrain import pretrain
 from dp4tl_fast.pretrain_config import PretrainConfig
 

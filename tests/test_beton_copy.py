@@ -24,8 +24,8 @@ from dp4tl_fast.beton.layout import label_mixing, record_order
 from dp4tl_fast.beton.verify import verify
 from dp4tl_fast.common.errors import BetonError, RecordError, UsageError
 from dp4tl_fast.common.files import partial_path
-from dp4tl_fast.convert import convert
-from dp4tl_fast.sources.shards import merge_shards, parse_shard, shard_path
+from dp4tl_fast.conversion.run import convert
+from dp4tl_fast.conversion.shards import merge_shards, parse_shard, shard_path
 
 
 @pytest.fixture

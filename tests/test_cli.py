@@ -81,15 +81,15 @@ def test_an_error_of_the_system_is_one_line_unless_it_is_a_bug(capsys):
         "other": ValueError("no error of the system"),
     }
 
-    def command(*, which: str):
+    def fail(*, which: str):
         """Fail."""
         raise errors[which]
 
-    assert cli.run(command, ["--which=denied"], name="fail") == 2
+    assert cli.run(fail, ["--which=denied"]) == 2
     assert capsys.readouterr().err == "dp4tl-fast fail: /some/where: Permission denied\n"
     for which in ("bug", "other"):
         with pytest.raises((OSError, ValueError)):
-            cli.run(command, [f"--which={which}"], name="fail")
+            cli.run(fail, [f"--which={which}"])
 
 
 def image(path):

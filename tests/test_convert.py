@@ -19,8 +19,8 @@ from dp4tl_fast import convert as command
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton.sidecars import sidecar
 from dp4tl_fast.common.errors import SourceError, UsageError
-from dp4tl_fast.convert import convert
-from dp4tl_fast.sources import pipeline
+from dp4tl_fast.conversion import pipeline
+from dp4tl_fast.conversion.run import convert
 
 FFCV_DUMP = Path(__file__).with_name("ffcv_dump.py")
 SIZES = [(32, 24), (7, 50), (1, 1), (64, 64), (33, 17)]

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dp4tl_fast.beton import Beton, BetonWriter, jpeg
-from dp4tl_fast.beton.images import ImageRule, Record, make_record
 from dp4tl_fast.beton.verify import verify
 from dp4tl_fast.common.errors import RecordError, SourceError
-from dp4tl_fast.convert import convert
+from dp4tl_fast.conversion.images import ImageRule, Record, make_record
+from dp4tl_fast.conversion.run import convert
 
 KEEP = ImageRule()
 
@@ -220,7 +220,7 @@ def test_a_side_that_no_encoder_takes_is_the_images_fault() -> None:
 BOMB_CHILD = """
 import sys
 from pathlib import Path
-from dp4tl_fast.beton.images import ImageRule, make_record
+from dp4tl_fast.conversion.images import ImageRule, make_record
 from dp4tl_fast.common.errors import SourceError
 
 def peak():  # MiB

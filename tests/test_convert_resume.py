@@ -19,11 +19,11 @@ from PIL import Image
 
 from dp4tl_fast import convert as command
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.beton.journal import Frame, Journal, journal_path
 from dp4tl_fast.common.errors import BetonError, SourceError, UsageError
 from dp4tl_fast.common.files import partial_path
-from dp4tl_fast.convert import convert
-from dp4tl_fast.sources import conversion, pipeline
+from dp4tl_fast.conversion import conversion, pipeline
+from dp4tl_fast.conversion.journal import Frame, Journal, journal_path
+from dp4tl_fast.conversion.run import convert
 
 IMAGES = 60
 
@@ -60,8 +60,9 @@ def undisturbed(tree: Path, tmp_path: Path) -> dict[str, bytes]:
 
 KILLED_CHILD = """
 import signal, sys, time
-from dp4tl_fast.convert import convert
-from dp4tl_fast.sources import conversion, pipeline
+from dp4tl_fast.conversion.run import convert
+from dp4tl_fast.conversion import conversion
+from dp4tl_fast.conversion import pipeline
 pipeline.CHUNK_RECORDS, conversion.SYNC_BYTES = 4, 1_000_000
 convert(sys.argv[1], sys.argv[4], workers=2, write_mode="jpg")  # loads codecs before the clock runs
 start = time.process_time()

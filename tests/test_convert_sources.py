@@ -17,7 +17,7 @@ from PIL import Image
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import SourceError
-from dp4tl_fast.convert import convert
+from dp4tl_fast.conversion.run import convert
 from dp4tl_fast.sources import open_source
 from dp4tl_fast.sources.tar_members import members
 

@@ -15,7 +15,7 @@ from small_runs import noisy_colours
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.convert import convert
+from dp4tl_fast.conversion.run import convert
 from dp4tl_fast.pretrain_config import PretrainConfig
 from dp4tl_fast.training import checkpoint
 

@@ -15,7 +15,7 @@ from small_runs import noisy_colours
 from dp4tl_fast import accuracy
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import BetonError, UsageError
-from dp4tl_fast.convert import convert
+from dp4tl_fast.conversion.run import convert
 from dp4tl_fast.finetune import finetune, main
 from dp4tl_fast.pretrain import main as pretrain
 from dp4tl_fast.report import report

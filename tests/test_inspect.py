@@ -12,7 +12,7 @@ from PIL import Image
 from dp4tl_fast import inspect as command
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import BetonError
-from dp4tl_fast.convert import convert
+from dp4tl_fast.conversion.run import convert
 from dp4tl_fast.inspect import inspect
 
 

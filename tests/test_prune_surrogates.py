@@ -7,7 +7,7 @@ from pruning_data import images, run
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import Dp4tlError, UsageError
-from dp4tl_fast.convert import convert
+from dp4tl_fast.conversion.run import convert
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.training import checkpoint, models
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from dp4tl_fast.beton.entry_points import add_entry_points
 from dp4tl_fast.beton.format import MODE_JPEG
-from dp4tl_fast.beton.images import add_entry_points
 from dp4tl_fast.beton.layout import record_order
 from dp4tl_fast.beton.reader import Beton
 from dp4tl_fast.beton.sidecars import read_checksums, write_checksums, write_info

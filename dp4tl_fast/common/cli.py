@@ -90,20 +90,16 @@ def run(
     *,
     positional: bool = False,
     variadic: str = "",
-    name: str = "",
 ) -> int:
     """Parse ``argv``, call ``function``, print its result as JSON under ``--json``, return the exit code.
 
     Args:
-        function: Keyword-only parameters, or a single dataclass parameter; returns a JSON-able dict (or None).
+        function: Named like the command. Keyword-only parameters, or a single dataclass parameter; returns a JSON-able dict (or None).
         positional: Required parameters are positional.
         variadic: Name of a list parameter taken from one or more positionals.
-        name: The command's name where it is not its module's.
     """
     _collect_seldom()
-    module = inspect.getmodule(function)
-    if not name:
-        name = module.__spec__.name.rpartition(".")[2] if module and module.__spec__ else function.__name__
+    name = function.__name__
     parser = Parser(prog=f"dp4tl-fast {name}", description=_summary(function))
     parser.add_argument("--config", action="config", help="YAML file with any of the options; flags after it win.")
     parser.add_argument("--json", action="store_true", help="Print the result as one JSON object on stdout.")

@@ -104,4 +104,4 @@ def _summary(chosen: Selection) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(selection, argv, variadic="action_and_files", name="selection")
+    return cli.run(selection, argv, variadic="action_and_files")

@@ -23,14 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from dp4tl_fast.beton.images import ImageRule
-from dp4tl_fast.beton.journal import Frame, Journal, journal_path, payloads_are_intact
 from dp4tl_fast.beton.sidecars import audit_table, read_info, write_checksums, write_info
 from dp4tl_fast.beton.writer import BetonWriter
 from dp4tl_fast.common.errors import BetonError, UsageError
 from dp4tl_fast.common.files import partial_path
+from dp4tl_fast.conversion.images import ImageRule
+from dp4tl_fast.conversion.journal import Frame, Journal, journal_path, payloads_are_intact
+from dp4tl_fast.conversion.pipeline import converted
 from dp4tl_fast.sources.base import Source
-from dp4tl_fast.sources.pipeline import converted
 
 SYNC_BYTES = 32 << 20  # written behind the writer's back every so often; kill -9 costs only the chunks in flight
 

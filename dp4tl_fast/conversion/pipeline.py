@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dp4tl_fast.beton.images import ImageRule, Record, make_record
 from dp4tl_fast.common.errors import SourceError
 from dp4tl_fast.common.ordered import chunk_bounds, ordered_map
+from dp4tl_fast.conversion.images import ImageRule, Record, make_record
 from dp4tl_fast.sources.base import Source
 
 CHUNK_BYTES, CHUNK_RECORDS = 8 << 20, 512  # of source files; a chunk is what a worker does at once

@@ -1,0 +1,33 @@
+"""Entry points: an index segment in a JPEG, from which the native loader decodes only what a crop needs. Other decoders pass
+over it; the image's own bytes stay as they are. The segment's layout: ``kernels/csrc/core/jpeg/jpeg_index.h``."""
+
+from __future__ import annotations
+
+from dp4tl_fast.common.errors import UsageError
+
+ENTRY_POINT_PIXELS = 128 * 128  # a crop of a smaller image needs most of it
+ENTRY_POINT_DISTANCE = 64  # pixels in a row: half of it decodes 2 % faster and takes twice the 2.5 % of bytes
+
+
+def wants_entry_points(value: str) -> bool:
+    """The flag ``entry_points``.
+
+    Raises:
+        UsageError: It is neither on nor off.
+    """
+    if value not in ("on", "off"):
+        raise UsageError(f"entry_points = {value!r}, but it must be on or off")
+    return value == "on"
+
+
+def add_entry_points(payload: bytes, width: int, height: int) -> bytes:
+    """A JPEG with an index of entry points; the very same object where it is too small, has some, or is no ordinary one.
+
+    Raises:
+        RuntimeError: Its entropy-coded data are damaged.
+    """
+    if width * height < ENTRY_POINT_PIXELS:
+        return payload
+    from dp4tl_fast.kernels._native import jpeg_add_index
+
+    return jpeg_add_index(payload, ENTRY_POINT_DISTANCE)

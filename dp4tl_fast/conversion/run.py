@@ -1,0 +1,153 @@
+"""``dp4tl-fast convert SRC OUT.beton``: images to a .beton laid out so that a class can be read alone."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import closing, suppress
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dp4tl_fast.beton.entry_points import wants_entry_points
+from dp4tl_fast.beton.layout import check_layout, record_order
+from dp4tl_fast.common import cli
+from dp4tl_fast.common.errors import SourceError, UsageError
+from dp4tl_fast.common.files import check_outputs
+from dp4tl_fast.conversion.conversion import Conversion, check_space, finished
+from dp4tl_fast.conversion.images import ImageRule, make_record
+from dp4tl_fast.conversion.shards import parse_shard, shard_path
+from dp4tl_fast.sources import Source, open_source
+
+
+def convert(
+    src: str,
+    out: str,
+    *,
+    labels: str = "",
+    layout: str = "class",
+    write_mode: str = "keep",
+    max_side: int = 0,
+    short_side: int = 0,
+    quality: int = 90,
+    smart_threshold: int = 0,
+    jpeg_share: float = 0.5,
+    entry_points: str = "on",
+    seed: int = 0,
+    workers: int = 0,
+    on_error: str = "fail",
+    resume: bool = False,
+    shard: str = "",
+) -> dict[str, Any]:
+    """Convert labelled images to a .beton file that FFCV and dp4tl_fast read.
+
+    JPEGs are stored without loss where every loader can read them (less EXIF and comments); all else is decoded and
+    encoded anew. OUT.audit.csv lists what is not stored byte for byte, and why. The same input and flags give the same
+    bytes for any number of workers.
+    An interrupted run goes on where it stopped when the same command is given again.
+
+    Args:
+        src: Folder of class folders, or a tar of them; ILSVRC2012_img_train.tar; ILSVRC2012_img_val.tar (with
+            ``labels``); WebDataset tars (``x-{000..099}.tar``); Parquet with an image column; CSV or TSV with columns
+            path and label; ``torchvision:NAME?root=DIR&split=train``; a folder, tar or Parquet file behind a URL.
+        out: The .beton file to write. ``OUT.classes.json`` with the class names goes beside it.
+        labels: ILSVRC2012_devkit_t12.tar.gz, which knows the labels of ILSVRC2012_img_val.tar.
+        layout: ``class`` stores each class as one byte range, its records in random order; ``shuffled`` mixes all.
+        write_mode: ``keep``, ``jpg`` (encode every image anew), ``raw`` (pixels), ``smart`` or ``proportion``.
+        max_side: Shrink images whose longer side has more pixels than this; 0 keeps their size.
+        short_side: Shrink images whose shorter side has more pixels than this; 0 keeps their size.
+        quality: JPEG quality of images that are encoded anew.
+        smart_threshold: Bytes of pixels up to which ``smart`` stores an image raw.
+        jpeg_share: Share of images that ``proportion`` stores as JPEG, chosen at random; the rest is raw.
+        entry_points: ``on`` inserts an index (2.5 % of the bytes) into JPEGs of 128 x 128 pixels and more, so that the
+            native loader decodes only what a crop needs; other readers pass over it. ``off`` leaves it out.
+        seed: Of the random order of records.
+        workers: Threads; 0 is one a core.
+        on_error: ``fail`` at the first bad image, or ``skip`` it.
+        resume: Do nothing when OUT is complete, and fail, instead of starting over, when an unfinished OUT was made
+            from other input or flags.
+        shard: ``I/N`` converts the I-th of N parts (from 0) to OUT.shard-I-of-N.beton, which can be used as it is;
+            ``auto`` takes I and N from Slurm or torchrun. ``dp4tl-fast merge OUT`` joins them to the file of one run.
+
+    Returns:
+        ``samples`` stored, ``classes``, ``bytes`` of the file, ``seconds``, ``listed`` in the source, of which
+        ``byte_for_byte``, ``changed`` (see the audit file) and ``skipped``; ``resumed``: done by an earlier run.
+
+    Raises:
+        SourceError: The source is missing, empty, or holds a bad image.
+        UsageError: A flag has a value that cannot work, or ``out`` cannot be written.
+        BetonError: The disk is full.
+    """
+    rule = ImageRule(
+        write_mode=write_mode, max_side=max_side, short_side=short_side, quality=quality,
+        smart_threshold=smart_threshold, jpeg_share=jpeg_share, seed=seed, entry_points=wants_entry_points(entry_points),
+    )  # fmt: skip
+    check_layout(layout)
+    _check_flags(on_error, workers)
+    started = time.perf_counter()
+    part = parse_shard(shard)
+    target = shard_path(Path(out), *part) if part else Path(out)
+    check_outputs({"OUT": target}, [src])
+    with closing(open_source(src, labels=labels, scratch=target.absolute().parent)) as source:
+        order = record_order(source.labels, layout, seed)
+        identity: dict[str, Any] = {"input": source.identity(), "layout": layout, "rule": asdict(rule)}
+        identity["pillow"] = version("pillow")  # its codecs decide the bytes, too
+        if part:
+            (number, parts), n = part, len(order)
+            order = order[n * number // parts : n * (number + 1) // parts]
+            identity["shard"] = list(part)
+        summary = finished(target, identity) if resume else None
+        resumed = len(order)
+        if summary is None:
+            check_space(target, _bytes_needed(source, order, rule))
+            with Progress(len(order)) as bar:
+                conversion = Conversion(
+                    source=source, order=order, rule=rule, out=target, identity=identity, progress=bar.advance,
+                    workers=workers or len(os.sched_getaffinity(0)), skip=on_error == "skip", must_resume=resume,
+                )  # fmt: skip
+                summary, resumed = conversion.run(), conversion.resumed
+    size, seconds = target.stat().st_size, time.perf_counter() - started
+    return {"out": str(target), **summary, "bytes": size, "resumed": resumed, "seconds": seconds}
+
+
+class Progress:
+    """The bar: images, images/s, MB/s of source files, time left."""
+
+    def __init__(self, total: int) -> None:
+        self._bar = cli.progress((), desc="convert", unit="image", total=total)
+        self._started, self._bytes = time.perf_counter(), 0
+
+    def advance(self, samples: int, size: int) -> None:
+        self._bytes += size
+        rate = self._bytes / 1e6 / max(time.perf_counter() - self._started, 1e-3)
+        self._bar.set_postfix_str(f"{rate:.0f} MB/s", refresh=False)
+        self._bar.update(samples)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.close()
+
+
+def _check_flags(on_error: str, workers: int) -> None:
+    if on_error not in ("fail", "skip"):
+        raise UsageError(f"convert: on_error = {on_error!r}, but it must be fail or skip")
+    if workers < 0:
+        raise UsageError(f"convert: workers = {workers}, but it must be 0 (one a core) or more")
+
+
+def _bytes_needed(source: Source, order: np.ndarray, rule: ImageRule) -> int:
+    """What the output will take, in bytes: the source's own size, or an estimate from a few converted samples."""
+    total = int(source.sizes.sum() * (1.05 if rule.entry_points else 1)) + 100 * len(order)
+    if rule.write_mode == "keep" and not (rule.max_side or rule.short_side):
+        return total
+    before = after = 0
+    for i in {(2 * k + 1) * len(source) // 32 for k in range(16)}:
+        with suppress(SourceError, OSError):  # a bad image is reported when its turn comes
+            before, after = before + int(source.sizes[i]), after + len(make_record(source.read(i), rule, i).payload)
+    return int(total * after / before) if before else total
+
