@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from benchmarks.harness import Suite
 from benchmarks.study import NETWORK, ONE_EPOCH, SURROGATE, Case, Study, shown, study, votes_carried
-from dp4tl_fast.compare import compare, find_runs
+from dp4tl_fast.reporting.compare import compare
+from dp4tl_fast.reporting.runs import find_runs
 
 METHODS = ("lm", "fm", "random")
 KEEP = ("0.8", "0.6", "0.4", "0.2")

@@ -58,7 +58,7 @@ class Suite:
 
     Attributes:
         settings: What a reader must know to judge the rows: seeds, epochs, images.
-        comparison: Rows of ``dp4tl_fast.compare``, where whole runs were compared.
+        comparison: Rows of ``dp4tl_fast.reporting.compare``, where whole runs were compared.
     """
 
     name: str

@@ -15,7 +15,7 @@ from typing import Any
 from dp4tl_fast.common.files import write_atomically
 from dp4tl_fast.loaders import capabilities
 from dp4tl_fast.loaders.capabilities import markdown_table
-from dp4tl_fast.tables import table_rows
+from dp4tl_fast.reporting.tables import table_rows
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "docs/demo"
@@ -106,7 +106,7 @@ def _end_to_end(result: dict[str, Any]) -> str:
 
 def draw_end_to_end() -> None:
     """The accuracy over time of every committed run, as pictures beside the README."""
-    from dp4tl_fast import plots
+    from dp4tl_fast.reporting import plots
 
     rows = json.loads(END_TO_END.read_text())["comparison"]
     for mode in ("lp", "ff"):

@@ -133,12 +133,14 @@ def _finish(root: Path, chosen: dict[str, Any], seconds: float) -> dict[str, Any
     """The table, summary.json and report.html."""
     from rich.console import Console
 
-    from dp4tl_fast import demo_data, plots
+    from dp4tl_fast import demo_data
     from dp4tl_fast.beton import Beton
-    from dp4tl_fast.compare import compare, find_runs
-    from dp4tl_fast.report import environment, write_page
+    from dp4tl_fast.reporting import plots
+    from dp4tl_fast.reporting.compare import compare
+    from dp4tl_fast.reporting.page import environment, write_page
+    from dp4tl_fast.reporting.runs import find_runs
+    from dp4tl_fast.reporting.tables import print_table
     from dp4tl_fast.selection import Selection
-    from dp4tl_fast.tables import print_table
 
     runs = find_runs([root / "runs"])
     rows = compare(runs)

@@ -174,7 +174,7 @@ def prune(
         copied = subset(beton, selection.indices(beton), materialize)
         cli.message(f"copied {copied['samples']:,} records, {copied['bytes'] / 1e6:,.1f} MB -> {materialize}")
     if report:
-        from dp4tl_fast.report import report_selections
+        from dp4tl_fast.reporting.page import report_selections
 
         report_selections([out, *each.values()], source, report, names)
     return {"kind": "prune", **selection.to_dict(), "profile": profile, "per_target": each}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from dp4tl_fast.beton import Beton
 from dp4tl_fast.common import cli, machine
 from dp4tl_fast.common.errors import CheckpointError, UsageError
 from dp4tl_fast.common.files import write_atomically
+from dp4tl_fast.reporting.runs import read_metrics
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.training.ranks import rank_and_ranks
 
@@ -50,19 +50,7 @@ def settings_of(config: PretrainConfig, source: Beton, selection: Selection | No
     """All that decides what the run computes: config.yaml, and what a continuation must share."""
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE_ON_RESUME}
     settings["source_records_sha256"] = source.records_sha256
-    return settings if selection is None else settings | _kept(selection)
-
-
-def _kept(selection: Selection) -> dict[str, str]:
-    found = {"selection_classes_sha256": hashlib.sha256(json.dumps(selection.kept_classes).encode()).hexdigest()}
-    if selection.records is not None:
-        found["selection_records_sha256"] = hashlib.sha256(selection.records.tobytes()).hexdigest()
-    return found
-
-
-def kept_sha256(selection: Selection) -> str:
-    """What a selection keeps, in short: the same for two that keep the same classes, or the same records."""
-    return list(_kept(selection).values())[-1]
+    return settings if selection is None else settings | selection.kept_hashes()
 
 
 def check_folder(out: Path, settings: dict[str, Any], resume: bool) -> dict[str, Any] | None:
@@ -145,17 +133,6 @@ class Quiet:
         pass
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The finished epochs of a run; a half-written last line is left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
-
-
 def summarise(
     out: Path, config: PretrainConfig, source: Beton, selection: Selection | None, precision: Any, device: torch.device
 ) -> dict[str, Any]:
@@ -173,7 +150,7 @@ def summarise(
         "source": str(config.source),
         "source_records_sha256": source.records_sha256,
         "selection": config.selection,
-        "selection_sha256": kept_sha256(selection) if selection else None,
+        "selection_sha256": selection.kept_sha256 if selection else None,
         "settings": {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_RECIPE},
         "classes_kept": len(selection.kept_classes) if selection else source.num_classes,
         "classes": source.num_classes,

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from dp4tl_fast import plots
-from dp4tl_fast.compare import compare, find_runs, recipe
-from dp4tl_fast.report import report
-from dp4tl_fast.tables import print_table, table_rows
+from dp4tl_fast.reporting import plots
+from dp4tl_fast.reporting.compare import compare, recipe
+from dp4tl_fast.reporting.page import report
+from dp4tl_fast.reporting.runs import find_runs
+from dp4tl_fast.reporting.tables import print_table, table_rows
 
 
 def leave(root, method, seed, seconds, kept=10, tag="", **more):

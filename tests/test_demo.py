@@ -9,7 +9,7 @@ import pytest
 from dp4tl_fast import demo_data
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.demo import demo
-from dp4tl_fast.report import report
+from dp4tl_fast.reporting.page import report
 
 
 def test_source_is_mixed_seeded_and_large():

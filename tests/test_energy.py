@@ -9,8 +9,9 @@ from small_runs import noisy_colours, run
 
 from dp4tl_fast import energy
 from dp4tl_fast.common.cli import Terminated
-from dp4tl_fast.compare import compare, find_runs
 from dp4tl_fast.pretrain import Training
+from dp4tl_fast.reporting.compare import compare
+from dp4tl_fast.reporting.runs import find_runs
 
 RANGE_UJ = 10_000_000
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ from dp4tl_fast.common.errors import BetonError, UsageError
 from dp4tl_fast.conversion.run import convert
 from dp4tl_fast.finetune import finetune, main
 from dp4tl_fast.pretrain import main as pretrain
-from dp4tl_fast.report import report
+from dp4tl_fast.reporting.page import report
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.training.transfer import knn_probe
 

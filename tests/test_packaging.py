@@ -27,7 +27,7 @@ def wheel(tmp_path_factory):
 def test_wheel_holds_the_package_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert sum(n.startswith("dp4tl_fast/kernels/_native.") and n.endswith(".so") for n in names) == 1
-    assert "dp4tl_fast/templates/report.html.j2" in names and "dp4tl_fast/py.typed" in names
+    assert "dp4tl_fast/reporting/templates/report.html.j2" in names and "dp4tl_fast/py.typed" in names
     assert {n.split("/")[0].split("-")[0] for n in names} == {"dp4tl_fast"}
     assert not [n for n in names if n.endswith((".cpp", ".h")) or "__pycache__" in n]
 

@@ -8,7 +8,7 @@ import pytest
 from pruning_data import run
 
 from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.report import report
+from dp4tl_fast.reporting.page import report
 from dp4tl_fast.selection.names import readable
 
 

@@ -173,6 +173,18 @@ class Selection:
         samples = len(records_of(beton, self.kept_classes))
         return replace(self, source=dict(beton.fingerprint), records=None, kept_samples=samples)
 
+    def kept_hashes(self) -> dict[str, str]:
+        """What is kept, in short, for the settings of a run: of the classes, and of the records where single ones are kept."""
+        found = {"selection_classes_sha256": hashlib.sha256(json.dumps(self.kept_classes).encode()).hexdigest()}
+        if self.records is not None:
+            found["selection_records_sha256"] = hashlib.sha256(self.records.tobytes()).hexdigest()
+        return found
+
+    @property
+    def kept_sha256(self) -> str:
+        """The same for two selections that keep the same classes, or the same records."""
+        return list(self.kept_hashes().values())[-1]
+
     # -- files --------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from dp4tl_fast.compare import recipe
+from dp4tl_fast.reporting.compare import recipe
 from dp4tl_fast.selection import Selection
 
 VOTING = ("lm", "fm", "ffmm")  # methods whose scores are target images

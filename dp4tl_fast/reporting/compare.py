@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
-from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.reporting.runs import Runs
 
 MODES = ("lp", "ff", "knn")
 # What two finetunings must share besides the target for a mean over them to mean something.
@@ -18,27 +17,6 @@ FINETUNING = (
     "neighbours", "temperature", "backend", "precision",
 )  # fmt: skip
 NOT_TOLD = "not told"  # by a run of an older version
-
-Runs = list[tuple[Path, dict[str, Any]]]  # folder and summary
-
-
-def find_runs(folders: list[Path]) -> Runs:
-    """All finished runs below these folders, as ``(folder, summary)``, in path order."""
-    runs = []
-    for folder in folders:
-        if not folder.is_dir():
-            raise UsageError(f"{folder}: no such folder")
-        for path in sorted(folder.rglob("summary.json")):
-            try:
-                summary = json.loads(path.read_text())
-            except ValueError as error:
-                raise UsageError(f"{path}: not readable ({error}). Run again what made it") from None
-            if isinstance(summary, dict) and "kind" in summary:
-                runs.append((path.parent.resolve(), summary))
-    if not any(summary["kind"] == "pretrain" for _, summary in runs):
-        raise UsageError(f"{', '.join(map(str, folders))}: no finished pretraining run there. Give run folders")
-    return runs
-
 
 def recipe(row: dict[str, Any]) -> tuple[Any, ...]:
     """What two rows must share for one to be faster than the other: architecture, objective, epochs, all other settings."""
