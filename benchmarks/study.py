@@ -23,7 +23,8 @@ from benchmarks.harness import Suite
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.conversion.run import convert
 from dp4tl_fast.finetune import finetune
-from dp4tl_fast.pretrain import PretrainConfig, pretrain
+from dp4tl_fast.pretraining.config import PretrainConfig
+from dp4tl_fast.pretraining.run import pretrain
 from dp4tl_fast.prune import prune
 from dp4tl_fast.selection import Selection
 

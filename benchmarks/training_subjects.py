@@ -90,10 +90,10 @@ def plain_loop(model: nn.Module, loader: Iterable[Any]) -> Epoch:
 
 def ours(options: dict[str, Any]) -> Epoch:
     """``dp4tl-fast pretrain``'s own loader, learner and loop; without its files."""
-    from dp4tl_fast.batches import open_train
     from dp4tl_fast.beton import Beton
-    from dp4tl_fast.learner import build
-    from dp4tl_fast.pretrain_config import PretrainConfig
+    from dp4tl_fast.pretraining.batches import open_train
+    from dp4tl_fast.pretraining.config import PretrainConfig
+    from dp4tl_fast.pretraining.learner import build
     from dp4tl_fast.training.loop import train
 
     source = Beton(options["file"])

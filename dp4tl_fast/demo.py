@@ -63,7 +63,8 @@ def demo(
     source, train, test = _make_data(root, per_class, seed)
 
     from dp4tl_fast.finetune import finetune
-    from dp4tl_fast.pretrain import PretrainConfig, pretrain
+    from dp4tl_fast.pretraining.config import PretrainConfig
+    from dp4tl_fast.pretraining.run import pretrain
     from dp4tl_fast.prune import prune
 
     def train_on(name: str, seed: int, selection: Path | None = None, **recipe: Any) -> dict[str, Any]:

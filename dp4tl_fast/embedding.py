@@ -152,7 +152,8 @@ class Surrogate:
 
 def train_surrogate(source: Beton, out: str, epochs: int, arch: str | None, *, size: int, **settings: Any) -> str:
     """Pretrain a small network in a run folder, or take the one that is there. Returns the folder."""
-    from dp4tl_fast.pretrain import PretrainConfig, pretrain
+    from dp4tl_fast.pretraining.config import PretrainConfig
+    from dp4tl_fast.pretraining.run import pretrain
 
     cli.message(f"training the surrogate in {out}")
     side: dict[str, Any] = {"size": size} if size else {}

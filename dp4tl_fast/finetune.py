@@ -108,8 +108,8 @@ def finetune(
         seeds = 1  # nothing is drawn
     chosen = [accuracy.few_shots(train_set, shots, seed) if shots else None for seed in range(seeds)]
 
-    from dp4tl_fast.batches import crop_ratio
     from dp4tl_fast.loaders import IMAGENET_MEAN, IMAGENET_STD, LoaderSpec, open_loader
+    from dp4tl_fast.pretraining.batches import crop_ratio
     from dp4tl_fast.training import checkpoint as checkpoints
     from dp4tl_fast.training import loop, transfer
     from dp4tl_fast.training.device import pick_device, pick_precision

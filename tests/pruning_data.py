@@ -5,7 +5,8 @@ from PIL import Image
 
 from dp4tl_fast import embedding
 from dp4tl_fast.conversion.run import convert
-from dp4tl_fast.pretrain import PretrainConfig, pretrain
+from dp4tl_fast.pretraining.config import PretrainConfig
+from dp4tl_fast.pretraining.run import pretrain
 from dp4tl_fast.prune import prune
 
 COLOURS = ((220, 40, 40), (40, 200, 60), (50, 60, 220), (200, 200, 60))

@@ -4,8 +4,8 @@ import numpy as np
 from PIL import Image
 
 from dp4tl_fast.conversion.run import convert
-from dp4tl_fast.pretrain import pretrain
-from dp4tl_fast.pretrain_config import PretrainConfig
+from dp4tl_fast.pretraining.config import PretrainConfig
+from dp4tl_fast.pretraining.run import pretrain
 
 COLOURS = ((220, 40, 40), (40, 200, 60), (50, 60, 220), (200, 200, 60))
 FAST = {"arch": "small-4", "size": 16, "batch_size": 8, "epochs": 3, "lr": 0.05, "tensorboard": False, "precision": "fp32",

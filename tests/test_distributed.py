@@ -16,7 +16,7 @@ from small_runs import noisy_colours
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.conversion.run import convert
-from dp4tl_fast.pretrain_config import PretrainConfig
+from dp4tl_fast.pretraining.config import PretrainConfig
 from dp4tl_fast.training import checkpoint
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -109,7 +109,7 @@ def test_the_command_in_two_processes(data, tmp_path):
 
 
 def test_a_batch_must_split_evenly(monkeypatch):
-    from dp4tl_fast import batches
+    from dp4tl_fast.pretraining import batches
 
     monkeypatch.setattr(batches, "rank_and_ranks", lambda: (1, 2))
     config = PretrainConfig(source="s", out="o", batch_size=24, accumulate=3, workers=1)

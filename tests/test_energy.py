@@ -7,9 +7,9 @@ import pytest
 import torch
 from small_runs import noisy_colours, run
 
-from dp4tl_fast import energy
 from dp4tl_fast.common.cli import Terminated
-from dp4tl_fast.pretrain import Training
+from dp4tl_fast.pretraining import energy
+from dp4tl_fast.pretraining.run import Training
 from dp4tl_fast.reporting.compare import compare
 from dp4tl_fast.reporting.runs import find_runs
 

@@ -16,7 +16,8 @@ from small_runs import noisy_colours
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import CheckpointError, Dp4tlError, RecordError, SelectionError, TrainingError, UsageError
 from dp4tl_fast.finetune import finetune
-from dp4tl_fast.pretrain import PretrainConfig, pretrain
+from dp4tl_fast.pretraining.config import PretrainConfig
+from dp4tl_fast.pretraining.run import pretrain
 from dp4tl_fast.prune import prune
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.training import checkpoint, models

@@ -13,7 +13,8 @@ from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.stopwatch import Stopwatch
 from dp4tl_fast.mapping.registry import METHODS
-from dp4tl_fast.pretrain import PretrainConfig, pretrain
+from dp4tl_fast.pretraining.config import PretrainConfig
+from dp4tl_fast.pretraining.run import pretrain
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.training import checkpoint
 

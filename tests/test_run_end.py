@@ -13,7 +13,7 @@ from small_runs import FAST, noisy_colours, run
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import BetonError, CheckpointError, TrainingError, UsageError
 from dp4tl_fast.finetune import finetune
-from dp4tl_fast.profiling import what_bounds
+from dp4tl_fast.pretraining.profiling import what_bounds
 from dp4tl_fast.training import checkpoint
 from dp4tl_fast.training.supervised import Supervised
 
@@ -134,7 +134,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_goes_on_later(data, tmp_path)
 
 
 def test_a_log_that_cannot_be_written_is_one_line(data, tmp_path, monkeypatch):
-    from dp4tl_fast.run_folder import Log
+    from dp4tl_fast.pretraining.folder import Log
 
     def full(self, metrics):
         raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")

@@ -14,7 +14,7 @@ from small_runs import FAST, noisy_colours, run
 from dp4tl_fast import pretrain as command
 from dp4tl_fast.common.cli import Terminated
 from dp4tl_fast.common.errors import SelectionError, UsageError
-from dp4tl_fast.pretrain import Training
+from dp4tl_fast.pretraining.run import Training
 from dp4tl_fast.prune import prune
 from dp4tl_fast.training import checkpoint
 

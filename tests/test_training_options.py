@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.learner import make_optimizer
-from dp4tl_fast.pretrain_config import OPTIMIZERS, PretrainConfig
+from dp4tl_fast.pretraining.config import OPTIMIZERS, PretrainConfig
+from dp4tl_fast.pretraining.learner import make_optimizer
 from dp4tl_fast.training import checkpoint, models
 from dp4tl_fast.training.ema import Ema
 from dp4tl_fast.training.feed import split

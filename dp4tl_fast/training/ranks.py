@@ -6,7 +6,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dp4tl_fast.common.errors import Dp4tlError, UsageError
@@ -63,6 +63,15 @@ def leave(code: int) -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def run_command(function: Callable[..., Any], argv: Sequence[str] | None) -> int:
+    """``cli.run`` for a command that may run under torchrun: one of the processes prints the result."""
+    from dp4tl_fast.common import cli
+
+    with redirect_stdout(None if int(os.environ.get("RANK", "0")) else sys.stdout):
+        code = cli.run(function, argv)
+    return leave(code)
 
 
 def rank_and_ranks() -> tuple[int, int]:

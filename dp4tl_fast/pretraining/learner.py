@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from dp4tl_fast.batches import eval_size
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.loaders import IMAGENET_MEAN, IMAGENET_STD
-from dp4tl_fast.pretrain_config import PretrainConfig
+from dp4tl_fast.pretraining.batches import eval_size
+from dp4tl_fast.pretraining.config import PretrainConfig
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.training import models, norm, ranks, views
 from dp4tl_fast.training.adversarial import Adversarial

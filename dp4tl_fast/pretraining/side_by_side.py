@@ -13,11 +13,11 @@ from dp4tl_fast.beton import Beton
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.files import write_atomically
-from dp4tl_fast.pretrain_config import PretrainConfig
+from dp4tl_fast.pretraining.config import PretrainConfig
+from dp4tl_fast.pretraining.folder import check_batch, check_folder, open_source, settings_of
 from dp4tl_fast.reporting.compare import compare
 from dp4tl_fast.reporting.runs import find_runs
 from dp4tl_fast.reporting.tables import print_table
-from dp4tl_fast.run_folder import check_batch, check_folder, open_source, settings_of
 from dp4tl_fast.training.ranks import first_does, rank_and_ranks
 
 FULL = "full"

@@ -14,7 +14,7 @@ from dp4tl_fast.training.device import pick_device
 from dp4tl_fast.training.ranks import rank_and_ranks
 
 if TYPE_CHECKING:
-    from dp4tl_fast.pretrain_config import PretrainConfig
+    from dp4tl_fast.pretraining.config import PretrainConfig
 
 
 def size_at(epoch: int, config: PretrainConfig) -> int:

@@ -19,7 +19,7 @@ from dp4tl_fast.training.ranks import rank_and_ranks
 if TYPE_CHECKING:
     import torch
 
-    from dp4tl_fast.pretrain_config import PretrainConfig
+    from dp4tl_fast.pretraining.config import PretrainConfig
     from dp4tl_fast.training.state import Run
 
 # Flags that may differ between a run and its continuation: they do not change what is computed. (A run under --compare is a
