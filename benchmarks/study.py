@@ -22,7 +22,7 @@ import torch
 from benchmarks.harness import Suite
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.conversion.run import convert
-from dp4tl_fast.finetune import finetune
+from dp4tl_fast.finetuning.run import finetune
 from dp4tl_fast.pretraining.config import PretrainConfig
 from dp4tl_fast.pretraining.run import pretrain
 from dp4tl_fast.prune import prune

@@ -62,7 +62,7 @@ def demo(
     root = _fresh_folder(Path(out))
     source, train, test = _make_data(root, per_class, seed)
 
-    from dp4tl_fast.finetune import finetune
+    from dp4tl_fast.finetuning.run import finetune
     from dp4tl_fast.pretraining.config import PretrainConfig
     from dp4tl_fast.pretraining.run import pretrain
     from dp4tl_fast.prune import prune

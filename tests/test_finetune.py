@@ -12,15 +12,16 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from small_runs import noisy_colours
 
-from dp4tl_fast import accuracy
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import BetonError, UsageError
 from dp4tl_fast.conversion.run import convert
 from dp4tl_fast.finetune import finetune, main
+from dp4tl_fast.finetuning import accuracy
+from dp4tl_fast.finetuning.few_shots import few_shots
+from dp4tl_fast.finetuning.probes import knn_probe
 from dp4tl_fast.pretrain import main as pretrain
 from dp4tl_fast.reporting.page import report
 from dp4tl_fast.selection import Selection
-from dp4tl_fast.training.transfer import knn_probe
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +122,9 @@ def test_by_key_against_a_loop():
 def test_few_shots_are_balanced_drawn_anew_and_enough(runs, tmp_path):
     train = Beton(runs / "train.beton")
     for seed in range(3):
-        records = accuracy.few_shots(train, 5, seed)
+        records = few_shots(train, 5, seed)
         assert np.bincount(train.labels[records]).tolist() == [5] * 4 and (np.diff(records) > 0).all()
-    assert accuracy.few_shots(train, 5, 0).tolist() != accuracy.few_shots(train, 5, 1).tolist()
+    assert few_shots(train, 5, 0).tolist() != accuracy.few_shots(train, 5, 1).tolist()
     for mode in ("lp", "ff", "knn"):
         summary = finetune(**arguments(runs, mode=mode, out=str(tmp_path / mode), epochs=2, seeds=2, shots=3))
         assert summary["shots"] == 3 and len(summary["top_1"]) == 2

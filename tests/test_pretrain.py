@@ -15,7 +15,7 @@ from small_runs import noisy_colours
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import CheckpointError, Dp4tlError, RecordError, SelectionError, TrainingError, UsageError
-from dp4tl_fast.finetune import finetune
+from dp4tl_fast.finetuning.run import finetune
 from dp4tl_fast.pretraining.config import PretrainConfig
 from dp4tl_fast.pretraining.run import pretrain
 from dp4tl_fast.prune import prune
@@ -281,9 +281,9 @@ def test_finetune(data, tmp_path, mode):
 
 def test_cached_features_equal_the_plain_way(data, tmp_path):
     """A linear probe over cached features is the frozen network with a fresh head, trained image by image."""
+    from dp4tl_fast.finetuning.probes import features
     from dp4tl_fast.loaders import IMAGENET_MEAN, IMAGENET_STD, LoaderSpec, open_loader
     from dp4tl_fast.training.loop import Normalise
-    from dp4tl_fast.training.transfer import features
 
     run(data, tmp_path / "r", epochs=1)
     model, _ = checkpoint.load_model(tmp_path / "r")

@@ -12,7 +12,7 @@ from small_runs import FAST, noisy_colours, run
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import BetonError, CheckpointError, TrainingError, UsageError
-from dp4tl_fast.finetune import finetune
+from dp4tl_fast.finetuning.run import finetune
 from dp4tl_fast.pretraining.profiling import what_bounds
 from dp4tl_fast.training import checkpoint
 from dp4tl_fast.training.supervised import Supervised

@@ -62,22 +62,6 @@ def read_groups(path: str, beton: Beton) -> tuple[list[str], np.ndarray]:
     return names, np.array([number[table[i]] for i in beton.index.tolist()], np.int64)
 
 
-def few_shots(beton: Beton, shots: int, seed: int) -> np.ndarray:
-    """``shots`` random records of every class, ascending int64.
-
-    Raises:
-        UsageError: A class has fewer.
-    """
-    counts = beton.class_counts
-    if (short := (counts > 0) & (counts < shots)).any():
-        c = int(short.argmax())
-        raise UsageError(f"--shots {shots}: class {beton.class_names[c]} of {beton.path} has only {int(counts[c])} images")
-    keys = np.random.Generator(np.random.Philox(seed)).random(beton.num_samples)
-    order = np.lexsort((keys, beton.labels))  # by class, each in random order
-    place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.sort(order[place < shots])
-
-
 def summary(predicted: np.ndarray, beton: Beton, groups: tuple[list[str], np.ndarray] | None) -> dict[str, Any]:
     """What the last epochs' predictions, int64 ``[runs, records]``, say beyond the mean; means over runs.
 
