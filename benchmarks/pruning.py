@@ -20,7 +20,7 @@ from benchmarks.harness import Suite, interleave
 from benchmarks.study import SURROGATE, Study, study
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.mapping.registry import METHODS
-from dp4tl_fast.prune import prune
+from dp4tl_fast.pruning.run import prune
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.selection.names import readable
 from dp4tl_fast.training.models import build

@@ -25,7 +25,7 @@ from dp4tl_fast.conversion.run import convert
 from dp4tl_fast.finetuning.run import finetune
 from dp4tl_fast.pretraining.config import PretrainConfig
 from dp4tl_fast.pretraining.run import pretrain
-from dp4tl_fast.prune import prune
+from dp4tl_fast.pruning.run import prune
 from dp4tl_fast.selection import Selection
 
 GPU = torch.cuda.is_available()

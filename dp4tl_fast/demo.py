@@ -65,7 +65,7 @@ def demo(
     from dp4tl_fast.finetuning.run import finetune
     from dp4tl_fast.pretraining.config import PretrainConfig
     from dp4tl_fast.pretraining.run import pretrain
-    from dp4tl_fast.prune import prune
+    from dp4tl_fast.pruning.run import prune
 
     def train_on(name: str, seed: int, selection: Path | None = None, **recipe: Any) -> dict[str, Any]:
         settings: dict[str, Any] = {**PRETRAIN, "arch": ARCH, "epochs": epochs, **recipe}

@@ -3,11 +3,11 @@
 import numpy as np
 from PIL import Image
 
-from dp4tl_fast import embedding
 from dp4tl_fast.conversion.run import convert
 from dp4tl_fast.pretraining.config import PretrainConfig
 from dp4tl_fast.pretraining.run import pretrain
-from dp4tl_fast.prune import prune
+from dp4tl_fast.pruning.run import prune
+from dp4tl_fast.pruning.surrogate import Surrogate
 
 COLOURS = ((220, 40, 40), (40, 200, 60), (50, 60, 220), (200, 200, 60))
 PER_CLASS = 12
@@ -48,6 +48,6 @@ def run(data, out, *targets, **options):
 def forward_passes(monkeypatch):
     """A list that grows by the name of every file whose images go through a surrogate."""
     calls = []
-    real = embedding.Surrogate.batches
-    monkeypatch.setattr(embedding.Surrogate, "batches", lambda self, b, w: calls.append(b.path.name) or real(self, b, w))
+    real = Surrogate.batches
+    monkeypatch.setattr(Surrogate, "batches", lambda self, b, w: calls.append(b.path.name) or real(self, b, w))
     return calls

@@ -124,7 +124,7 @@ def test_few_shots_are_balanced_drawn_anew_and_enough(runs, tmp_path):
     for seed in range(3):
         records = few_shots(train, 5, seed)
         assert np.bincount(train.labels[records]).tolist() == [5] * 4 and (np.diff(records) > 0).all()
-    assert few_shots(train, 5, 0).tolist() != accuracy.few_shots(train, 5, 1).tolist()
+    assert few_shots(train, 5, 0).tolist() != few_shots(train, 5, 1).tolist()
     for mode in ("lp", "ff", "knn"):
         summary = finetune(**arguments(runs, mode=mode, out=str(tmp_path / mode), epochs=2, seeds=2, shots=3))
         assert summary["shots"] == 3 and len(summary["top_1"]) == 2

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dp4tl_fast.choose import choose, in_turn
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.mapping.keep import auto_cut, cut
 from dp4tl_fast.mapping.registry import Scores
+from dp4tl_fast.pruning.choose import choose, in_turn
 
 ORDER, SIZES = np.array([2, 0, 1, 3]), np.array([10, 30, 20, 40])  # in order: 20, 10, 30, 40 of 100 records
 

@@ -18,7 +18,7 @@ from dp4tl_fast.common.errors import CheckpointError, Dp4tlError, RecordError, S
 from dp4tl_fast.finetuning.run import finetune
 from dp4tl_fast.pretraining.config import PretrainConfig
 from dp4tl_fast.pretraining.run import pretrain
-from dp4tl_fast.prune import prune
+from dp4tl_fast.pruning.run import prune
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.training import checkpoint, models
 from dp4tl_fast.training.schedule import learning_rate

@@ -11,8 +11,8 @@ import pytest
 from pruning_data import forward_passes, run
 from safetensors.torch import load_file, save_file
 
-from dp4tl_fast import cache
 from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.pruning import cache
 from dp4tl_fast.training import checkpoint
 
 

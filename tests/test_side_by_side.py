@@ -15,7 +15,7 @@ from dp4tl_fast import pretrain as command
 from dp4tl_fast.common.cli import Terminated
 from dp4tl_fast.common.errors import SelectionError, UsageError
 from dp4tl_fast.pretraining.run import Training
-from dp4tl_fast.prune import prune
+from dp4tl_fast.pruning.run import prune
 from dp4tl_fast.training import checkpoint
 
 

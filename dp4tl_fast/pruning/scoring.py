@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.cache import shared
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.files import write_atomically
-from dp4tl_fast.embedding import Surrogate
 from dp4tl_fast.mapping.feature_mapping import Groups, class_groups, kmeans_groups, nearest_groups
+from dp4tl_fast.pruning.cache import shared
+from dp4tl_fast.pruning.surrogate import Surrogate
 from dp4tl_fast.training.ranks import rank_and_ranks
 
 
@@ -136,7 +136,7 @@ class SourceInputs:
         return counts.astype(np.float64)
 
     def imported(self) -> tuple[str, np.ndarray]:
-        from dp4tl_fast.score_table import read_scores
+        from dp4tl_fast.pruning.score_table import read_scores
 
         return read_scores(self.table, self.beton)
 

@@ -13,12 +13,12 @@ import torch
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton.sidecars import read_checksums
-from dp4tl_fast.cache import shared
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.stopwatch import Stopwatch
 from dp4tl_fast.loaders import IMAGENET_MEAN, IMAGENET_STD, LoaderSpec, open_loader
 from dp4tl_fast.loaders.order import rank_batches
+from dp4tl_fast.pruning.cache import shared
 from dp4tl_fast.training import checkpoint, models
 from dp4tl_fast.training.device import pick_device
 from dp4tl_fast.training.loop import Normalise
