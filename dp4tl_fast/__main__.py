@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": "the whole pipeline on embedded data",
     "doctor": "what is installed and works here",
 }
+ROOMS = ("selection", "demo")  # commands that are rooms as well
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments[0] not in COMMANDS:
         print(f"dp4tl-fast: unknown command {arguments[0]!r}. Known: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    return import_module(f"dp4tl_fast.{arguments[0]}").main(arguments[1:])
+    module = f"dp4tl_fast.{arguments[0]}"
+    return import_module(f"{module}.__main__" if arguments[0] in ROOMS else module).main(arguments[1:])
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from dp4tl_fast import demo_data
 from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.demo import demo
+from dp4tl_fast.demo import data as demo_data
+from dp4tl_fast.demo.run import demo
 from dp4tl_fast.reporting.page import report
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from dp4tl_fast.beton import Beton
@@ -102,6 +101,3 @@ def _summary(chosen: Selection) -> str:
         f"{chosen.kept_samples:,} of {chosen.source['samples']:,} samples{records}"
     )
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(selection, argv, variadic="action_and_files")

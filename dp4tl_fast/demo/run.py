@@ -1,12 +1,10 @@
-"""``python -m dp4tl_fast.demo``: the whole pipeline on embedded data, full and pruned side by side."""
+"""The whole pipeline on embedded data, full and pruned side by side."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +114,8 @@ def _make_data(root: Path, per_class: int, seed: int) -> tuple[Path, Path, Path]
     """Generate and convert. Returns source, target training and target test .beton."""
     import os
 
-    from dp4tl_fast import demo_data
     from dp4tl_fast.conversion.run import convert
+    from dp4tl_fast.demo import data as demo_data
 
     classes = demo_data.source_classes()
     made = demo_data.write_source(root / "images/source", per_class=per_class, seed=seed, workers=os.cpu_count() or 1)
@@ -134,8 +132,8 @@ def _finish(root: Path, chosen: dict[str, Any], seconds: float) -> dict[str, Any
     """The table, summary.json and report.html."""
     from rich.console import Console
 
-    from dp4tl_fast import demo_data
     from dp4tl_fast.beton import Beton
+    from dp4tl_fast.demo import data as demo_data
     from dp4tl_fast.reporting import plots
     from dp4tl_fast.reporting.compare import compare
     from dp4tl_fast.reporting.page import environment, write_page
@@ -170,10 +168,3 @@ def _finish(root: Path, chosen: dict[str, Any], seconds: float) -> dict[str, Any
     console.print(f"\nOpen {root / 'report.html'} to see what was kept and what was dropped.")
     return summary
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(demo, argv)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The demo: its data (``data``), and the pipeline run on it (``run``)."""
