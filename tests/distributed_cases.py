@@ -36,7 +36,7 @@ class Tensors:
 
     def __init__(self, views, labels, batch_size, drop_last=True):
         self.views, self.labels, self.bytes_read = views, labels, 0
-        rank, world = ranks.rank_and_ranks()
+        rank, world = (ranks.rank(), ranks.world_size())
         self.batches = rank_batches(
             torch.arange(len(labels)).numpy(), batch_size=batch_size // world, rank=rank, world_size=world, drop_last=drop_last
         )
@@ -81,12 +81,12 @@ def case(objective, out):
         plain = Tensors(images[:1, :21], labels[:21], BATCH, drop_last=False)
         history.append(evaluate(model, ((x, y) for x, y, _ in plain), Same(), hits))
     state = {"weights": model.state_dict(), "objective": goal.state_dict(), "ema": run.ema.model.state_dict()}
-    everyone = [None] * ranks.rank_and_ranks()[1]
+    everyone = [None] * ranks.world_size()
     if len(everyone) > 1:
         torch.distributed.all_gather_object(everyone, state)
         assert all(torch.equal(a, b) for a, b in zip(*(s["weights"].values() for s in everyone), strict=True))
         assert all(torch.equal(a, b) for a, b in zip(*(s["ema"].values() for s in everyone), strict=True))
-    if ranks.rank_and_ranks()[0] == 0:
+    if ranks.rank() == 0:
         torch.save({**state, "history": history}, out)
 
 
@@ -97,7 +97,7 @@ class Poisoned(Supervised):
 
     def forward(self, model, images, labels, index=None):
         loss, sums = super().forward(model, images, labels)
-        rank, world = ranks.rank_and_ranks()
+        rank, world = (ranks.rank(), ranks.world_size())
         return (loss * float("nan") if self.step == 4 and rank == world - 1 else loss), sums
 
     def after_step(self, model):
@@ -107,7 +107,7 @@ class Poisoned(Supervised):
 def not_finite():
     """Every process stops at the same step; the one whose images they were knows them."""
     torch.manual_seed(0)
-    model, goal, (rank, world) = network(False), Poisoned(), ranks.rank_and_ranks()
+    model, goal, (rank, world) = network(False), Poisoned(), (ranks.rank(), ranks.world_size())
     run = Run(model, goal, torch.optim.SGD(model.parameters(), 0.1), torch.amp.GradScaler("cpu", enabled=False))
     batches = Tensors(torch.randn(1, SAMPLES, 3, 8, 8), torch.arange(SAMPLES) % 4, BATCH)
     try:

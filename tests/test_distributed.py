@@ -111,7 +111,8 @@ def test_the_command_in_two_processes(data, tmp_path):
 def test_a_batch_must_split_evenly(monkeypatch):
     from dp4tl_fast.pretraining import batches
 
-    monkeypatch.setattr(batches, "rank_and_ranks", lambda: (1, 2))
+    monkeypatch.setattr(batches, "rank", lambda: 1)
+    monkeypatch.setattr(batches, "world_size", lambda: 2)
     config = PretrainConfig(source="s", out="o", batch_size=24, accumulate=3, workers=1)
     mine = {"batch_size": 12, "rank": 1, "world_size": 2, "workers": 1, "pinned": torch.cuda.is_available()}
     assert batches.share(config) == mine

@@ -94,7 +94,8 @@ def run(
     """Parse ``argv``, call ``function``, print its result as JSON under ``--json``, return the exit code.
 
     Args:
-        function: Named like the command. Keyword-only parameters, or a single dataclass parameter; returns a JSON-able dict (or None).
+        function: Named like the command. Keyword-only parameters, or a single dataclass parameter; returns a JSON-able
+            dict (or None).
         positional: Required parameters are positional.
         variadic: Name of a list parameter taken from one or more positionals.
     """

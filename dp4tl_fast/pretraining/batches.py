@@ -11,7 +11,7 @@ from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.loaders import BaseLoader, LoaderSpec, open_loader
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.training.device import pick_device
-from dp4tl_fast.training.ranks import rank_and_ranks
+from dp4tl_fast.training.ranks import rank, world_size
 
 if TYPE_CHECKING:
     from dp4tl_fast.pretraining.config import PretrainConfig
@@ -32,7 +32,7 @@ def share(config: PretrainConfig) -> dict[str, Any]:
     Raises:
         UsageError: The batch cannot be divided evenly: equal parts make the mean of the ranks' gradients the batch's.
     """
-    rank, ranks = rank_and_ranks()
+    ranks = world_size()
     parts = ranks * config.accumulate
     if config.batch_size % parts:
         raise UsageError(
@@ -41,7 +41,7 @@ def share(config: PretrainConfig) -> dict[str, Any]:
         )
     workers = config.workers or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     pinned = pick_device(config.device).type == "cuda"
-    return {"batch_size": config.batch_size // ranks, "rank": rank, "world_size": ranks, "workers": workers, "pinned": pinned}
+    return {"batch_size": config.batch_size // ranks, "rank": rank(), "world_size": ranks, "workers": workers, "pinned": pinned}
 
 
 def open_train(config: PretrainConfig, source: Beton, selection: Selection | None) -> BaseLoader:

@@ -14,7 +14,7 @@ from dp4tl_fast.common.errors import CheckpointError, UsageError
 from dp4tl_fast.common.files import write_atomically
 from dp4tl_fast.reporting.runs import read_metrics
 from dp4tl_fast.selection import Selection
-from dp4tl_fast.training.ranks import rank_and_ranks
+from dp4tl_fast.training.ranks import world_size
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +93,7 @@ class Log:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(out), purge_step=run.epoch)
-        self._shown, self._ranks = 0.0, rank_and_ranks()[1]
+        self._shown, self._ranks = 0.0, world_size()
 
     def step(self, run: Run) -> None:
         self._bar.update()
@@ -139,7 +139,7 @@ def summarise(
     """What a finished run cost and reached. ``energy_wh`` is ``None`` where some part of the run was not metered."""
     rows = read_metrics(out / "metrics.jsonl")
     seconds, samples = sum(r["seconds"] for r in rows), sum(r["samples"] for r in rows)
-    last, ranks = rows[-1], rank_and_ranks()[1]
+    last, ranks = rows[-1], world_size()
     metered = all("energy_j" in r for r in rows)
     return {
         "kind": "pretrain",

@@ -53,7 +53,7 @@ class Given:
 def build(config: PretrainConfig, source: Beton, selection: Selection | None, total_steps: int) -> Learner:
     """Network, objective and optimiser on their device, freshly initialised from the seed: the same on every rank."""
     device = pick_device(config.device)
-    if device.index is not None and ranks.rank_and_ranks()[1] > 1:
+    if device.index is not None and ranks.world_size() > 1:
         raise UsageError(f"--device {config.device}: torchrun gives each process a GPU of its own. Use --device {device.type}")
     precision = pick_precision(config.precision, device)
     torch.manual_seed(config.seed)
@@ -99,7 +99,7 @@ def _supervised(given: Given) -> Any:
     plain = Supervised(given.config.label_smoothing, given.renumber)
     if not given.config.forgetting:
         return plain
-    if ranks.rank_and_ranks()[1] > 1:
+    if ranks.world_size() > 1:
         raise UsageError("--forgetting: counts in one process only. Run it without torchrun")
     return Forgetting(plain, given.source.index)
 

@@ -16,7 +16,7 @@ from dp4tl_fast.pretraining import energy
 from dp4tl_fast.pretraining.config import PretrainConfig
 from dp4tl_fast.pretraining.folder import Log, Quiet, check_batch, check_folder, open_source, settings_of, summarise
 from dp4tl_fast.selection import Selection
-from dp4tl_fast.training.ranks import Votes, first_does, process_group, rank_and_ranks
+from dp4tl_fast.training.ranks import Votes, on_rank_zero, process_group, rank, world_size
 
 if TYPE_CHECKING:
     from dp4tl_fast.loaders import BaseLoader
@@ -41,9 +41,9 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         return side_by_side(config, pretrain)
     source, selection = open_source(config)
     out, settings = Path(config.out), settings_of(config, source, selection)
-    finished = first_does(lambda: check_folder(out, settings, config.resume))
+    finished = on_rank_zero(lambda: check_folder(out, settings, config.resume))
     if finished is not None:
-        if rank_and_ranks()[0] == 0:
+        if rank() == 0:
             cli.message(f"{out}: this run is complete; nothing to do")
         return finished
 
@@ -65,7 +65,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         write_atomically(out / "summary.json", json.dumps(summary, indent=1) + "\n")
         return summary
 
-    return first_does(finish)
+    return on_rank_zero(finish)
 
 
 class Training:
@@ -81,7 +81,7 @@ class Training:
     ) -> None:
         self.config, self.settings, self.selection, self.learner, self.loader = config, settings, selection, learner, loader
         self.out = Path(config.out)
-        self.first = rank_and_ranks()[0] == 0
+        self.first = rank() == 0
         self.total = len(loader) * config.epochs
         self.votes = Votes()
         self.energy = energy.meter(learner.normalise.device)
@@ -155,7 +155,7 @@ class Training:
             try:
                 metrics.update(self._validate())
             except Dp4tlError:  # a corrupt image, say: the epoch was good
-                if rank_and_ranks()[1] == 1:
+                if world_size() == 1:
                     self.log.epoch(metrics)
                     self._save()
                 raise
@@ -208,7 +208,7 @@ class Training:
         """How to go on after memory ran out."""
         from dp4tl_fast.training import memory
 
-        spec, config, ranks = self.loader.spec, self.config, rank_and_ranks()[1]
+        spec, config, ranks = self.loader.spec, self.config, world_size()
         mine = spec.batch_size // config.accumulate  # images that this process tried to hold at a time
         if ranks > 1:  # the others are waiting for this process's gradient: no trial
             fit, found = mine // 2, "would take half the memory"
@@ -252,7 +252,7 @@ class Training:
         from dp4tl_fast.training import checkpoint
 
         run = self.learner.run
-        found = first_does(lambda: checkpoint.checkpoints(self.out / "checkpoint")[-1:])
+        found = on_rank_zero(lambda: checkpoint.checkpoints(self.out / "checkpoint")[-1:])
         for newest in found:
             checkpoint.load_into(run.model, checkpoint.read_weights(newest)[0], f"{newest} ({self.config.arch})")
             if run.ema is not None:

@@ -18,7 +18,7 @@ from dp4tl_fast.pretraining.folder import check_batch, check_folder, open_source
 from dp4tl_fast.reporting.compare import compare
 from dp4tl_fast.reporting.runs import find_runs
 from dp4tl_fast.reporting.tables import print_table
-from dp4tl_fast.training.ranks import first_does, rank_and_ranks
+from dp4tl_fast.training.ranks import on_rank_zero, rank
 
 FULL = "full"
 
@@ -32,13 +32,13 @@ def side_by_side(config: PretrainConfig, train: Callable[[PretrainConfig], dict[
         UsageError: ``config.out`` holds something else, or runs with other settings.
     """
     halves = _halves(config)
-    first_does(lambda: _check(Path(config.out), halves, config.resume))
+    on_rank_zero(lambda: _check(Path(config.out), halves, config.resume))
     for half in halves:
-        if rank_and_ranks()[0] == 0:
+        if rank() == 0:
             cli.message(f"\n— {half.out}: {half.selection or 'the full source'}")
         train(half)
         gc.collect()  # the first network's memory is the second's
-    return first_does(lambda: _tell(Path(config.out)))
+    return on_rank_zero(lambda: _tell(Path(config.out)))
 
 
 def _halves(config: PretrainConfig) -> tuple[PretrainConfig, PretrainConfig]:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.files import commit, partial_path, write_atomically
-from dp4tl_fast.training.ranks import rank_and_ranks
+from dp4tl_fast.training.ranks import rank, world_size
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,9 @@ def shared(path: Path | None, shape: tuple[int, ...], dtype: np.dtype, compute: 
 
     ``compute`` fills this process's part of an array of zeros; the parts are added. The first process keeps the file.
     """
-    rank, ranks = rank_and_ranks()
-    if ranks == 1:
+    if world_size() == 1:
         return cached(path, shape, dtype, compute)
-    found = _open(path, shape, dtype) if path is not None and rank == 0 else None
+    found = _open(path, shape, dtype) if path is not None and rank() == 0 else None
     hit = torch.tensor([0.0 if found is None else 1.0, 0.0 if found is None else found.saved], dtype=torch.float64)
     dist.broadcast(hit, 0)
     array = np.zeros(shape, dtype) if found is None else np.array(found.array)
@@ -43,7 +42,7 @@ def shared(path: Path | None, shape: tuple[int, ...], dtype: np.dtype, compute: 
     if not hit[0]:
         compute(array)
     dist.all_reduce(torch.from_numpy(array))
-    if not hit[0] and rank == 0 and path is not None:
+    if not hit[0] and rank() == 0 and path is not None:
         cached(path, shape, dtype, lambda out: np.copyto(out, array), start)
     return Stored(array, float(hit[1]))
 

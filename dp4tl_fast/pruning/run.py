@@ -15,7 +15,7 @@ from dp4tl_fast.common.files import check_outputs
 from dp4tl_fast.common.stopwatch import Stopwatch
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.selection.names import readable
-from dp4tl_fast.training.ranks import process_group, rank_and_ranks
+from dp4tl_fast.training.ranks import process_group, rank, world_size
 
 if TYPE_CHECKING:
     from dp4tl_fast.pruning.choose import Choice
@@ -120,9 +120,9 @@ def prune(
     beton, targets = Beton(source), _open_targets(target)
     shown = readable(beton.class_names, names)
     uses_targets = "target" in found.needs
-    first = rank_and_ranks()[0] == 0  # of torchrun's processes: the one that writes
+    first = rank() == 0  # of torchrun's processes: the one that writes
     if train_surrogate and "surrogate" in found.needs:
-        if rank_and_ranks()[1] > 1:
+        if world_size() > 1:
             raise UsageError("--train-surrogate: train it in one process first, then give it by --surrogate under torchrun")
         from dp4tl_fast.pruning.surrogate import train_surrogate as train
 

@@ -18,7 +18,7 @@ from dp4tl_fast.common.files import write_atomically
 from dp4tl_fast.mapping.feature_mapping import Groups, class_groups, kmeans_groups, nearest_groups
 from dp4tl_fast.pruning.cache import shared
 from dp4tl_fast.pruning.surrogate import Surrogate
-from dp4tl_fast.training.ranks import rank_and_ranks
+from dp4tl_fast.training.ranks import rank, world_size
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,9 @@ class SourceInputs:
         k, width = self.num_clusters, self.features.shape[1]
 
         def compute(out: np.ndarray) -> None:
-            rank, ranks = rank_and_ranks()
-            part = self.features.tensor_split(ranks)[rank]
-            centroids = kmeans_groups(part, k, self.seed, distributed=ranks > 1).centroids
-            if rank == 0:  # the parts are added, and all processes have the same centroids
+            part = self.features.tensor_split(world_size())[rank()]
+            centroids = kmeans_groups(part, k, self.seed, distributed=world_size() > 1).centroids
+            if rank() == 0:  # the parts are added, and all processes have the same centroids
                 out[:] = centroids.cpu().numpy()
 
         assert self.surrogate is not None

@@ -22,7 +22,7 @@ from dp4tl_fast.pruning.cache import shared
 from dp4tl_fast.training import checkpoint, models
 from dp4tl_fast.training.device import pick_device
 from dp4tl_fast.training.loop import Normalise
-from dp4tl_fast.training.ranks import rank_and_ranks
+from dp4tl_fast.training.ranks import rank, world_size
 
 Fill = Callable[[np.ndarray, np.ndarray, torch.Tensor, torch.Tensor], None]  # (out, records, images, labels)
 
@@ -50,9 +50,8 @@ class Surrogate:
         on_cpu = self.place.type == "cpu"  # there the loader's threads normalise, while the network runs
         self._normalise = (lambda images: images) if on_cpu else Normalise(mean, std, self.place)
         crop_ratio = 224 / 256 if self.size > 64 else 1.0  # the evaluation transform: no augmentation
-        rank, ranks = rank_and_ranks()
         self._spec = LoaderSpec(
-            batch_size=batch_size, size=self.size, crop_ratio=crop_ratio, workers=workers, rank=rank, world_size=ranks,
+            batch_size=batch_size, size=self.size, crop_ratio=crop_ratio, workers=workers, rank=rank(), world_size=world_size(),
             dtype="float32" if on_cpu else "uint8", mean=mean, std=std, pinned=self.place.type == "cuda",
         )  # fmt: skip
         self._backend = backend

@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 
-if TYPE_CHECKING:
-    from dp4tl_fast.training.state import Tally
+from dp4tl_fast.training.tally import Tally
 
 
 class Batches(Protocol):

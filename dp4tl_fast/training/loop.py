@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from dp4tl_fast.training.feed import Batches, ahead, split, timed
-from dp4tl_fast.training.state import Run, Tally
+from dp4tl_fast.training.state import Run
+from dp4tl_fast.training.tally import Tally
 from dp4tl_fast.training.watch import LossWatch
 
 CHECK_EVERY = 32  # steps between looks at whether the loss is finite: a look waits for the device

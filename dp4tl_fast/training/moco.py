@@ -52,7 +52,7 @@ class MoCo(nn.Module):
         self.key_encoder = copy.deepcopy(network).requires_grad_(False)
         self.key_projection = copy.deepcopy(self.projection).requires_grad_(False)
         self.momentum, self.temperature = momentum, temperature
-        self.bn_groups = max(2, bn_groups // ranks.rank_and_ranks()[1])
+        self.bn_groups = max(2, bn_groups // ranks.world_size())
         self.register_buffer("queue", F.normalize(torch.randn(queue, dim), dim=1))
         self.register_buffer("cursor", torch.zeros((), dtype=torch.long))
         self._pending: list[torch.Tensor] = []  # keys of this step's parts
@@ -90,7 +90,7 @@ class MoCo(nn.Module):
         """Let the key encoder follow, and put the step's keys into the queue: the loss saw the queue before them."""
         follow(self.key_encoder, network, self.momentum)
         follow(self.key_projection, self.projection, self.momentum)
-        k, size = ranks.gather(torch.cat(self._pending)), len(self.queue)
+        k, size = ranks.all_gather(torch.cat(self._pending)), len(self.queue)
         self._pending.clear()
         rows = (self.cursor + torch.arange(len(k), device=k.device)) % size
         self.queue[rows[-size:]] = k[-size:].to(self.queue.dtype)

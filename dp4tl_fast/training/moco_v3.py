@@ -65,8 +65,8 @@ class MoCoV3(nn.Module):
         head = nn.Sequential(self.projection, self.predictor)
         q1, q2 = (embed(network, head, x) for x in images)
         with torch.no_grad():
-            k1, k2 = (ranks.gather(embed(self.key_encoder, self.key_projection, x)) for x in images)
-        mine = ranks.rank_and_ranks()[0] * len(q1) + torch.arange(len(q1), device=q1.device)
+            k1, k2 = (ranks.all_gather(embed(self.key_encoder, self.key_projection, x)) for x in images)
+        mine = ranks.rank() * len(q1) + torch.arange(len(q1), device=q1.device)
         first, second = q1 @ k2.T / self.temperature, q2 @ k1.T / self.temperature  # [batch, global batch]
         loss = 2 * self.temperature * (F.cross_entropy(first, mine) + F.cross_entropy(second, mine))
         return loss, {"top_1": (first.detach().argmax(1) == mine).sum()}

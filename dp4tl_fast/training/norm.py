@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dp4tl_fast.training.ranks import rank_and_ranks
+from dp4tl_fast.training.ranks import world_size
 
 
 class GlobalBatchNorm(_BatchNorm):
@@ -21,7 +21,7 @@ class GlobalBatchNorm(_BatchNorm):
         pass  # any number of dimensions
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training or rank_and_ranks()[1] == 1:
+        if not self.training or world_size() == 1:
             return super().forward(x)
         from torch.distributed.nn.functional import all_reduce
 
@@ -50,7 +50,7 @@ class GlobalBatchNorm(_BatchNorm):
 
 def synchronise(model: nn.Module, device: torch.device) -> nn.Module:
     """``model`` with every batch normalisation over all ranks; names and weights stay. Alone it is ``model``."""
-    if rank_and_ranks()[1] == 1:
+    if world_size() == 1:
         return model
     if device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)

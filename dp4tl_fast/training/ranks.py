@@ -74,22 +74,28 @@ def run_command(function: Callable[..., Any], argv: Sequence[str] | None) -> int
     return leave(code)
 
 
-def rank_and_ranks() -> tuple[int, int]:
-    """This process's rank and their number; ``(0, 1)`` outside ``process_group``."""
+def rank() -> int:
+    """This process's rank; 0 outside ``process_group``."""
     import torch.distributed as dist
 
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
-def first_does(function: Callable[[], T]) -> T:
+def world_size() -> int:
+    """Number of processes; 1 outside ``process_group``."""
+    import torch.distributed as dist
+
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def on_rank_zero(function: Callable[[], T]) -> T:
     """Rank 0 calls ``function``; every rank returns its result, or raises its ``Dp4tlError``."""
-    rank, ranks = rank_and_ranks()
-    if ranks == 1:
+    if world_size() == 1:
         return function()
     import torch.distributed as dist
 
     answer: list[Any] = [None, None]
-    if rank == 0:
+    if rank() == 0:
         try:
             answer[0] = function()
         except Dp4tlError as error:
@@ -100,12 +106,12 @@ def first_does(function: Callable[[], T]) -> T:
     return answer[0]
 
 
-def total(values: torch.Tensor) -> torch.Tensor:
+def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
     """Sum over ranks, in place."""
     return _reduce(values, "SUM")
 
 
-def greatest(values: torch.Tensor) -> torch.Tensor:
+def all_reduce_max(values: torch.Tensor) -> torch.Tensor:
     """Maximum over ranks, in place."""
     return _reduce(values, "MAX")
 
@@ -118,26 +124,24 @@ def _reduce(values: torch.Tensor, operation: str) -> torch.Tensor:
     return values
 
 
-def gather(rows: torch.Tensor) -> torch.Tensor:
+def all_gather(rows: torch.Tensor) -> torch.Tensor:
     """``rows`` ``[n, ...]`` of all ranks in their order, ``[ranks * n, ...]``; equal n on every rank, no gradient."""
     import torch
 
-    _, ranks = rank_and_ranks()
-    if ranks == 1:
+    if world_size() == 1:
         return rows
-    parts = [torch.empty_like(rows) for _ in range(ranks)]
+    parts = [torch.empty_like(rows) for _ in range(world_size())]
     torch.distributed.all_gather(parts, rows.contiguous())
     return torch.cat(parts)
 
 
-def average(tensors: Sequence[torch.Tensor]) -> None:
+def all_reduce_mean(tensors: Sequence[torch.Tensor]) -> None:
     """Replace each (of one dtype) by its mean over ranks, in one message."""
     import torch
 
-    _, ranks = rank_and_ranks()
-    if ranks == 1 or not tensors:
+    if world_size() == 1 or not tensors:
         return
-    flat = total(torch.cat([t.flatten() for t in tensors])) / ranks
+    flat = all_reduce_sum(torch.cat([t.flatten() for t in tensors])) / world_size()
     parts = flat.split([t.numel() for t in tensors])
     torch._foreach_copy_(list(tensors), [p.view_as(t) for p, t in zip(parts, tensors, strict=True)])
 
@@ -147,7 +151,7 @@ def parallel(module: nn.Module) -> nn.Module:
 
     Buffers are left to those who own them: DDP would send a queue of 65,536 keys before every step.
     """
-    if rank_and_ranks()[1] == 1:
+    if world_size() == 1:
         return module
     from torch.nn.parallel import DistributedDataParallel
 
@@ -164,7 +168,7 @@ class Votes:
         self._pending: tuple[Any, torch.Tensor] | None = None
 
     def any(self, mine: bool) -> bool:
-        if rank_and_ranks()[1] == 1:
+        if world_size() == 1:
             return mine
         import torch
 

@@ -14,6 +14,7 @@ from torch import nn
 from dp4tl_fast.training import norm, ranks
 from dp4tl_fast.training.ema import Ema
 from dp4tl_fast.training.feed import Batches
+from dp4tl_fast.training.tally import Tally, nothing_of
 
 
 class Objective(Protocol):
@@ -32,45 +33,6 @@ class Objective(Protocol):
     def parameters(self) -> Iterator[nn.Parameter]: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> Any: ...
-
-
-@dataclass
-class Tally:
-    """Sums over the part of an epoch that has run; part of the resumable state."""
-
-    samples: int = 0
-    batches: int = 0
-    seconds: float = 0.0
-    data_wait_s: float = 0.0
-    bytes_read: int = 0
-    energy_j: float = 0.0  # nan where it is not known
-    sums: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    def add(self, name: str, value: torch.Tensor) -> None:
-        self.sums[name] = self.sums[name] + value if name in self.sums else value.double()
-
-    def pooled(self, device: torch.device) -> Tally:
-        """Over all ranks: sums of what was done, the longest of the times. Called on every rank."""
-        names = ranks.first_does(lambda: sorted(self.sums))  # a rank may have had no batch, but then not rank 0
-        counts = torch.tensor([self.samples, self.bytes_read, self.energy_j], dtype=torch.double, device=device)
-        sums = ranks.total(torch.cat([counts, *(self.sums.get(n, counts.new_zeros(1)).view(1) for n in names)]))
-        times = ranks.greatest(torch.tensor([self.seconds, self.data_wait_s], dtype=torch.double, device=device)).tolist()
-        named = dict(zip(names, sums[3:], strict=True))
-        return Tally(int(sums[0]), self.batches, times[0], times[1], int(sums[1]), float(sums[2]), named)
-
-    def metrics(self) -> dict[str, float]:
-        """Rates and means; waits for the device."""
-        n = max(1, self.samples)
-        means = {name: float(value) / n for name, value in self.sums.items()}
-        return {
-            "seconds": self.seconds,
-            "samples": self.samples,
-            "samples_per_s": self.samples / max(self.seconds, 1e-9),
-            "data_wait_s": self.data_wait_s,
-            "bytes_read": self.bytes_read,
-            **({} if math.isnan(self.energy_j) else {"energy_j": self.energy_j}),
-            **means,
-        }
 
 
 class Joint(nn.Module):
@@ -116,7 +78,7 @@ class Run:
 
     def draw_from(self, step: int) -> None:
         """Begin the random numbers of a step: nothing of a generator needs to be saved."""
-        key = f"{self.seed}/{step}/{ranks.rank_and_ranks()[0]}"
+        key = f"{self.seed}/{step}/{ranks.rank()}"
         number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
         torch.default_generator.manual_seed(number)  # torch.manual_seed visits every kind of device: 100 times as long
         if self.parameters[0].is_cuda:
@@ -124,7 +86,7 @@ class Run:
 
     def after_step(self) -> None:
         """What follows the optimiser."""
-        ranks.average(self._statistics)
+        ranks.all_reduce_mean(self._statistics)
         self.objective.after_step(self.joint.network)
         self.step += 1
         if self.ema is not None:
@@ -149,14 +111,8 @@ class Run:
         device = self.parameters[0].device
         older = {"energy_j": math.nan}  # checkpoints of runs that did not meter it
         whole = Tally(**{**older, **state["tally"], "sums": {k: v.to(device) for k, v in state["tally"]["sums"].items()}})
-        self.tally = whole if ranks.rank_and_ranks()[0] == 0 else _nothing_of(whole)
+        self.tally = whole if ranks.rank() == 0 else nothing_of(whole)
         loader.load_state_dict(state["loader"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.objective.load_state_dict(state["objective"])
         self.scaler.load_state_dict(state["scaler"])
-
-
-def _nothing_of(whole: Tally) -> Tally:
-    """The share of a rank whose part another rank holds: the clock goes on, the sums begin at zero."""
-    zeros = {name: torch.zeros_like(value) for name, value in whole.sums.items()}
-    return Tally(0, whole.batches, whole.seconds, whole.data_wait_s, 0, 0.0, zeros)

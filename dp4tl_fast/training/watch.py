@@ -39,7 +39,7 @@ class LossWatch:
 
     def check(self) -> None:
         """Raise ``NonFiniteLoss`` on every rank, once the loss of any was not finite."""
-        step = -int(ranks.greatest(-self._first))
+        step = -int(ranks.all_reduce_max(-self._first))
         if step != NEVER:
             mine = int(self._first) == step
             raise NonFiniteLoss(step, dict(self._recent)[step] if mine else None)
