@@ -11,15 +11,16 @@ from typing import Any
 
 from benchmarks.harness import Suite
 from benchmarks.study import GPU, NETWORK, SURROGATE, Case, shown, study
+from dp4tl_fast.pretraining.config import MocoConfig
 
 KEEP = ("0.5", "0.3")
 SEEDS = (0, 1, 2)
 CLUSTERS = 200
-MOCO: dict[str, Any] = {"objective": "moco", "lr": 0.06, "schedule": "cosine", "moco_queue": 8192, "min_scale": 0.2}
+MOCO: dict[str, Any] = {"objective": "moco", "lr": 0.06, "schedule": "cosine", "moco": MocoConfig(queue=8192), "min_scale": 0.2}
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "moco": {
-        "network": {**NETWORK, **MOCO, "moco_momentum": 0.99, "epochs": 100 if GPU else 6},
-        "surrogate": {**SURROGATE, **MOCO, "moco_momentum": 0.99},
+        "network": {**NETWORK, **MOCO, "moco": MocoConfig(queue=8192, momentum=0.99), "epochs": 100 if GPU else 6},
+        "surrogate": {**SURROGATE, **MOCO, "moco": MocoConfig(queue=8192, momentum=0.99)},
         "prune": {"method": "fm", "groups": "kmeans", "clusters": CLUSTERS},
         "modes": ("lp", "knn"),
     },

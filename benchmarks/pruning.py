@@ -20,6 +20,7 @@ from benchmarks.harness import Suite, interleave
 from benchmarks.study import SURROGATE, Study, study
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.mapping.registry import METHODS
+from dp4tl_fast.pruning.config import PruneConfig
 from dp4tl_fast.pruning.run import prune
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.selection.names import readable
@@ -50,7 +51,7 @@ def _prune(work: Study, method: str, **options: Any) -> dict[str, Any]:
     given: dict[str, Any] = {"surrogate": str(work.root / "surrogate"), "target": [str(work.files["train"])]}
     needs = METHODS[method].needs
     options = {"keep": KEEP, **{name: value for name, value in given.items() if name in needs}, **options}
-    return prune(source=str(work.files["source"]), method=method, out=str(work.root / f"{method}.json"), **options)
+    return prune(PruneConfig(source=str(work.files["source"]), method=method, out=str(work.root / f"{method}.json"), **options))
 
 
 def _overhead(suite: Suite, work: Study) -> None:

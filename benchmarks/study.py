@@ -22,9 +22,11 @@ import torch
 from benchmarks.harness import Suite
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.conversion.run import convert
+from dp4tl_fast.finetuning.config import FinetuneConfig
 from dp4tl_fast.finetuning.run import finetune
-from dp4tl_fast.pretraining.config import PretrainConfig
+from dp4tl_fast.pretraining.config import CheckpointConfig, PretrainConfig
 from dp4tl_fast.pretraining.run import pretrain
+from dp4tl_fast.pruning.config import PruneConfig
 from dp4tl_fast.pruning.run import prune
 from dp4tl_fast.selection import Selection
 
@@ -86,7 +88,7 @@ class Study:
     def surrogate(self, name: str, **recipe: Any) -> dict[str, Any]:
         """Train a surrogate in ``root/name``; returns its summary."""
         validate = {} if recipe.get("objective", "supervised").startswith("moco") else {"val": str(self.files["val"])}
-        every = {"val_every": recipe["epochs"], "checkpoint_every": recipe["epochs"]}
+        every = {"val_every": recipe["epochs"], "checkpoint": CheckpointConfig(every=recipe["epochs"])}
         out = str(self.root / name)
         return pretrain(PretrainConfig(source=str(self.files["source"]), out=out, resume=True, **validate, **every, **recipe))
 
@@ -99,7 +101,7 @@ class Study:
             options = {"method": "random", "keep": options["keep"], "seed": seed}
         out = self.root / "selections" / (f"{case.name}-{seed}.json" if "seed" in options else f"{case.name}.json")
         if not out.exists():
-            prune(source=str(self.files["source"]), out=str(out), **options)
+            prune(PruneConfig(source=str(self.files["source"]), out=str(out), **options))
         return out
 
     def chosen(self, case: Case) -> Selection:
@@ -119,16 +121,16 @@ class Study:
         recipe = {**self.network, **case.network}
         config = PretrainConfig(
             source=str(self.files["source"]), out=str(out), selection=str(selection) if selection else None, seed=seed,
-            checkpoint_every=recipe["epochs"], resume=True, **recipe,
+            checkpoint=CheckpointConfig(every=recipe["epochs"]), resume=True, **recipe,
         )  # fmt: skip
         summary = pretrain(config)
         for mode in self.modes:
             path = Path(f"{out}-{mode}")
             if not (path / "summary.json").exists():
-                finetune(
+                finetune(FinetuneConfig(
                     checkpoint=str(out), train=str(self.files["train"]), test=str(self.files["test"]), out=str(path),
                     mode=mode, seeds=1, **TRANSFER[mode],
-                )  # fmt: skip
+                ))  # fmt: skip
             summary[mode] = 100 * json.loads((path / "summary.json").read_text())["top_1_mean"]
         return summary
 

@@ -42,7 +42,7 @@ def doctor(*, require: str = "") -> dict[str, Any]:
     """
     unknown = [name for name in filter(None, require.split(",")) if name not in PARTS]
     if unknown:
-        raise BackendError(f"--require {unknown[0]}: known parts are {', '.join(PARTS)}")
+        raise BackendError(f"`require={unknown[0]}`: known parts are {', '.join(PARTS)}")
     result: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
     result["backends"] = {name: asdict(can) for name, can in capabilities().items()}
     for name in cli.progress(list(PARTS), desc="doctor", unit="part", leave=False):

@@ -18,7 +18,7 @@ def merge(out: str) -> dict[str, Any]:
     Args:
         out: The .beton to write; all shards must lie beside it. They are not removed.
     """
-    check_outputs({"OUT": out}, [])
+    check_outputs([("out", out)], [])
     started = time.perf_counter()
     with cli.progress((), desc="merge", unit="image") as bar:
         summary = merge_shards(Path(out), bar.update)

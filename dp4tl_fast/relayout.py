@@ -27,7 +27,7 @@ def relayout(src: str, out: str, *, layout: str = "class", seed: int = 0, entry_
             native loader decodes only what a crop needs; other readers pass over it. ``off`` copies every byte as it is.
     """
     index_jpegs = wants_entry_points(entry_points)
-    check_outputs({"OUT": out}, [src])
+    check_outputs([("out", out)], [src])
     started = time.perf_counter()
     beton = Beton(src)
     with cli.progress((), desc="relayout", unit="image", total=beton.num_samples) as bar:

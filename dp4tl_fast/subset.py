@@ -26,8 +26,8 @@ def subset(src: str, out: str, *, selection: str = "", classes: list[str] = []) 
     """
     started = time.perf_counter()
     if bool(selection) == bool(classes):
-        raise UsageError("subset: give either --selection SEL.json or --classes")
-    check_outputs({"OUT": out}, [src])
+        raise UsageError("subset: give either `selection=SEL.json` or `classes`")
+    check_outputs([("out", out)], [src])
     beton = Beton(src)
     if selection:
         from dp4tl_fast.selection import Selection

@@ -73,11 +73,11 @@ def case(objective, out):
     run = Run(model, goal, optimizer, torch.amp.GradScaler("cpu", enabled=False), ema=Ema(model, 0.9))
     history = []
     train(
-        run, Tensors(images[: goal.views], labels, BATCH), Same(), lambda step: 0.1, epochs=EPOCHS,
+        run, Tensors(images[: 2 if "moco" in objective else 1], labels, BATCH), Same(), lambda step: 0.1, epochs=EPOCHS,
         how=Stepping(accumulate=2 if objective == "accumulated" else 1, clip_norm=0.5),
         on_epoch=lambda run, metrics: history.append(metrics),
     )  # fmt: skip
-    if goal.classifies:  # 21 images in parts that do not divide them
+    if "moco" not in objective:  # 21 images in parts that do not divide them
         plain = Tensors(images[:1, :21], labels[:21], BATCH, drop_last=False)
         history.append(evaluate(model, ((x, y) for x, y, _ in plain), Same(), hits))
     state = {"weights": model.state_dict(), "objective": goal.state_dict(), "ema": run.ema.model.state_dict()}

@@ -6,6 +6,7 @@ from PIL import Image
 from dp4tl_fast.conversion.run import convert
 from dp4tl_fast.pretraining.config import PretrainConfig
 from dp4tl_fast.pretraining.run import pretrain
+from dp4tl_fast.pruning.config import PruneConfig
 from dp4tl_fast.pruning.run import prune
 from dp4tl_fast.pruning.surrogate import Surrogate
 
@@ -42,7 +43,7 @@ def run(data, out, *targets, **options):
         "source": str(data / "source.beton"), "surrogate": str(data / "surrogate"), "keep": "2", "workers": 1,
         "cache": str(out.parent / "cache"), "target": [str(data / f"{t}.beton") for t in targets or ("red",)],
     }  # fmt: skip
-    return prune(**{**defaults, "out": str(out), **options})
+    return prune(PruneConfig(**{**defaults, "out": str(out), **options}))
 
 
 def forward_passes(monkeypatch):

@@ -1,6 +1,7 @@
-"""The rooms of the house and the arrows between them: who may import whom."""
+"""The rooms of the house and the arrows between them, as docs/architecture.md lists them."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,37 +11,26 @@ import pytest
 import dp4tl_fast
 
 ROOT = Path(dp4tl_fast.__file__).parent
-COMMANDS = {
-    "convert",
-    "inspect",
-    "prune",
-    "pretrain",
-    "finetune",
-    "report",
-    "demo",
-    "doctor",
-    "compare",
-    "relayout",
-    "subset",
-    "merge",
-}
-LOW = {"errors", "files", "config", "philox"}
-# room -> what it may import from the package, beside itself and LOW
-ARROWS = {
-    "kernels": set(),
-    "beton": {"kernels"},
-    "selection": {"beton", "cli"},  # cli for its command
-    "loaders": {"beton", "selection", "kernels"},
-    "mapping": {"kernels"},
-    "training": {"models"},
-    "models": set(),
-    "sources": {"beton", "kernels", "cli"},
-}
+MAP = ROOT.parent / "docs/architecture.md"
 OWNED = {"ffcv": "ffcv", "nvidia": "dali", "triton": "triton"}  # library -> part of the one module that may import it
 
 
+def rooms():
+    """``{room: rooms it may import}``, from top to bottom; ``commands`` may import all others."""
+    table = MAP.read_text().split("| room | holds | imports |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| (\w+) \|.*\| ([\w ]*)\|$", table, flags=re.MULTILINE)
+    listed = {room: set(imports.split()) for room, imports in rows}
+    return {room: set(listed) - {"commands"} if imports == {"all"} else imports for room, imports in listed.items()}
+
+
 def modules():
-    return [p for p in sorted(ROOT.rglob("*.py")) if "csrc" not in p.parts]
+    found = {*ROOT.rglob("*.py"), *(ROOT / "kernels").rglob("*.py")}  # the second is a link, which rglob need not follow
+    return sorted(p for p in found if "csrc" not in p.parts)
+
+
+def room_of(path):
+    parts = path.relative_to(ROOT).parts
+    return parts[0] if len(parts) > 1 else "commands"
 
 
 def imported(path):
@@ -52,7 +42,8 @@ def imported(path):
             return
         if isinstance(node, ast.Import):
             names.update(a.name for a in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
             names.update(f"{node.module}.{a.name}" for a in node.names)
         for child in ast.iter_child_nodes(node):
             visit(child)
@@ -61,15 +52,47 @@ def imported(path):
     return names
 
 
+def test_the_map_goes_one_way():
+    """An arrow of the map leads to a room further down: so there is no cycle."""
+    order = list(rooms())
+    for i, (room, imports) in enumerate(rooms().items()):
+        assert imports <= set(order[i + 1 :]), f"{room} imports {imports - set(order[i + 1 :])}, which is not below it"
+
+
+def test_every_room_is_on_the_map():
+    assert {room_of(p) for p in modules()} == set(rooms())
+    assert set(rooms()) - {"commands"} == {p.name for p in ROOT.iterdir() if (p / "__init__.py").exists()}
+
+
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_go_downwards(path):
-    room = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    if room not in ARROWS:
-        return  # commands and what only they use stand on top
+    room = room_of(path)
+    if path == ROOT / "__init__.py":
+        return  # the front door names its rooms as text; test_front_door.py opens all of them
     for name in imported(path):
-        if name.startswith("dp4tl_fast."):
+        if name.startswith("dp4tl_fast.") and name != "dp4tl_fast.__version__":
             other = name.split(".")[1]
-            assert other == room or other in LOW | ARROWS[room] | {"__version__"}, f"{room} must not import {name}"
+            other = other if (ROOT / other).is_dir() else "commands"
+            assert other in rooms()[room] | ({room} if room != "commands" else set()), f"{room} must not import {name}"
+
+
+def test_every_arrow_of_the_map_is_there():
+    """What a room may import is no more than it does."""
+    there = {room: set() for room in rooms()}
+    for path in modules():
+        tree = path.read_text()  # also what is imported for type checking
+        there[room_of(path)] |= {name for name in re.findall(r"(?:from|import) dp4tl_fast\.(\w+)", tree) if (ROOT / name).is_dir()}
+    for room, imports in rooms().items():
+        assert room == "commands" or imports == there[room] - {room}, f"{room}: {imports ^ (there[room] - {room})}"
+
+
+def test_the_top_holds_commands_alone():
+    from dp4tl_fast.__main__ import COMMANDS
+
+    top = {p.stem for p in ROOT.glob("*.py")} - {"__init__", "__main__"}
+    assert top <= set(COMMANDS) and set(COMMANDS) - top == {name for name in COMMANDS if (ROOT / name / "__main__.py").exists()}
+    for name in top:
+        assert "def main(" in (ROOT / f"{name}.py").read_text()
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))

@@ -8,6 +8,7 @@ from pruning_data import images
 from benchmarks import end_to_end, objectives, pruning, sensitivity, study
 from benchmarks.harness import Suite
 from dp4tl_fast.mapping.registry import METHODS
+from dp4tl_fast.pretraining.config import MocoConfig
 
 SMALL = {"arch": "small-4", "size": 16, "batch_size": 8, "epochs": 2, "workers": 1}
 
@@ -92,8 +93,8 @@ def test_a_study_goes_on_where_it_was(data, monkeypatch, tmp_path):
 def test_objectives_without_labels_and_robust(data, monkeypatch, tmp_path):
     monkeypatch.setattr(objectives, "SEEDS", (0,))
     for how in objectives.OBJECTIVES.values():
-        monkeypatch.setitem(how, "network", {**how["network"], **SMALL, "moco_queue": 16})
-        monkeypatch.setitem(how, "surrogate", {**how["surrogate"], **SMALL, "moco_queue": 16})
+        monkeypatch.setitem(how, "network", {**how["network"], **SMALL, "moco": MocoConfig(queue=16)})
+        monkeypatch.setitem(how, "surrogate", {**how["surrogate"], **SMALL, "moco": MocoConfig(queue=16)})
     monkeypatch.setitem(objectives.OBJECTIVES["moco"]["prune"], "clusters", 4)
     suite = Suite(name="objectives", data=data)
     objectives.run(suite)

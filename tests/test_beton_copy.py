@@ -14,9 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dp4tl_fast import merge as merge_command
-from dp4tl_fast import relayout as relayout_command
-from dp4tl_fast import subset as subset_command
 from dp4tl_fast.__main__ import main as dispatch
 from dp4tl_fast.beton import Beton, BetonWriter
 from dp4tl_fast.beton.copying import relayout, subset
@@ -26,6 +23,9 @@ from dp4tl_fast.common.errors import BetonError, RecordError, UsageError
 from dp4tl_fast.common.files import partial_path
 from dp4tl_fast.conversion.run import convert
 from dp4tl_fast.conversion.shards import merge_shards, parse_shard, shard_path
+from dp4tl_fast.merge import main as merge_main
+from dp4tl_fast.relayout import main as relayout_main
+from dp4tl_fast.subset import main as subset_main
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_merge_refuses_what_does_not_belong_together(tree: Path, tmp_path: Path)
     with pytest.raises(BetonError, match="other input or flags"):
         merge_shards(out)
     convert(str(tree), str(out), on_error="skip", shard="1/3")
-    assert merge_command.main([str(out), "--json"]) == 0
+    assert merge_main([str(out), "--json"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_relayout_of_a_file_by_ffcv(tmp_path: Path) -> None:
         image = RGBImageField(write_mode=mode, smart_threshold=800)
         fields = {"image": image, "label": IntField(), "weight": FloatField()}
         DatasetWriter(str(theirs), fields, num_workers=2).from_indexed_dataset(samples, chunksize=3)
-        assert relayout_command.main([str(theirs), str(ours)]) == 0
+        assert relayout_main([str(theirs), str(ours)]) == 0
         old, new = Beton(theirs), Beton(ours)
         assert new.layout == "class"
         assert sorted(new.index) == list(range(20))
@@ -146,7 +146,7 @@ def test_relayout_adds_entry_points(tree: Path, tmp_path: Path, capsys: pytest.C
     plain, indexed, copy = (tmp_path / f"{n}.beton" for n in ("plain", "indexed", "copy"))
     convert(str(tree), str(plain), on_error="skip", entry_points="off")
     convert(str(tree), str(indexed), on_error="skip")
-    assert relayout_command.main([str(plain), str(copy)]) == 0
+    assert relayout_main([str(plain), str(copy)]) == 0
     assert copy.read_bytes() == indexed.read_bytes() != plain.read_bytes()
     assert sidecars(copy, "crc32.npy") == sidecars(indexed, "crc32.npy")
     relayout(Beton(copy), tmp_path / "again.beton", entry_points=True)
@@ -159,7 +159,7 @@ def test_relayout_adds_entry_points(tree: Path, tmp_path: Path, capsys: pytest.C
         writer.close()
     relayout(Beton(tmp_path / "damaged.beton"), tmp_path / "still.beton", entry_points=True)
     assert bytes(Beton(tmp_path / "still.beton").payload(0)) == damaged
-    assert relayout_command.main([str(plain), str(copy), "--entry_points", "maybe"]) == 2
+    assert relayout_main([str(plain), str(copy), "--entry_points", "maybe"]) == 2
     assert "must be on or off" in capsys.readouterr().err
 
 
@@ -218,11 +218,11 @@ def test_subset_command(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     source = str(tmp_path / "a.beton")
     convert(str(tree), source, on_error="skip")
     out = tmp_path / "b.beton"
-    assert subset_command.main([source, str(out), "--classes", "class 1", "--classes", "3", "--json"]) == 0
+    assert subset_main([source, str(out), "--classes", "class 1", "--classes", "3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["samples"] == Beton(out).num_samples
     assert set(Beton(out).labels) == {1, 3}
-    assert subset_command.main([source, str(out), "--classes", "no such"]) == 2
-    assert subset_command.main([source, str(out)]) == 2
+    assert subset_main([source, str(out), "--classes", "no such"]) == 2
+    assert subset_main([source, str(out)]) == 2
 
 
 def test_copying_notices_a_changed_payload(tree: Path, tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dp4tl_fast import convert as command
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton.sidecars import sidecar
 from dp4tl_fast.common.errors import SourceError, UsageError
 from dp4tl_fast.conversion import pipeline
 from dp4tl_fast.conversion.run import convert
+from dp4tl_fast.convert import main
 
 FFCV_DUMP = Path(__file__).with_name("ffcv_dump.py")
 SIZES = [(32, 24), (7, 50), (1, 1), (64, 64), (33, 17)]
@@ -270,9 +270,9 @@ def test_bad_flags(tree: Path, tmp_path: Path, flags: dict) -> None:
 
 def test_command_line(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "deep" / "o.beton"
-    assert command.main([str(tree), str(out), "--layout", "shuffled", "--json"]) == 0
+    assert main([str(tree), str(out), "--layout", "shuffled", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["samples"] == 18
     assert [row["name"] for row in json.loads(sidecar(out, "classes.json").read_text())] == ["n01", "n02", "n03"]
-    assert command.main([str(tmp_path / "no"), str(out)]) == 2
+    assert main([str(tmp_path / "no"), str(out)]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("dp4tl-fast convert: ")

@@ -17,11 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dp4tl_fast import convert as command
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import BetonError, SourceError, UsageError
 from dp4tl_fast.common.files import partial_path
-from dp4tl_fast.conversion import conversion, pipeline
+from dp4tl_fast.conversion import conversion, pipeline, run
 from dp4tl_fast.conversion.journal import Frame, Journal, journal_path
 from dp4tl_fast.conversion.run import convert
 
@@ -60,6 +59,7 @@ def undisturbed(tree: Path, tmp_path: Path) -> dict[str, bytes]:
 
 KILLED_CHILD = """
 import signal, sys, time
+from dp4tl_fast.conversion import run
 from dp4tl_fast.conversion.run import convert
 from dp4tl_fast.conversion import conversion
 from dp4tl_fast.conversion import pipeline
@@ -279,7 +279,7 @@ def test_what_an_unfinished_file_takes_is_not_needed_again(
     interrupt(monkeypatch, tree, out, after=10)
     taken = partial_path(out).stat().st_blocks * 512
     assert taken > 0
-    monkeypatch.setattr(command, "_bytes_needed", lambda *_: needed)
+    monkeypatch.setattr(run, "_bytes_needed", lambda *_: needed)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, needed - taken - 1))
     with pytest.raises(BetonError, match="GB are needed"):
         convert(str(tree), str(out), write_mode="jpg", resume=True)

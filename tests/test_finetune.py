@@ -15,10 +15,12 @@ from small_runs import noisy_colours
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import BetonError, UsageError
 from dp4tl_fast.conversion.run import convert
-from dp4tl_fast.finetune import finetune, main
+from dp4tl_fast.finetune import main
 from dp4tl_fast.finetuning import accuracy
+from dp4tl_fast.finetuning.config import FinetuneConfig
 from dp4tl_fast.finetuning.few_shots import few_shots
 from dp4tl_fast.finetuning.probes import knn_probe
+from dp4tl_fast.finetuning.run import finetune
 from dp4tl_fast.pretrain import main as pretrain
 from dp4tl_fast.reporting.page import report
 from dp4tl_fast.selection import Selection
@@ -55,7 +57,7 @@ def test_splits_that_number_their_classes_differently_are_refused(runs, tmp_path
                             ("more", r"more\.beton: has 5 classes, but .*train\.beton only 4")):  # fmt: skip
         convert(str(tmp_path / name), str(tmp_path / f"{name}.beton"))
         with pytest.raises(BetonError, match=complaint):
-            finetune(out=str(tmp_path / "o"), mode="lp", **arguments(runs, test=str(tmp_path / f"{name}.beton")))
+            finetune(FinetuneConfig(out=str(tmp_path / "o"), mode="lp", **arguments(runs, test=str(tmp_path / f"{name}.beton"))))
         for flag in ("--val", "--compare"):
             more = [f"--val={tmp_path / f'{name}.beton'}", "--arch=small-4", "--size=16", "--batch_size=16"]
             if flag == "--compare":
@@ -65,7 +67,8 @@ def test_splits_that_number_their_classes_differently_are_refused(runs, tmp_path
                 more.append(f"--compare={tmp_path / 'lm.json'}")
             assert pretrain([f"--source={runs / 'train.beton'}", f"--out={tmp_path / 'p'}", *more]) == 2
         assert not (tmp_path / "p").exists() and not (tmp_path / "o").exists()
-    assert finetune(out=str(tmp_path / "fewer"), mode="lp", epochs=1, **arguments(runs, test=str(first_two(runs, tmp_path))))
+    fewer = arguments(runs, test=str(first_two(runs, tmp_path)))
+    assert finetune(FinetuneConfig(out=str(tmp_path / "fewer"), mode="lp", epochs=1, **fewer))
 
 
 def first_two(runs, tmp_path):
@@ -96,7 +99,7 @@ def test_accuracy_by_class_and_group(runs, tmp_path, mode):
     test = Beton(runs / "test.beton")
     groups = {int(i): "even" if i % 2 == 0 else "odd" for i in test.index}
     table = write_groups(tmp_path / "g.csv", [*groups.items(), (10_000, "elsewhere")])
-    summary = finetune(**arguments(runs, mode=mode, out=str(tmp_path / "o"), epochs=4, seeds=2, groups=table))
+    summary = finetune(FinetuneConfig(**arguments(runs, mode=mode, out=str(tmp_path / "o"), epochs=4, seeds=2, groups=table)))
     assert json.loads((tmp_path / "o/summary.json").read_text()) == summary
     counts = dict(zip(test.class_names, test.class_counts.tolist(), strict=True))
     total = sum(counts[name] * value for name, value in summary["per_class"].items())
@@ -126,10 +129,10 @@ def test_few_shots_are_balanced_drawn_anew_and_enough(runs, tmp_path):
         assert np.bincount(train.labels[records]).tolist() == [5] * 4 and (np.diff(records) > 0).all()
     assert few_shots(train, 5, 0).tolist() != few_shots(train, 5, 1).tolist()
     for mode in ("lp", "ff", "knn"):
-        summary = finetune(**arguments(runs, mode=mode, out=str(tmp_path / mode), epochs=2, seeds=2, shots=3))
+        summary = finetune(FinetuneConfig(**arguments(runs, mode=mode, out=str(tmp_path / mode), epochs=2, seeds=2, shots=3)))
         assert summary["shots"] == 3 and len(summary["top_1"]) == 2
-    with pytest.raises(UsageError, match=r"--shots 8: class .* has only 7 images"):
-        finetune(**arguments(runs, mode="lp", out=str(tmp_path / "x"), shots=8))
+    with pytest.raises(UsageError, match=r"`shots=8`: class .* has only 7 images"):
+        finetune(FinetuneConfig(**arguments(runs, mode="lp", out=str(tmp_path / "x"), shots=8)))
     assert not (tmp_path / "x").exists()
 
 
@@ -178,13 +181,13 @@ def test_a_data_set_of_torchvisions_by_name(runs, tmp_path, monkeypatch):
     names = {s: f"torchvision:DigitsForTest?root={tmp_path}&split={s}" for s in ("train", "test")}
     for out in ("a", "b"):
         target = {"train": names["train"], "test": names["test"], "out": str(tmp_path / out)}
-        summary = finetune(**{**arguments(runs, mode="knn"), **target})
+        summary = finetune(FinetuneConfig(**{**arguments(runs, mode="knn"), **target}))
         assert summary["per_class"] == {"zero": 1.0, "one": 1.0, "two": 1.0}
     assert len(list((tmp_path / ".dp4tl-cache").glob("*.beton"))) == 2
 
 
 def test_report_shows_the_knn_probe(runs, tmp_path):
-    finetune(**arguments(runs, mode="knn", out=str(tmp_path / "knn")))
+    finetune(FinetuneConfig(**arguments(runs, mode="knn", out=str(tmp_path / "knn"))))
     rows = report(dirs=[str(runs / "run"), str(tmp_path)], out=str(tmp_path / "r.html"))["rows"]
     assert rows[0]["knn_mean"] is not None and rows[0]["lp_mean"] is None
     assert "kNN %" in (tmp_path / "r.html").read_text()

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dp4tl_fast import inspect as command
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import BetonError
 from dp4tl_fast.conversion.run import convert
-from dp4tl_fast.inspect import inspect
+from dp4tl_fast.inspect import inspect, main
 
 
 @pytest.fixture(params=["keep", "raw"])
@@ -28,7 +27,7 @@ def beton_path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def test_inspect_describes_the_file(beton_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main([str(beton_path), "--verify", "--decode", "--json"]) == 0
+    assert main([str(beton_path), "--verify", "--decode", "--json"]) == 0
     captured = capsys.readouterr()
     result, beton = json.loads(captured.out), Beton(beton_path)
     assert result["samples"] == 12
@@ -157,5 +156,5 @@ def test_checksums_of_another_file_are_refused(beton_path: Path) -> None:
 
 def test_missing_and_foreign_files(tmp_path: Path) -> None:
     (tmp_path / "x.beton").write_bytes(b"hello" * 100)
-    assert command.main([str(tmp_path / "x.beton")]) == 2
-    assert command.main([str(tmp_path / "no.beton")]) == 2
+    assert main([str(tmp_path / "x.beton")]) == 2
+    assert main([str(tmp_path / "no.beton")]) == 2

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.mapping.keep import auto_cut, cut
+from dp4tl_fast.mapping.keep import Keep, auto_cut
 from dp4tl_fast.mapping.registry import Scores
 from dp4tl_fast.pruning.choose import choose, in_turn
 
@@ -21,7 +21,7 @@ ORDER, SIZES = np.array([2, 0, 1, 3]), np.array([10, 30, 20, 40])  # in order: 2
     ],
 )  # fmt: skip
 def test_rules(keep, count):
-    assert cut(keep, ORDER, SIZES, None) == count
+    assert Keep.parse(keep).cut(ORDER, SIZES, None) == count
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_rules(keep, count):
 )  # fmt: skip
 def test_rules_refused(keep, message):
     with pytest.raises(UsageError, match=message):
-        cut(keep, ORDER, SIZES, None)
+        Keep.parse(keep).cut(ORDER, SIZES, None)
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=30), st.floats(0.05, 1), st.integers(0, 99))
@@ -48,7 +48,7 @@ def test_auto_carries_the_share(votes, share, seed):
     plain = int((np.cumsum(votes[order]) < share * votes.sum() - 1e-9).sum()) + 1
     assert plain <= count <= len(votes)  # never fewer than the observed ranking needs
     assert count == auto_cut(order, votes, share, seed)
-    assert cut(f"auto:{share}", order, np.ones_like(votes), votes, seed=seed) == count
+    assert Keep.parse(f"auto:{share}").cut(order, np.ones_like(votes), votes, seed=seed) == count
 
 
 def test_auto_keeps_more_when_the_ranking_is_uncertain():
@@ -68,7 +68,7 @@ ONES = np.ones(6, int)
 
 
 def kept(merge, keep="2", reverse=False, sizes=ONES):
-    return choose([A, B], [24, 6], sizes, keep, merge, reverse, 0).kept.tolist()
+    return choose([A, B], [24, 6], sizes, Keep.parse(keep), merge, reverse, 0).kept.tolist()
 
 
 def test_merges():
@@ -88,7 +88,7 @@ def test_units_without_records_take_no_place_under_any_rule():
     target = scores([30, 40, 30, 3, 30, 2, 30, 1, 30, 30])
 
     def kept(keep, target=target):
-        return choose([target], [1], sizes, keep, "sum", False, 0).kept.tolist()
+        return choose([target], [1], sizes, Keep.parse(keep), "sum", False, 0).kept.tolist()
 
     assert kept("0.5") == [1, 3] and kept("1.0") == [1, 3, 5, 7] and kept("3") == [1, 3, 5]
     assert kept("auto:0.8") == [1]  # of the 46 votes for classes that are there
@@ -100,8 +100,8 @@ def test_units_without_records_take_no_place_under_any_rule():
 
 def test_sum_weighs_tie_breaks_by_images():
     a, b = (Scores(np.zeros(2), tie_breaks=np.array(t)) for t in ([1.0, 0.0], [0.0, 1.0]))
-    assert choose([a, b], [3, 1], np.ones(2, int), "1", "sum", False, 0).kept.tolist() == [0]
-    assert choose([a, b], [1, 3], np.ones(2, int), "1", "sum", False, 0).kept.tolist() == [1]
+    assert choose([a, b], [3, 1], np.ones(2, int), Keep.parse("1"), "sum", False, 0).kept.tolist() == [0]
+    assert choose([a, b], [1, 3], np.ones(2, int), Keep.parse("1"), "sum", False, 0).kept.tolist() == [1]
 
 
 @given(st.integers(1, 8), st.integers(1, 4), st.integers(0, 2**31))
@@ -112,3 +112,16 @@ def test_in_turn_holds_every_unit_once(n, targets, seed):
     assert sorted(merged) == list(range(n)) and merged[0] == orders[0][0]
     for k in range(1, n + 1):  # the first k of everyone are in by then
         assert set(np.concatenate([o[:k] for o in orders])) <= set(merged[: k * targets])
+
+
+@pytest.mark.parametrize(
+    ("keep", "count"), [("0.4", 4), ("0.41", 5), ("1.0", 10), ("0.0001", 1), ("1", 1), ("10", 10), ("0.3", 3)]
+)
+def test_keep_rules(keep, count):
+    assert Keep.parse(keep).cut(np.arange(10), np.ones(10), None) == count
+
+
+@pytest.mark.parametrize("keep", ["0", "0.0", "-0.5", "1.5", "11", "nan", "inf", "many", ""])
+def test_keep_out_of_range(keep):
+    with pytest.raises(UsageError, match="`keep="):
+        Keep.parse(keep).cut(np.arange(10), np.ones(10), None)

@@ -106,7 +106,7 @@ def test_kmeans_groups_find_blobs_and_are_reusable():
     assert torch.equal(nearest_groups(x, groups.centroids).index, groups.index)
     votes = feature_mapping(x[:25], groups).votes
     assert votes[groups.index[0]] == 20 and votes[groups.index[20]] == 5 and votes.sum() == 25
-    with pytest.raises(UsageError, match="clusters 121"):
+    with pytest.raises(UsageError, match="clusters=121"):
         kmeans_groups(x, 121, seed=0)
     with pytest.raises(UsageError, match="centroids of 6 features, but the surrogate has 4"):
         nearest_groups(x[:, :4], groups.centroids)
@@ -195,7 +195,7 @@ def test_handpicked():
     assert baselines.handpicked(["ship", "0"], names).tolist() == [1, 0, 0, 1]
     assert baselines.handpicked(["3"], names).tolist() == [0, 0, 1, 0]  # a name goes before an id
     for bad in ("horse", "4", "-1"):
-        with pytest.raises(UsageError, match=f"--classes {bad}"):
+        with pytest.raises(UsageError, match=f"`classes={bad}"):
             baselines.handpicked([bad], names)
 
 

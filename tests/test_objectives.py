@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from dp4tl_fast.loaders import IMAGENET_MEAN, IMAGENET_STD
+from dp4tl_fast.pretraining.config import MocoConfig
+from dp4tl_fast.pretraining.objectives import OBJECTIVES
 from dp4tl_fast.training import checkpoint, models
 from dp4tl_fast.training.adversarial import Adversarial
 from dp4tl_fast.training.moco import MoCo, embed, follow
@@ -231,9 +233,10 @@ def test_each_objective_learns_a_batch_by_heart(model, network, name):
         "moco": lambda: MoCo(network, WIDTH, queue=64, momentum=0.9),
         "moco_v3": lambda: MoCoV3(network, WIDTH, total_steps=60, momentum=0.9, layers=2, hidden=32, dim=16),
     }[name]()
-    network = network if objective.views == 2 else model
+    facts = OBJECTIVES[name]
+    network = model if facts.classifies else network
     x, y = normalised(pixels(10)), torch.arange(10) % 5
-    images = (x, x) if objective.views == 2 else x
+    images = (x, x) if facts.views == 2 else x
     if name == "moco":  # a random network puts all images close together: these negatives are hard, random vectors are not
         with torch.no_grad():
             objective.queue.copy_(objective.keys(normalised(pixels(64))))
@@ -301,7 +304,7 @@ def test_each_colour_happens_as_often_as_asked():
 @pytest.mark.parametrize("objective", ["moco", "moco_v3", "adversarial"])
 def test_objectives_run_and_resume_through_the_command(objective, tmp_path):
     source = noisy_colours(tmp_path, "s", (8, 8, 8))
-    common = {"objective": objective, "moco_queue": 32, "schedule": "constant"}
+    common = {"objective": objective, "moco": MocoConfig(queue=32), "schedule": "constant"}
     run(source, tmp_path / "whole", **common)
     # A run cut after its first epochs: its newest checkpoint is removed, as if it had not been written.
     run(source, tmp_path / "cut", **common)

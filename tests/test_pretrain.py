@@ -15,9 +15,11 @@ from small_runs import noisy_colours
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import CheckpointError, Dp4tlError, RecordError, SelectionError, TrainingError, UsageError
+from dp4tl_fast.finetuning.config import FinetuneConfig
 from dp4tl_fast.finetuning.run import finetune
 from dp4tl_fast.pretraining.config import PretrainConfig
 from dp4tl_fast.pretraining.run import pretrain
+from dp4tl_fast.pruning.config import PruneConfig
 from dp4tl_fast.pruning.run import prune
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.training import checkpoint, models
@@ -73,7 +75,7 @@ def test_weights_load_in_plain_torchvision(data, tmp_path):
 
 
 def test_reads_only_the_selection(data, tmp_path):
-    prune(source=str(data / "source.beton"), out=str(tmp_path / "s.json"), keep="2", method="random", seed=3)
+    prune(PruneConfig(source=str(data / "source.beton"), out=str(tmp_path / "s.json"), keep="2", method="random", seed=3))
     summary = run(data, tmp_path / "r", selection=str(tmp_path / "s.json"), val=str(data / "val.beton"))
     assert summary["classes_kept"] == 2 and summary["samples"] == 48 and summary["method"] == "random"
     full = run(data, tmp_path / "full")
@@ -81,7 +83,7 @@ def test_reads_only_the_selection(data, tmp_path):
 
 
 def test_compact_labels_shrink_the_head(data, tmp_path):
-    prune(source=str(data / "source.beton"), out=str(tmp_path / "s.json"), keep="2", method="random", seed=3)
+    prune(PruneConfig(source=str(data / "source.beton"), out=str(tmp_path / "s.json"), keep="2", method="random", seed=3))
     run(
         data,
         tmp_path / "r",
@@ -161,7 +163,7 @@ def test_refusals(data, tmp_path):
         run(data, tmp_path / "big", batch_size=97)
     with pytest.raises(UsageError, match="unknown architecture"):
         run(data, tmp_path / "arch", arch="resnet19")
-    prune(source=str(data / "target.beton"), out=str(tmp_path / "t.json"), keep="2", method="random")
+    prune(PruneConfig(source=str(data / "target.beton"), out=str(tmp_path / "t.json"), keep="2", method="random"))
     with pytest.raises(SelectionError, match="another source"):
         run(data, tmp_path / "other", selection=str(tmp_path / "t.json"))
     assert not (tmp_path / "other").exists()
@@ -233,26 +235,26 @@ def test_prune_with_a_surrogate(data, tmp_path):
         "target": [str(data / "target.beton")],
         "surrogate": str(tmp_path / "surrogate"),
     }
-    result = prune(**common, out=str(tmp_path / "lm.json"), keep="0.5")
+    result = prune(PruneConfig(**common, out=str(tmp_path / "lm.json"), keep="0.5"))
     assert sum(result["scores"]) == 40 and len(result["kept_classes"]) == 2  # every target image votes once
     assert result["seconds"]["surrogate"] > 0
-    lowest = prune(**common, out=str(tmp_path / "low.json"), keep="0.5", reverse=True)
+    lowest = prune(PruneConfig(**common, out=str(tmp_path / "low.json"), keep="0.5", reverse=True))
     assert set(lowest["kept_classes"]) | set(result["kept_classes"]) == {0, 1, 2, 3}
-    with pytest.raises(UsageError, match="needs --target"):
-        prune(source=common["source"], out=str(tmp_path / "x.json"), keep="0.5")
+    with pytest.raises(UsageError, match="needs `target`"):
+        prune(PruneConfig(source=common["source"], out=str(tmp_path / "x.json"), keep="0.5"))
     with pytest.raises(CheckpointError, match="not a small-8"):
-        prune(**common, out=str(tmp_path / "x.json"), keep="0.5", arch="small-8")
+        prune(PruneConfig(**common, out=str(tmp_path / "x.json"), keep="0.5", arch="small-8"))
     assert not (tmp_path / "x.json").exists()
 
 
 def test_a_surrogate_of_another_source_is_refused(data, tmp_path):
-    prune(source=str(data / "source.beton"), out=str(tmp_path / "s.json"), keep="2", method="random")
+    prune(PruneConfig(source=str(data / "source.beton"), out=str(tmp_path / "s.json"), keep="2", method="random"))
     run(data, tmp_path / "small", selection=str(tmp_path / "s.json"), compact_labels=True, epochs=1)
     with pytest.raises(UsageError, match="knows 2 classes"):
-        prune(
+        prune(PruneConfig(
             source=str(data / "source.beton"), target=[str(data / "target.beton")], surrogate=str(tmp_path / "small"),
             out=str(tmp_path / "x.json"), keep="2",
-        )  # fmt: skip
+        ))  # fmt: skip
 
 
 @pytest.mark.parametrize("mode", ["lp", "ff"])
@@ -263,20 +265,20 @@ def test_finetune(data, tmp_path, mode):
         "train": str(data / "target.beton"),
         "test": str(data / "val.beton"),
     }
-    summary = finetune(
+    summary = finetune(FinetuneConfig(
         **arguments, mode=mode, out=str(tmp_path / mode), epochs=12, lr=0.02, seeds=2, batch_size=8, precision="fp32"
-    )
+    ))
     assert (
         len(summary["top_1"]) == 2
         and summary["top_1_mean"] > 0.7
         and summary["top_1_best_mean"] >= summary["top_1_mean"]
     )
-    again = finetune(
+    again = finetune(FinetuneConfig(
         **arguments, mode=mode, out=str(tmp_path / "again"), epochs=12, lr=0.02, seeds=2, batch_size=8, precision="fp32"
-    )
+    ))
     assert again["top_1"] == summary["top_1"]
     with pytest.raises(UsageError, match="exists"):
-        finetune(**arguments, mode=mode, out=str(tmp_path / mode))
+        finetune(FinetuneConfig(**arguments, mode=mode, out=str(tmp_path / mode)))
 
 
 def test_cached_features_equal_the_plain_way(data, tmp_path):

@@ -8,6 +8,7 @@ from pruning_data import images, run
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import Dp4tlError, UsageError
 from dp4tl_fast.conversion.run import convert
+from dp4tl_fast.pretraining.config import MocoConfig
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.training import checkpoint, models
 
@@ -37,7 +38,7 @@ def test_an_untrained_classifier_does_not_vote(data, tmp_path):
     """Pretraining without labels leaves the network's last layer as it was initialised."""
     from small_runs import run as pretrain
 
-    pretrain(data / "source.beton", tmp_path / "moco", objective="moco", epochs=1, moco_queue=16)
+    pretrain(data / "source.beton", tmp_path / "moco", objective="moco", epochs=1, moco=MocoConfig(queue=16))
     for method in ("lm", "grand", "el2n"):
         with pytest.raises(UsageError, match="its classifier was never trained"):
             run(data, tmp_path / "a.json", method=method, surrogate=str(tmp_path / "moco"))
@@ -77,7 +78,7 @@ def test_published_and_timm_surrogates(data, tmp_path, monkeypatch):
         run(data, tmp_path / "b.json", arch="mobilenet_v3_small", surrogate="torchvision:DEFAULT")
     with pytest.raises(UsageError, match="are IMAGENET1K_V1"):
         run(data, tmp_path / "b.json", arch="mobilenet_v3_small", surrogate="torchvision:BEST")
-    with pytest.raises(Dp4tlError, match="--arch"):
+    with pytest.raises(Dp4tlError, match="`arch`"):
         run(data, tmp_path / "b.json", surrogate="torchvision:DEFAULT")
 
     network = models.build("timm:test_resnet", 4)

@@ -1,5 +1,6 @@
 """Every shipped recipe goes through the real parser and says what PAPER.md's method says."""
 
+import dataclasses
 import functools
 import re
 
@@ -10,6 +11,9 @@ from small_runs import noisy_colours
 from dp4tl_fast import finetune, pretrain
 from dp4tl_fast.__main__ import main as dispatch
 from dp4tl_fast.common import cli
+from dp4tl_fast.finetune import main as finetune_main
+from dp4tl_fast.pretrain import main as pretrain_main
+from dp4tl_fast.reporting.runs import flat
 from dp4tl_fast.training import checkpoint
 
 RECIPES = sorted(p.stem for p in cli.RECIPES.glob("*.yaml"))
@@ -18,13 +22,13 @@ TRANSFER = {"lp", "ff", "ff_sgd"}
 
 def parsed(name, *more):
     """What the command is called with."""
-    command = finetune.finetune if name in TRANSFER else pretrain.pretrain
+    command = finetune if name in TRANSFER else pretrain
     required = ["--checkpoint=c", "--train=t", "--test=u"] if name in TRANSFER else ["--source=s"]
     given = []
 
     @functools.wraps(command)
-    def probe(*config, **options):
-        given.append(options or vars(config[0]))
+    def probe(config):
+        given.append(flat(dataclasses.asdict(config)))
 
     assert cli.run(probe, ["--config", name, "--out=o", *required, *more]) == 0
     return given[0]
@@ -32,7 +36,7 @@ def parsed(name, *more):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_parses_and_flags_win_over_it(name, capsys):
-    settings, values = yaml.safe_load((cli.RECIPES / f"{name}.yaml").read_text()), parsed(name)
+    settings, values = flat(yaml.safe_load((cli.RECIPES / f"{name}.yaml").read_text())), parsed(name)
     assert {k: values[k] for k in settings} == settings
     assert parsed(name, "--epochs=3")["epochs"] == 3
     assert dispatch(["finetune" if name in TRANSFER else "pretrain", "--help"]) == 0
@@ -47,11 +51,11 @@ PAPER = {
     "resnet101": {**SUPERVISED, "batch_size": 256},
     "resnet152": {**SUPERVISED, "batch_size": 256},
     "adversarial_resnet18": {
-        **SUPERVISED, "objective": "adversarial", "adv_eps": 3, "adv_steps": 3, "adv_norm": "linf", "batch_size": 1024,
+        **SUPERVISED, "objective": "adversarial", "adv.eps": 3, "adv.steps": 3, "adv.norm": "linf", "batch_size": 1024,
     },
     "vit_b_16": {"epochs": 100, "optimizer": "adamw", "lr": 3e-3, "weight_decay": 0.3, "label_smoothing": 0.11,
                  "warmup_epochs": 10, "size": 224, "batch_size": 400, "schedule": "cosine"},
-    "moco_v2_resnet101": {"arch": "resnet101", "moco_queue": 65536, "moco_temperature": 0.2, "moco_momentum": 0.999,
+    "moco_v2_resnet101": {"arch": "resnet101", "moco.queue": 65536, "moco.temperature": 0.2, "moco.momentum": 0.999,
                           "min_scale": 0.2, "schedule": "cosine", "lr": 0.03, "lr_batch": 256},
     "moco_v3_vit_b_16": {"arch": "vit_b_16", "objective": "moco_v3"},
     "lp": {"mode": "lp", "optimizer": "adam", "lr": 0.01, "epochs": 50, "batch_size": 128, "size": 224},
@@ -72,14 +76,14 @@ def test_the_small_recipes_train_and_transfer(tmp_path):
     source = noisy_colours(tmp_path, "s", (24,) * 4)
     for name in ("small_32px", "small_64px"):
         flags = ["--epochs=2", "--end-size-from=1", "--warmup-epochs=1", "--batch-size=16", "--workers=1", "--no-tensorboard"]
-        assert pretrain.main(["--config", name, f"--source={source}", f"--out={tmp_path / name}", *flags]) == 0
+        assert pretrain_main(["--config", name, f"--source={source}", f"--out={tmp_path / name}", *flags]) == 0
         assert checkpoint.load_model(tmp_path / name)[1]["size"] == int(name[6:8])
     for name in TRANSFER:
         flags = ["--epochs=2", "--size=32", "--seeds=1", "--workers=1", f"--train={source}", f"--test={source}"]
-        assert finetune.main(["--config", name, f"--checkpoint={tmp_path / 'small_32px'}", f"--out={tmp_path / name}", *flags]) == 0
+        assert finetune_main(["--config", name, f"--checkpoint={tmp_path / 'small_32px'}", f"--out={tmp_path / name}", *flags]) == 0
 
 
 def test_sgd_needs_a_rate_of_its_own(tmp_path, capsys):
     source = noisy_colours(tmp_path, "s", (2, 2))
     flags = ["--optimizer=sgd", "--checkpoint=c", f"--train={source}", f"--test={source}", f"--out={tmp_path / 'o'}"]
-    assert finetune.main(flags) == 2 and "needs --lr" in capsys.readouterr().err
+    assert finetune_main(flags) == 2 and "needs --lr" in capsys.readouterr().err

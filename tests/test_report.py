@@ -45,7 +45,7 @@ def test_classes_by_their_names_for_people(page_file, data, tmp_path):
     assert readable(["class0", "class2"], "") == ["class0", "class2"]
     (tmp_path / "other.txt").write_text("class\tof nobody\n")
     for bad in ("other.txt", "no.txt", "r-s-scores.png"):
-        with pytest.raises(UsageError, match=f"--names .*{bad}"):
+        with pytest.raises(UsageError, match=f"`names=.*{bad}"):
             report(dirs=[s], out=str(tmp_path / "r.html"), source=source, names=str(tmp_path / bad))
 
 

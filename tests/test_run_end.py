@@ -12,7 +12,9 @@ from small_runs import FAST, noisy_colours, run
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import BetonError, CheckpointError, TrainingError, UsageError
+from dp4tl_fast.finetuning.config import FinetuneConfig
 from dp4tl_fast.finetuning.run import finetune
+from dp4tl_fast.pretraining.config import CheckpointConfig
 from dp4tl_fast.pretraining.profiling import what_bounds
 from dp4tl_fast.training import checkpoint
 from dp4tl_fast.training.supervised import Supervised
@@ -30,7 +32,7 @@ def files(folder):
 def test_the_last_and_the_best_checkpoints_stay(data, tmp_path, monkeypatch):
     accuracies = iter([0.2, 0.9, 0.5, 0.9, 0.4])
     monkeypatch.setattr("dp4tl_fast.training.loop.evaluate", lambda *a: {"top_1": next(accuracies), "top_5": 1.0})
-    run(data, tmp_path / "r", val=str(data), keep_last=2, epochs=5)
+    run(data, tmp_path / "r", val=str(data), checkpoint=CheckpointConfig(keep_last=2), epochs=5)
     folder = tmp_path / "r/checkpoint"
     assert [int(c.name) for c in checkpoint.checkpoints(folder)] == [12, 24, 30]  # 6 steps an epoch; the second was best
     assert (folder / checkpoint.BEST).resolve().name == "0000000012"
@@ -38,7 +40,7 @@ def test_the_last_and_the_best_checkpoints_stay(data, tmp_path, monkeypatch):
 
 
 def test_without_validation_the_lowest_loss_is_the_best(data, tmp_path):
-    run(data, tmp_path / "r", keep_last=1, checkpoint_every=5, epochs=5)
+    run(data, tmp_path / "r", checkpoint=CheckpointConfig(keep_last=1, every=5), epochs=5)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "r/metrics.jsonl").read_text().splitlines()]
     best = (tmp_path / "r/checkpoint" / checkpoint.BEST).resolve().name
     assert int(best) == 6 * (1 + losses.index(min(losses)))
@@ -55,8 +57,8 @@ def test_the_best_survives_a_resume(data, tmp_path, monkeypatch):
 
     monkeypatch.setattr("dp4tl_fast.training.loop.evaluate", evaluate)
     with pytest.raises(KeyboardInterrupt):
-        run(data, tmp_path / "r", val=str(data), keep_last=1, epochs=5)
-    run(data, tmp_path / "r", val=str(data), keep_last=1, epochs=5, resume=True)
+        run(data, tmp_path / "r", val=str(data), checkpoint=CheckpointConfig(keep_last=1), epochs=5)
+    run(data, tmp_path / "r", val=str(data), checkpoint=CheckpointConfig(keep_last=1), epochs=5, resume=True)
     folder = tmp_path / "r/checkpoint"
     assert [int(c.name) for c in checkpoint.checkpoints(folder)] == [12, 30]
     assert (folder / checkpoint.BEST).resolve().name == "0000000012"
@@ -74,9 +76,9 @@ def test_a_best_that_was_not_linked_before_the_end_came_is_linked_by_the_next_sa
     monkeypatch.setattr("dp4tl_fast.training.loop.evaluate", lambda *a: {"top_1": next(accuracies), "top_5": 1.0})
     monkeypatch.setattr(checkpoint, "_link", kill_once)
     with pytest.raises(KeyboardInterrupt):
-        run(data, tmp_path / "r", val=str(data), keep_last=1, epochs=5)
+        run(data, tmp_path / "r", val=str(data), checkpoint=CheckpointConfig(keep_last=1), epochs=5)
     assert (tmp_path / "r/checkpoint" / checkpoint.BEST).resolve().name == "0000000006"
-    run(data, tmp_path / "r", val=str(data), keep_last=1, epochs=5, resume=True)
+    run(data, tmp_path / "r", val=str(data), checkpoint=CheckpointConfig(keep_last=1), epochs=5, resume=True)
     assert (tmp_path / "r/checkpoint" / checkpoint.BEST).resolve().name == "0000000012"
 
 
@@ -92,7 +94,7 @@ def test_out_of_memory_says_what_fits(data, tmp_path, monkeypatch, most):
         return plain(self, model, images, labels, index)
 
     monkeypatch.setattr(Supervised, "forward", forward)
-    says = "4 fit: use --accumulate 4, which keeps the batch of 16, or --batch-size 4" if most else "a single one does not fit"
+    says = "4 fit: use `accumulate=4`, which keeps the batch of 16, or `batch_size=4`" if most else "a single one does not fit"
     with pytest.raises(TrainingError, match=says):
         run(data, tmp_path / "r", batch_size=16)
     assert tried == ([16, 8, 4] if most else [16, 8, 4, 2, 1])
@@ -140,7 +142,7 @@ def test_a_log_that_cannot_be_written_is_one_line(data, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
 
     monkeypatch.setattr(Log, "epoch", full)
-    with pytest.raises(TrainingError, match=r"stopped at step 6: .*No space left on device.* --resume"):
+    with pytest.raises(TrainingError, match=r"stopped at step 6: .*No space left on device.* `resume`"):
         run(data, tmp_path / "r")
 
 
@@ -160,7 +162,7 @@ def test_bad_input_overwrites_nothing(data, tmp_path):
     changed = {p.name for p in before.keys() | after.keys() if before.get(p) != after.get(p)}
     assert changed == {"summary.json", checkpoint.WEIGHTS}  # what this test did itself
     with pytest.raises(CheckpointError, match="holds a small-8, not a small-4"):
-        finetune(checkpoint=str(other), train=str(data), test=str(data), out=str(tmp_path / "f"), arch="small-4")
+        finetune(FinetuneConfig(checkpoint=str(other), train=str(data), test=str(data), out=str(tmp_path / "f"), arch="small-4"))
     assert not (tmp_path / "f").exists()
 
 
@@ -203,7 +205,7 @@ def test_what_bounds_a_run():
     def says(wait, busy=None, loader=stages):
         return what_bounds({"data_wait_share": wait, "gpu_busy_share": busy, "loader_seconds": loader})
 
-    assert "loader bounds" in says(0.4) and "60 % decode" in says(0.4) and "--workers" in says(0.4, 0.9)
+    assert "loader bounds" in says(0.4) and "60 % decode" in says(0.4) and "`workers`" in says(0.4, 0.9)
     assert "this backend does not say" in says(0.4, loader={})
     assert "CPU bounds" in says(0.02) and "GPU bounds" in says(0.02, 0.95)
-    assert "--compile" in says(0.02, 0.5) and "local disk" in says(0.4, loader={"read": 9.0, "decode": 1.0})
+    assert "`compile`" in says(0.02, 0.5) and "local disk" in says(0.4, loader={"read": 9.0, "decode": 1.0})

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from dp4tl_fast.beton import Beton, BetonWriter
 from dp4tl_fast.beton.format import MODE_RAW
-from dp4tl_fast.common.errors import SelectionError, UsageError
-from dp4tl_fast.mapping.keep import num_kept
+from dp4tl_fast.common.errors import SelectionError
 from dp4tl_fast.selection import Selection, rank, records_of
 
 
@@ -173,16 +172,3 @@ def test_garbage_is_refused(tmp_path_factory, data):
     path.write_bytes(data)
     with pytest.raises(SelectionError):
         Selection.load(path)
-
-
-@pytest.mark.parametrize(
-    ("keep", "count"), [("0.4", 4), ("0.41", 5), ("1.0", 10), ("0.0001", 1), ("1", 1), ("10", 10), ("0.3", 3)]
-)
-def test_keep_rules(keep, count):
-    assert num_kept(keep, 10) == count
-
-
-@pytest.mark.parametrize("keep", ["0", "0.0", "-0.5", "1.5", "11", "nan", "inf", "many", ""])
-def test_keep_out_of_range(keep):
-    with pytest.raises(UsageError, match="--keep"):
-        num_kept(keep, 10)

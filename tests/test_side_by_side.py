@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 from small_runs import FAST, noisy_colours, run
 
-from dp4tl_fast import pretrain as command
 from dp4tl_fast.common.cli import Terminated
 from dp4tl_fast.common.errors import SelectionError, UsageError
+from dp4tl_fast.pretrain import main
 from dp4tl_fast.pretraining.run import Training
+from dp4tl_fast.pruning.config import PruneConfig
 from dp4tl_fast.pruning.run import prune
 from dp4tl_fast.training import checkpoint
 
@@ -25,7 +26,7 @@ def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     noisy_colours(root, "s", (16, 16, 16))
     for seed in (0, 1):
-        prune(source=str(root / "s.beton"), method="random", keep="2", seed=seed, out=str(root / f"draw-{seed}.json"))
+        prune(PruneConfig(source=str(root / "s.beton"), method="random", keep="2", seed=seed, out=str(root / f"draw-{seed}.json")))
     return root
 
 
@@ -86,7 +87,7 @@ def test_an_interrupted_half_goes_on_and_a_finished_one_stays(compared, data, tm
     with pytest.raises(Terminated, match=f"{half}: saved at step 3"):
         side_by_side(data, out, val=str(data / "s.beton"))
     assert not (out / "summary.json").exists() and not (out / half / "summary.json").exists()
-    with pytest.raises(UsageError, match=r"already holds a run.* --resume"):
+    with pytest.raises(UsageError, match=r"already holds a run.* `resume`"):
         side_by_side(data, out, val=str(data / "s.beton"))
     cut = False
     side_by_side(data, out, val=str(data / "s.beton"), resume=True)
@@ -115,8 +116,8 @@ def test_what_cannot_work_is_refused_before_the_first_run(data, tmp_path):
     (tmp_path / "full.json").write_text((data / "draw-0.json").read_text())
     compare, out = str(data / "draw-0.json"), tmp_path / "c"
     for source, changes, error, message in (
-        (data / "s.beton", {"selection": compare}, UsageError, "--compare and --selection"),
-        (data / "s.beton", {"batch_size": 40}, UsageError, "--batch-size 40: larger than the 32 surviving records"),
+        (data / "s.beton", {"selection": compare}, UsageError, "`compare` and `selection`"),
+        (data / "s.beton", {"batch_size": 40}, UsageError, "`batch_size=40`: larger than the 32 surviving records"),
         (data / "s.beton", {"compare": str(tmp_path / "full.json")}, UsageError, "Rename the selection"),
         (data / "s.beton", {"val": str(narrow)}, SelectionError, "has only 1 classes"),
         (other, {}, SelectionError, "made for another source"),
@@ -128,7 +129,7 @@ def test_what_cannot_work_is_refused_before_the_first_run(data, tmp_path):
         taken = tmp_path / name.partition(".")[0]
         taken.mkdir()
         (taken / name).write_text('{"kind": "pretrain"}')
-        with pytest.raises(UsageError, match="Give another --out"):
+        with pytest.raises(UsageError, match="Give another `out`"):
             side_by_side(data, taken)
         assert files(taken) == {Path(name): b'{"kind": "pretrain"}'}
 
@@ -136,11 +137,11 @@ def test_what_cannot_work_is_refused_before_the_first_run(data, tmp_path):
 def test_the_command_prints_a_table_and_json(data, tmp_path, capsys):
     flags = [f"--{k.replace('_', '-')}={v}" for k, v in {**FAST, "epochs": 1}.items()]
     given = [f"--source={data / 's.beton'}", f"--compare={data / 'draw-0.json'}", f"--out={tmp_path / 'c'}", *flags]
-    assert command.main([*given, "--json"]) == 0
+    assert main([*given, "--json"]) == 0
     shown = capsys.readouterr()
     assert json.loads(shown.out)["rows"][1]["name"] == "random"
     assert "speed-up" in shown.err and "images/s" in shown.err and "report.html" in shown.err
-    assert command.main([*given, f"--selection={data / 'draw-0.json'}"]) == 2
+    assert main([*given, f"--selection={data / 'draw-0.json'}"]) == 2
     assert "--compare and --selection" in capsys.readouterr().err
 
 

@@ -10,6 +10,7 @@ from small_runs import noisy_colours, run
 
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.pretraining.config import MocoConfig
 from dp4tl_fast.pretraining.run import Training
 from dp4tl_fast.training import checkpoint
 from dp4tl_fast.training.device import pick_device
@@ -35,7 +36,7 @@ def test_a_gpu_chosen_by_number_becomes_the_current_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     assert pick_device("cuda:1").index == 1 and pick_device("auto").index is None and pick_device("cpu").type == "cpu"
     assert chosen == [torch.device("cuda:1")]
-    with pytest.raises(UsageError, match="--device cuda:2: torch sees 2 GPUs"):
+    with pytest.raises(UsageError, match="`device=cuda:2`: torch sees 2 GPUs"):
         pick_device("cuda:2")
 
 
@@ -53,7 +54,7 @@ def test_batches_arrive_whole_and_in_order():
 @pytest.mark.parametrize("objective", ["supervised", "moco", "moco_v3", "adversarial"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_every_objective_trains(data, tmp_path, objective, precision):
-    run(data, tmp_path / "r", objective=objective, precision=precision, moco_queue=32, ema_decay=0.9, clip_norm=5.0)
+    run(data, tmp_path / "r", objective=objective, precision=precision, moco=MocoConfig(queue=32), ema_decay=0.9, clip_norm=5.0)
     assert all(math.isfinite(row["loss"]) for row in rows(tmp_path / "r"))
 
 

@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.pretraining.config import OPTIMIZERS, PretrainConfig
-from dp4tl_fast.pretraining.learner import make_optimizer
+from dp4tl_fast.pretraining.config import OPTIMIZERS, AttackConfig, CheckpointConfig, MocoConfig, PretrainConfig
 from dp4tl_fast.training import checkpoint, models
 from dp4tl_fast.training.ema import Ema
 from dp4tl_fast.training.feed import split
 from dp4tl_fast.training.loop import Stepping, gradients
+from dp4tl_fast.training.optimizer import make_optimizer
 from dp4tl_fast.training.state import Run
 from dp4tl_fast.training.supervised import Supervised
 
@@ -58,7 +58,7 @@ def test_the_average_is_the_formula():
 
 @pytest.mark.parametrize("extra", [{}, {"accumulate": 2, "clip_norm": 0.5, "optimizer": "adamw", "lr": 0.003}])
 def test_the_average_is_validated_and_resumes_to_the_same_bits(data, tmp_path, extra):
-    options = {"ema_decay": 0.8, "val": str(data), "keep_last": 3, **extra}
+    options = {"ema_decay": 0.8, "val": str(data), "checkpoint": CheckpointConfig(keep_last=3), **extra}
     summary = run(data, tmp_path / "whole", **options)
     assert {"val_top_1", "val_ema_top_1"} <= summary.keys()
     cut_after_first_epoch(tmp_path / "whole", tmp_path / "cut")
@@ -143,7 +143,7 @@ def test_the_rate_scales_with_the_batch(data, tmp_path):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_learns_and_resumes_to_the_same_bits(data, tmp_path, precision):
-    options = {"precision": precision, "keep_last": 5, "epochs": 5, "flip": False}
+    options = {"precision": precision, "checkpoint": CheckpointConfig(keep_last=5), "epochs": 5, "flip": False}
     run(data, tmp_path / "whole", **options)
     rows = metrics(tmp_path / "whole")
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
@@ -162,7 +162,7 @@ def test_loss_scaling_skips_a_first_step_that_overflows(name, clip_norm):
     steps = {}
     for skipped in (True, False):
         model, goal = network(), Supervised()
-        optimizer = make_optimizer((model, goal), name, 0.1, 0.0)
+        optimizer = make_optimizer([*model.parameters(), *goal.parameters()], name, 0.1, 0.0)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120 if skipped else 2.0**10, growth_interval=10**6)
         run = Run(model, goal, optimizer, scaler)
         before = [p.detach().clone() for p in model.parameters()]
@@ -212,7 +212,8 @@ def test_a_compiled_network_survives_another_resolution(data, tmp_path, monkeypa
 
     compile_, compiled = nn.Module.compile, []
     monkeypatch.setattr(nn.Module, "compile", lambda self, **o: compiled.append(o) or compile_(self, backend="aot_eager", **o))
-    options = {"epochs": 2, "end_size": 24, "end_size_from": 1, "objective": objective, "moco_queue": 16, "keep_last": 2}
+    options = {"epochs": 2, "end_size": 24, "end_size_from": 1, "objective": objective, "moco": MocoConfig(queue=16),
+               "checkpoint": CheckpointConfig(keep_last=2)}  # fmt: skip
     run(data, tmp_path / "plain", **options)
     torch._dynamo.reset()
     counters.clear()
@@ -231,11 +232,18 @@ def test_a_compiled_network_survives_another_resolution(data, tmp_path, monkeypa
 
 def test_refusals():
     for changes, complaint in (
-        ({"ema_decay": 1.0}, "--ema-decay"), ({"clip_norm": -1.0}, "--clip-norm"), ({"accumulate": 0}, "--accumulate 0"),
-        ({"keep_last": 0}, "--keep-last 0"),
-        ({"forgetting": True, "selection": "s.json"}, "--forgetting: counts for all"),
-        ({"schedule": "linear"}, "--schedule linear"), ({"end_size": -5}, "--end-size"), ({"val_size": -1}, "--val-size"),
+        ({"ema_decay": 1.0}, "`ema_decay=1.0`"), ({"clip_norm": -1.0}, "`clip_norm=-1.0`"), ({"accumulate": 0}, "`accumulate=0`"),
+        ({"forgetting": True, "selection": "s.json"}, "`forgetting`: counts for all"),
+        ({"schedule": "linear"}, "`schedule=linear`"), ({"end_size": -5}, "`end_size=-5`"), ({"val_size": -1}, "`val_size=-1`"),
         ({"objective": "moco_v3", "val": "v.beton"}, "moco_v3 trains no classifier"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=complaint):
             PretrainConfig(source="s", out="o", **changes)
+    for refused, complaint in (
+        (lambda: CheckpointConfig(keep_last=0), "`checkpoint.keep_last=0`"),
+        (lambda: CheckpointConfig(every=0), "`checkpoint.every=0`"),
+        (lambda: MocoConfig(queue=0), "`moco.queue=0`"), (lambda: MocoConfig(momentum=1.5), "`moco.momentum=1.5`"),
+        (lambda: AttackConfig(norm="l1"), "`adv.norm=l1`"), (lambda: AttackConfig(eps=0.0), "`adv.eps=0.0`"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=complaint):
+            refused()

@@ -15,7 +15,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -34,23 +34,54 @@ class Terminated(KeyboardInterrupt):
 
 
 class Parser(jsonargparse.ArgumentParser):
-    """Flags with dashes for parameters with underscores; ``--resume`` and ``--no-flip`` for booleans; repeatable lists."""
+    """Flags with dashes for parameters with underscores; ``--resume`` and ``--no-flip`` for booleans; repeatable lists.
+
+    Attributes:
+        renamed: Former names of parameters, which keep working in flags and YAML files: ``{"moco_queue": "moco.queue"}``.
+    """
+
+    renamed: Mapping[str, str] = {}
 
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         given = list(sys.argv[1:] if args is None else args)
         normal = [self._normalise(a, "".join(given[i + 1 : i + 2])) for i, a in enumerate(given)]
         for i, argument in enumerate(normal):
             if argument == "--config" and i + 1 < len(normal):
-                normal[i + 1] = _find_config(normal[i + 1])
+                normal[i + 1] = self._find_config(normal[i + 1])
             elif argument.startswith("--config="):
-                normal[i] = "--config=" + _find_config(argument.removeprefix("--config="))
+                normal[i] = "--config=" + self._find_config(argument.removeprefix("--config="))
         return super().parse_args(normal, *rest, **kwargs)
+
+    def _find_config(self, name: str) -> str:
+        """A YAML file, or the path of the shipped recipe of that name; its contents where it has former names."""
+        recipe = RECIPES / f"{name}.yaml"
+        path = recipe if not Path(name).exists() and recipe.is_file() else Path(name)
+        if not self.renamed:
+            return str(path)
+        import yaml
+
+        try:
+            settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            return str(path)  # jsonargparse says what is wrong with it
+        former = [key for key in self.renamed if isinstance(settings, dict) and key in settings]
+        for key in former:
+            self._note(key, f"{path}: ")
+            group, _, name = self.renamed[key].partition(".")
+            settings.setdefault(group, {})[name] = settings.pop(key)
+        return json.dumps(settings) if former else str(path)
+
+    def _note(self, former: str, where: str = "") -> None:
+        message(f"note: {where}{former} is now called {self.renamed[former]}")
 
     def _normalise(self, argument: str, following: str) -> str:
         if not argument.startswith("--"):
             return argument
         flag, equals, value = argument.partition("=")
         flag = "--" + flag[2:].replace("-", "_")
+        if flag[2:] in self.renamed:
+            self._note(flag[2:])
+            flag = f"--{self.renamed[flag[2:]]}"
         if not equals and following.lower() not in ("true", "false"):
             if self._is_bool(flag):
                 return f"{flag}=true"
@@ -70,13 +101,22 @@ class Parser(jsonargparse.ArgumentParser):
         return _dashes(super().format_usage())
 
     def error(self, message: str, *rest: Any) -> Any:
-        return super().error(_dashes(message), *rest)
+        return super().error(_dashes(self.as_flags(message)), *rest)
 
+    def as_flags(self, text: str) -> str:
+        """Parameters in a message of the library, as this command spells them: "`batch_size=0`" -> "--batch-size 0"."""
 
-def _find_config(name: str) -> str:
-    """A YAML file, or the path of the shipped recipe of that name."""
-    recipe = RECIPES / f"{name}.yaml"
-    return str(recipe) if not Path(name).exists() and recipe.is_file() else name
+        def flag(match: re.Match[str]) -> str:
+            name, _, value = match[1].partition("=")
+            if f"--{name}" in self._option_string_actions:
+                spelled = "--" + name.replace("_", "-")
+            elif any(action.dest == name and not action.option_strings for action in self._actions):
+                spelled = name.upper()  # a positional
+            else:
+                return match[0]
+            return f"{spelled} {value}" if value else spelled
+
+        return re.sub(r"`([a-z][a-z0-9_.]*(?:=[^`]*)?)`", flag, text)
 
 
 def _dashes(text: str) -> str:
@@ -105,6 +145,7 @@ def run(
     parser.add_argument("--config", action="config", help="YAML file with any of the options; flags after it win.")
     parser.add_argument("--json", action="store_true", help="Print the result as one JSON object on stdout.")
     config_class = _config_class(function)
+    parser.renamed = getattr(config_class, "RENAMED", {})
     _resolve(function, config_class)
     if variadic:
         parser.add_argument(variadic, nargs="+", type=str)
@@ -115,16 +156,17 @@ def run(
             function, as_group=False, as_positional=positional, skip={variadic} if variadic else None
         )
     try:
-        options = parser.instantiate(parser.parse_args(argv)).as_dict()
+        options = parser.parse_args(argv)
     except SystemExit as exit_:  # --help is 0, a bad flag 2
         return int(exit_.code or 0)
     as_json = options.pop("json")
     options.pop("config", None)
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
-        result = function(config_class(**options)) if config_class is not None else function(**options)
+        given = parser.instantiate(options).as_dict()
+        result = function(config_class(**given)) if config_class is not None else function(**given)
     except Dp4tlError as error:
-        message(f"dp4tl-fast {name}: {error}")
+        message(f"dp4tl-fast {name}: {parser.as_flags(str(error))}")
         return EXIT_USAGE
     except OSError as error:  # a full disk, a folder that may not be read; what names no file is a bug
         if error.errno is None or not isinstance(error.filename, (str, bytes, os.PathLike)):
@@ -132,7 +174,7 @@ def run(
         message(f"dp4tl-fast {name}: {os.fsdecode(error.filename)}: {error.strerror}")
         return EXIT_USAGE
     except KeyboardInterrupt as stop:
-        detail = f": {stop}" if str(stop) else ""
+        detail = f": {parser.as_flags(str(stop))}" if str(stop) else ""
         message(f"dp4tl-fast {name}: {'terminated' if isinstance(stop, Terminated) else 'interrupted'}{detail}")
         return EXIT_INTERRUPTED
     finally:

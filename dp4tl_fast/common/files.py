@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -14,27 +14,27 @@ import numpy as np
 from dp4tl_fast.common.errors import UsageError
 
 
-def check_outputs(outputs: Mapping[str, str | Path], inputs: Iterable[str | Path]) -> None:
+def check_outputs(outputs: Iterable[tuple[str, str | Path]], inputs: Iterable[str | Path]) -> None:
     """Refuse, before anything expensive is done, what cannot be written or would replace what is read.
 
     Args:
-        outputs: Files to write, by the flag that names them.
+        outputs: Parameters that name files to write, and the files.
         inputs: Files that are read.
 
     Raises:
         UsageError: An output is a folder, lies below something that is no writable folder, or is an input or another output.
     """
     taken = {Path(path).resolve(): "an input" for path in inputs}
-    for flag, name in outputs.items():
+    for parameter, name in outputs:
         path = Path(name)
         if path.is_dir():
-            raise UsageError(f"{flag} {path}: is a folder. Give the name of a file in it")
+            raise UsageError(f"`{parameter}={path}`: is a folder. Give the name of a file in it")
         folder = next(p for p in path.absolute().parents if p.exists())
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            raise UsageError(f"{flag} {path}: cannot be written, for {folder} is not a folder that can be written to")
+            raise UsageError(f"`{parameter}={path}`: cannot be written, for {folder} is not a folder that can be written to")
         if path.resolve() in taken:
-            raise UsageError(f"{flag} {path}: is {taken[path.resolve()]}, too. Choose another name")
-        taken[path.resolve()] = flag
+            raise UsageError(f"`{parameter}={path}`: is {taken[path.resolve()]}, too. Choose another name")
+        taken[path.resolve()] = f"`{parameter}`"
 
 
 def write_atomically(path: str | Path, data: str | bytes) -> None:

@@ -72,7 +72,7 @@ class Conversion:
         if self.must_resume and journal.is_of_another(self.identity):
             raise UsageError(
                 f"{self.out}: the unfinished file was made from other input or other flags. "
-                "Give those again, or leave --resume out to start over"
+                "Give those again, or leave `resume` out to start over"
             )
         with BetonWriter(self.out, len(self.order), resume=True) as writer:
             try:
@@ -216,6 +216,6 @@ def check_space(out: Path, needed: int) -> None:
     if free < needed:
         raise BetonError(
             f"{out}: about {needed / 1e9:.1f} GB are needed, but {folder} has {free / 1e9:.1f} GB free. "
-            "Choose another place, or make the images smaller (--max-side)"
+            "Choose another place, or make the images smaller (`max_side`)"
         )
 

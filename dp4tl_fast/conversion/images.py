@@ -183,7 +183,7 @@ def _decoded(data: bytes, rule: ImageRule, mode: str, note: str) -> Record:
     notes = [note] if note else [f"{kind}, not JPEG"] if kind != "JPEG" else []
     size = rule.size_for(*pixels.size)
     if max(size) > fmt.MAX_SIDE:
-        raise SourceError(f"its sides of {size[0]} x {size[1]} pixels exceed {fmt.MAX_SIDE}. Give --max-side")
+        raise SourceError(f"its sides of {size[0]} x {size[1]} pixels exceed {fmt.MAX_SIDE}. Give `max_side`")
     if size != pixels.size and not note.startswith("resized"):
         notes.append(f"resized from {pixels.width}x{pixels.height}")
     try:
@@ -202,7 +202,7 @@ def _decoded(data: bytes, rule: ImageRule, mode: str, note: str) -> Record:
 def _not_stored(size: tuple[int, int], error: Exception) -> SourceError:
     """An encoder takes no side above 65,500 pixels, or memory is short."""
     reason = str(error) or "not enough memory"
-    return SourceError(f"it cannot be stored at {size[0]} x {size[1]} pixels: {reason}. Give a smaller --max-side")
+    return SourceError(f"it cannot be stored at {size[0]} x {size[1]} pixels: {reason}. Give a smaller `max_side`")
 
 
 def _to_8_bit(image):  # type: ignore[no-untyped-def]  # PIL is imported lazily

@@ -65,7 +65,7 @@ def convert_chunk(source: Source, positions: np.ndarray, rule: ImageRule, skip: 
             record = make_record(source.read(i), rule, i)
         except (SourceError, OSError) as error:
             if not skip:
-                remedy = "Repair or remove it, or give --on-error skip"
+                remedy = "Repair or remove it, or give `on_error=skip`"
                 raise SourceError(f"{source.name(i)}: {error}. {remedy}") from None
             notes.append((i, -1, str(error)))
             continue

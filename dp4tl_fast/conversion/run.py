@@ -90,7 +90,7 @@ def convert(
     started = time.perf_counter()
     part = parse_shard(shard)
     target = shard_path(Path(out), *part) if part else Path(out)
-    check_outputs({"OUT": target}, [src])
+    check_outputs([("out", target)], [src])
     with closing(open_source(src, labels=labels, scratch=target.absolute().parent)) as source:
         order = record_order(source.labels, layout, seed)
         identity: dict[str, Any] = {"input": source.identity(), "layout": layout, "rule": asdict(rule)}

@@ -40,7 +40,7 @@ def _from_environment() -> str:
         if part in os.environ and parts in os.environ:
             return f"{int(os.environ[part]) - int(os.environ.get(first or '', '0'))}/{os.environ[parts]}"
     names = " nor ".join(part for part, _, _ in ENVIRONMENTS)
-    raise UsageError(f"convert: shard = 'auto', but neither {names} is set. Give --shard I/N")
+    raise UsageError(f"convert: shard = 'auto', but neither {names} is set. Give `shard=I/N`")
 
 
 def shard_path(out: Path, part: int, parts: int) -> Path:

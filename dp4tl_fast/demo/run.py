@@ -55,47 +55,46 @@ def demo(
         seed: Of the generated images and the surrogate.
     """
     if seeds < 1 or per_class < 1:
-        raise UsageError("--seeds and --per-class must be at least 1")
+        raise UsageError("`seeds` and `per_class` must be at least 1")
     start = time.perf_counter()
     root = _fresh_folder(Path(out))
     source, train, test = _make_data(root, per_class, seed)
 
+    from dp4tl_fast.finetuning.config import FinetuneConfig
     from dp4tl_fast.finetuning.run import finetune
-    from dp4tl_fast.pretraining.config import PretrainConfig
+    from dp4tl_fast.pretraining.config import CheckpointConfig, PretrainConfig
     from dp4tl_fast.pretraining.run import pretrain
+    from dp4tl_fast.pruning.config import PruneConfig
     from dp4tl_fast.pruning.run import prune
 
     def train_on(name: str, seed: int, selection: Path | None = None, **recipe: Any) -> dict[str, Any]:
         settings: dict[str, Any] = {**PRETRAIN, "arch": ARCH, "epochs": epochs, **recipe}
         config = PretrainConfig(
             source=str(source), out=str(root / name), selection=str(selection) if selection else None,
-            seed=seed, backend=backend, tensorboard=False, checkpoint_every=settings["epochs"], **settings,
+            seed=seed, backend=backend, tensorboard=False, checkpoint=CheckpointConfig(every=settings["epochs"]), **settings,
         )  # fmt: skip
         return pretrain(config)
 
     cli.message("\n— surrogate: a tiny network trained on the whole source, at low resolution")
     train_on("surrogate", seed, **SURROGATE)
     lm = root / "lm.json"
+    surrogate = str(root / "surrogate")
     chosen = prune(
-        source=str(source),
-        target=[str(train)],
-        surrogate=str(root / "surrogate"),
-        keep=keep,
-        out=str(lm),
-        backend=backend,
+        PruneConfig(source=str(source), target=[str(train)], surrogate=surrogate, keep=keep, out=str(lm), backend=backend)
     )
     for i in range(seeds):  # interleaved, so that a slow minute of the machine hits all three alike
         cli.message(f"\n— pretraining and finetuning, seed {i} of 0..{seeds - 1}")
         draw = root / f"random-{i}.json"
-        prune(source=str(source), method="random", keep=keep, seed=i, out=str(draw))
+        prune(PruneConfig(source=str(source), method="random", keep=keep, seed=i, out=str(draw)))
         for name, selection in ((f"full-{i}", None), (f"lm-{i}", lm), (f"random-{i}", draw)):
             run = f"runs/{name}"
             train_on(run, i, selection)
             for recipe in (LINEAR_PROBE, FULL_FINETUNE):
-                finetune(
+                config = FinetuneConfig(
                     checkpoint=str(root / run), train=str(train), test=str(test), out=str(root / f"{run}-{recipe['mode']}"),
                     flip=False, min_scale=0.8, seeds=1, backend=backend, **recipe,
                 )  # fmt: skip
+                finetune(config)
     return _finish(root, chosen, time.perf_counter() - start)
 
 
@@ -103,7 +102,7 @@ def _fresh_folder(root: Path) -> Path:
     """An empty folder, unless it holds something that no demo made."""
     marker = root / ".dp4tl-demo"
     if root.exists() and any(root.iterdir()) and not marker.exists():
-        raise UsageError(f"{root} exists and was not made by the demo. Give another --out")
+        raise UsageError(f"{root} exists and was not made by the demo. Give another `out`")
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     marker.touch()

@@ -42,19 +42,19 @@ def read_groups(path: str, beton: Beton) -> tuple[list[str], np.ndarray]:
         with open(path, newline="") as file:
             reader = csv.DictReader(file)
             if not {"index", "group"} <= set(reader.fieldnames or ()):
-                raise UsageError(f"--groups {path}: needs the columns index and group; it has {reader.fieldnames}")
+                raise UsageError(f"`groups={path}`: needs the columns index and group; it has {reader.fieldnames}")
             table: dict[int, str] = {}
             for at, row in enumerate(reader):
                 if not (row["index"] or "").strip().isdecimal() or row["group"] is None:
-                    raise UsageError(f"--groups {path}: row {at} has the index {row['index']!r}, not a number")
+                    raise UsageError(f"`groups={path}`: row {at} has the index {row['index']!r}, not a number")
                 if table.setdefault(int(row["index"]), row["group"]) != row["group"]:
-                    raise UsageError(f"--groups {path}: row {at} names index {row['index']} again, with another group")
+                    raise UsageError(f"`groups={path}`: row {at} names index {row['index']} again, with another group")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"--groups {path}: cannot be read as a table ({error})") from None
+        raise UsageError(f"`groups={path}`: cannot be read as a table ({error})") from None
     missing = [i for i in beton.index.tolist() if i not in table]
     if missing:
         raise UsageError(
-            f"--groups {path}: {len(missing)} of {beton.num_samples} records of {beton.path} are missing, the first has "
+            f"`groups={path}`: {len(missing)} of {beton.num_samples} records of {beton.path} are missing, the first has "
             f"index {missing[0]}"
         )
     names = sorted({table[i] for i in beton.index.tolist()})

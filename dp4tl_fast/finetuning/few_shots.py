@@ -17,7 +17,7 @@ def few_shots(beton: Beton, shots: int, seed: int) -> np.ndarray:
     counts = beton.class_counts
     if (short := (counts > 0) & (counts < shots)).any():
         c = int(short.argmax())
-        raise UsageError(f"--shots {shots}: class {beton.class_names[c]} of {beton.path} has only {int(counts[c])} images")
+        raise UsageError(f"`shots={shots}`: class {beton.class_names[c]} of {beton.path} has only {int(counts[c])} images")
     keys = np.random.Generator(np.random.Philox(seed)).random(beton.num_samples)
     order = np.lexsort((keys, beton.labels))  # by class, each in random order
     place = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)

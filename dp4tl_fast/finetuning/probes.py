@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from dp4tl_fast.training import models
 from dp4tl_fast.training.feed import Batches
 from dp4tl_fast.training.loop import Normalise, Stepping, evaluate, train
+from dp4tl_fast.training.optimizer import make_optimizer
 from dp4tl_fast.training.schedule import learning_rate
 from dp4tl_fast.training.state import Run
 from dp4tl_fast.training.supervised import Supervised, hits
 
-Descent = Callable[..., torch.optim.Optimizer]
 KNN_ROWS = 1024  # test features compared at a time: bounds the memory of the similarities
 
 
@@ -29,15 +29,6 @@ class Result:
     last: float  # top-1 accuracy on the test set after the last epoch
     best: float  # after the epoch that was best there
     predicted: torch.Tensor  # int64 [n], after the last epoch, on the CPU
-
-
-def make_optimizer(
-    parameters: Iterable[nn.Parameter], lr: float, *, name: str = "adam", weight_decay: float = 0.0
-) -> torch.optim.Optimizer:
-    """Adam, or SGD with momentum 0.9; all parameters are decayed alike."""
-    if name == "sgd":
-        return torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=weight_decay)
-    return torch.optim.Adam(parameters, lr, weight_decay=weight_decay)
 
 
 @torch.inference_mode()
@@ -64,24 +55,25 @@ def linear_probe(
     epochs: int,
     lr: float,
     batch_size: int,
-    descent: Descent = make_optimizer,
+    optimizer: str = "adam",
+    weight_decay: float = 0.0,
     on_epoch: Callable[[], None] = lambda: None,
 ) -> Result:
-    """``descent`` and a per-step cosine on a fresh linear classifier over features ``[n, d]`` and labels ``[n]``."""
+    """``optimizer`` and a per-step cosine on a fresh linear classifier over features ``[n, d]`` and labels ``[n]``."""
     x, y = train_set
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     classifier = nn.Linear(x.shape[1], num_classes).to(x.device)
-    optimizer = descent(classifier.parameters(), lr)
+    descent = make_optimizer(classifier.parameters(), optimizer, lr, weight_decay, decay_all=True)
     total = epochs * -(-len(x) // batch_size)
     step, accuracies = 0, []
     for _ in range(epochs):
         for batch in torch.randperm(len(x), generator=generator).to(x.device).split(batch_size):
-            for group in optimizer.param_groups:
+            for group in descent.param_groups:
                 group["lr"] = learning_rate(step, schedule="cosine", peak=lr, total_steps=total, warmup_steps=0)
-            optimizer.zero_grad(set_to_none=True)
+            descent.zero_grad(set_to_none=True)
             F.cross_entropy(classifier(x[batch]), y[batch]).backward()
-            optimizer.step()
+            descent.step()
             step += 1
         with torch.no_grad():
             predicted = classifier(test_set[0]).argmax(1)
@@ -126,14 +118,15 @@ def full_finetune(
     epochs: int,
     lr: float,
     precision: torch.dtype | None,
-    descent: Descent = make_optimizer,
+    optimizer: str = "adam",
+    weight_decay: float = 0.0,
     on_epoch: Callable[[], None] = lambda: None,
 ) -> Result:
-    """``descent`` and a per-step cosine on all weights, with a fresh classifier. Changes ``model``."""
+    """``optimizer`` and a per-step cosine on all weights, with a fresh classifier. Changes ``model``."""
     torch.manual_seed(seed)
     models.replace_head(model, num_classes)
     model.to(normalise.device)
-    optimizer = descent(model.parameters(), lr)
+    descent = make_optimizer(model.parameters(), optimizer, lr, weight_decay, decay_all=True)
     total = epochs * len(train_loader)
     accuracies: list[float] = []
     predicted: list[torch.Tensor] = []
@@ -149,7 +142,7 @@ def full_finetune(
 
     scaler = torch.amp.GradScaler(normalise.device.type, enabled=precision == torch.float16)
     train(
-        Run(model, Supervised(), optimizer, scaler, seed=seed), train_loader, normalise,
+        Run(model, Supervised(), descent, scaler, seed=seed), train_loader, normalise,
         lambda step: learning_rate(step, schedule="cosine", peak=lr, total_steps=total, warmup_steps=0),
         epochs=epochs, how=Stepping(precision), on_epoch=score,
     )  # fmt: skip

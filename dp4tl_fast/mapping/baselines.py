@@ -30,7 +30,7 @@ def handpicked(picked: Iterable[str], names: Sequence[str]) -> np.ndarray:
     for item in picked:
         c = ids.get(item, int(item) if item.isdecimal() else -1)
         if not 0 <= c < len(names):
-            raise UsageError(f"--classes {item}: the source has no such class. `dp4tl-fast inspect` lists them")
+            raise UsageError(f"`classes={item}`: the source has no such class. `dp4tl-fast inspect` lists them")
         scores[c] = 1
     return scores
 

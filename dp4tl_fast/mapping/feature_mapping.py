@@ -63,7 +63,7 @@ def class_groups(x: torch.Tensor, y: torch.Tensor, num_classes: int) -> Groups:
 def kmeans_groups(x: torch.Tensor, k: int, seed: int, distributed: bool = False) -> Groups:
     """K-means clusters as groups, for self-supervised pretraining. ``distributed``: ``x`` is this process's part."""
     if k < 1 or (k > len(x) and not distributed):
-        raise UsageError(f"--clusters {k}: must be from 1 to the source's {len(x)} records")
+        raise UsageError(f"`clusters={k}`: must be from 1 to the source's {len(x)} records")
     clusters = kmeans(x, k, seed, distributed=distributed)
     return Groups("kmeans", clusters.centroids, clusters.index)
 
@@ -71,7 +71,7 @@ def kmeans_groups(x: torch.Tensor, k: int, seed: int, distributed: bool = False)
 def nearest_groups(x: torch.Tensor, centroids: torch.Tensor) -> Groups:
     """Clusters of an earlier run used again: every record joins the nearest of their centroids."""
     if centroids.shape[1] != x.shape[1]:
-        raise UsageError(f"--groups: centroids of {centroids.shape[1]} features, but the surrogate has {x.shape[1]}")
+        raise UsageError(f"`groups`: centroids of {centroids.shape[1]} features, but the surrogate has {x.shape[1]}")
     return Groups("kmeans", centroids, nearest_centroid(x, centroids, return_counts=False).index)
 
 

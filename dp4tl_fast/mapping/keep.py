@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,77 +12,81 @@ from dp4tl_fast.common.errors import UsageError
 AUTO_SHARE, CONFIDENCE, RESAMPLES = 0.9, 0.95, 200
 
 
-def num_kept(keep: str, num_units: int, unit: str = "classes") -> int:
-    """Units to keep under a plain rule.
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """A rule, parsed.
 
-    Args:
-        keep: A fraction of the units (``0.4``; ``1.0`` keeps all; rounded up, so that no fraction keeps none), or a
-            whole number of them (``400``). ``1`` is one unit.
-        num_units: Units of the source.
-        unit: Their name, for messages.
-
-    Raises:
-        UsageError: Not a number, or out of range.
+    Attributes:
+        rule: ``fraction`` of the units (rounded up, so that no fraction keeps none); ``count`` of them; ``samples``, the
+            fewest units with at least that fraction of all records; ``budget``, the most units with at most that fraction
+            (an epoch costs what its records cost); or ``auto``, see ``auto_cut``.
+        value: The fraction, the number, or the share of the votes.
+        text: As it was given.
     """
-    try:
-        value = float(keep)
-    except ValueError:
-        value = math.nan
-    if keep.strip().isdigit():
-        if not 1 <= int(keep) <= num_units:
-            raise UsageError(f"--keep {keep}: a number of {unit} goes from 1 to the source's {num_units} that have records")
-        return int(keep)
-    if not 0 < value <= 1:
-        raise UsageError(
-            f"--keep {keep}: give a fraction above 0 and at most 1.0, a whole number of {unit}, samples:FRACTION, "
-            "budget:FRACTION, auto or auto:FRACTION"
-        )
-    return max(1, math.ceil(value * num_units - 1e-9))
 
+    rule: str
+    value: float
+    text: str
 
-def check(keep: str) -> None:
-    """Raise UsageError for what can be no rule of ``cut``, before anything expensive is done."""
-    rule, colon, value = keep.partition(":")
-    if rule in ("samples", "budget") or (rule == "auto" and colon):
-        _fraction(keep, value)
-    elif rule != "auto" and keep.strip().isdigit() and int(keep) == 0:
-        raise UsageError("--keep 0: would keep nothing. Give a whole number from 1, or a fraction above 0")
-    elif rule != "auto":
-        num_kept(keep, 2**63)
+    @staticmethod
+    def parse(text: str) -> Keep:
+        """``0.4``, ``400`` (``1`` is one unit, ``1.0`` all), ``samples:F``, ``budget:F``, ``auto`` or ``auto:F``.
 
+        Raises:
+            UsageError: It is none of these.
+        """
+        rule, colon, value = text.partition(":")
+        if rule == "auto":
+            return Keep("auto", _fraction(text, value) if colon else AUTO_SHARE, text)
+        if rule in ("samples", "budget"):
+            return Keep(rule, _fraction(text, value), text)
+        if text.strip().isdigit():
+            if int(text) == 0:
+                raise UsageError("`keep=0`: would keep nothing. Give a whole number from 1, or a fraction above 0")
+            return Keep("count", int(text), text)
+        fraction = _number(text)
+        if not 0 < fraction <= 1:
+            raise UsageError(
+                f"`keep={text}`: give a fraction above 0 and at most 1.0, a whole number of classes (clusters, records), "
+                "samples:FRACTION, budget:FRACTION, auto or auto:FRACTION"
+            )
+        return Keep("fraction", fraction, text)
 
-def cut(
-    keep: str, order: np.ndarray, sizes: np.ndarray, votes: np.ndarray | None, unit: str = "classes", seed: int = 0
-) -> int:
-    """How many of ``order`` (unit ids, the best first; those without records are not in it) to keep.
+    def cut(
+        self, order: np.ndarray, sizes: np.ndarray, votes: np.ndarray | None, unit: str = "classes", seed: int = 0
+    ) -> int:
+        """How many of ``order`` (unit ids, the best first; those without records are not in it) to keep.
 
-    Args:
-        keep: As for ``num_kept``; or ``samples:F``, the fewest units with at least the fraction F of all records;
-            ``budget:F``, the most units with at most that fraction (an epoch costs what its records cost); ``auto`` or
-            ``auto:F``, see ``auto_cut``.
-        sizes: Records of every unit, int64 ``[units]``.
-        votes: Target images that chose each unit, int64 ``[units]``; ``None`` for methods without votes.
+        Args:
+            sizes: Records of every unit, int64 ``[units]``.
+            votes: Target images that chose each unit, int64 ``[units]``; ``None`` for methods without votes.
+            unit: What the units are called, for messages.
+            seed: Of the bootstrap of ``auto``.
 
-    Raises:
-        UsageError: The rule is malformed, cannot be kept, or needs votes.
-    """
-    rule, colon, value = keep.partition(":")
-    if rule == "auto":
-        if votes is None:
-            raise UsageError("--keep auto: this method has no votes to decide by. Give a fraction or a number")
-        return auto_cut(order, votes, _fraction(keep, value) if colon else AUTO_SHARE, seed)
-    if rule in ("samples", "budget"):
-        limit = _fraction(keep, value) * sizes.sum()
-        total = np.cumsum(sizes[order])
-        if rule == "samples":
+        Raises:
+            UsageError: The rule cannot be kept, or needs votes.
+        """
+        if self.rule == "auto":
+            if votes is None:
+                raise UsageError("`keep=auto`: this method has no votes to decide by. Give a fraction or a number")
+            return auto_cut(order, votes, self.value, seed)
+        if self.rule == "fraction":
+            return max(1, math.ceil(self.value * len(order) - 1e-9))
+        if self.rule == "count":
+            if self.value > len(order):
+                raise UsageError(
+                    f"`keep={self.text}`: a number of {unit} goes from 1 to the source's {len(order)} that have records"
+                )
+            return int(self.value)
+        limit, total = self.value * sizes.sum(), np.cumsum(sizes[order])
+        if self.rule == "samples":
             return min(int((total < limit - 1e-9).sum()) + 1, len(order))
         count = int((total <= limit + 1e-9).sum())
         if count == 0:
             raise UsageError(
-                f"--keep {keep}: keeps nothing, for the first of the {unit} alone has {total[0]} of {sizes.sum()} records"
+                f"`keep={self.text}`: keeps nothing, for the first of the {unit} alone has {total[0]} of {sizes.sum()} records"
             )
         return count
-    return num_kept(keep, len(order), unit)
 
 
 def auto_cut(order: np.ndarray, votes: np.ndarray, share: float, seed: int = 0) -> int:
@@ -96,7 +101,7 @@ def auto_cut(order: np.ndarray, votes: np.ndarray, share: float, seed: int = 0) 
     ranked = votes[order]  # draws are ranked stably: equal votes keep the order of the scores
     n = int(ranked.sum())
     if n == 0:
-        raise UsageError("--keep auto: no target image voted for what has records. Give a fraction or a number")
+        raise UsageError("`keep=auto`: no target image voted for what has records. Give a fraction or a number")
     generator = np.random.default_rng(seed)
     draws = generator.multinomial(n, ranked / n, size=RESAMPLES)
     needed = []
@@ -106,11 +111,15 @@ def auto_cut(order: np.ndarray, votes: np.ndarray, share: float, seed: int = 0) 
     return int(np.quantile(needed, CONFIDENCE, method="higher"))
 
 
-def _fraction(keep: str, value: str) -> float:
+def _number(text: str) -> float:
     try:
-        fraction = float(value)
+        return float(text)
     except ValueError:
-        fraction = math.nan
+        return math.nan
+
+
+def _fraction(text: str, value: str) -> float:
+    fraction = _number(value)
     if not 0 < fraction <= 1:
-        raise UsageError(f"--keep {keep}: the part after the colon must be a fraction above 0 and at most 1")
+        raise UsageError(f"`keep={text}`: the part after the colon must be a fraction above 0 and at most 1")
     return fraction

@@ -129,5 +129,5 @@ METHODS: dict[str, Method] = {
 def find(name: str) -> Method:
     """The method of a name; an unknown name lists the known ones."""
     if name not in METHODS:
-        raise UsageError(f"--method {name}: known are {', '.join(METHODS)}")
+        raise UsageError(f"`method={name}`: known are {', '.join(METHODS)}")
     return METHODS[name]

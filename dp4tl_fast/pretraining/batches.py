@@ -36,7 +36,7 @@ def share(config: PretrainConfig) -> dict[str, Any]:
     parts = ranks * config.accumulate
     if config.batch_size % parts:
         raise UsageError(
-            f"--batch-size {config.batch_size}: not a multiple of {ranks} processes x {config.accumulate} parts (--accumulate). "
+            f"`batch_size={config.batch_size}`: not a multiple of {ranks} processes x {config.accumulate} parts (`accumulate`). "
             f"Use {max(1, config.batch_size // parts) * parts}"
         )
     workers = config.workers or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

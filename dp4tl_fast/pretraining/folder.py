@@ -12,7 +12,7 @@ from dp4tl_fast.beton import Beton
 from dp4tl_fast.common import cli, machine
 from dp4tl_fast.common.errors import CheckpointError, UsageError
 from dp4tl_fast.common.files import write_atomically
-from dp4tl_fast.reporting.runs import read_metrics
+from dp4tl_fast.reporting.runs import flat, read_metrics
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.training.ranks import world_size
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Flags that may differ between a run and its continuation: they do not change what is computed. (A run under --compare is a
 # run of its own, without it.)
-FREE_ON_RESUME = {"resume", "out", "compare", "workers", "tensorboard", "checkpoint_every", "val_every", "keep_last", "profile"}
+FREE_ON_RESUME = {"resume", "out", "compare", "workers", "tensorboard", "checkpoint", "val_every", "profile"}
 
 
 def open_source(config: PretrainConfig) -> tuple[Beton, Selection | None]:
@@ -39,7 +39,7 @@ def open_source(config: PretrainConfig) -> tuple[Beton, Selection | None]:
 def check_batch(config: PretrainConfig, records: int) -> None:
     """Refuse to train on so few records that none of the batches would be full."""
     if records < config.batch_size:
-        raise UsageError(f"--batch-size {config.batch_size}: larger than the {records} surviving records of {config.source}")
+        raise UsageError(f"`batch_size={config.batch_size}`: larger than the {records} surviving records of {config.source}")
 
 
 # Besides these, what two runs that differ in the seed or the selection alone have in common. The summary names the rest itself.
@@ -61,19 +61,20 @@ def check_folder(out: Path, settings: dict[str, Any], resume: bool) -> dict[str,
     if not path.exists():
         return None
     if not resume:
-        raise UsageError(f"{out} already holds a run. Go on with --resume, or give another --out")
+        raise UsageError(f"{out} already holds a run. Go on with `resume`, or give another `out`")
     try:
         old = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
         raise CheckpointError(f"{path}: not readable as YAML ({error})") from None
     old.setdefault("source_records_sha256", settings["source_records_sha256"])  # not told by older versions
-    changed = sorted(k for k in settings.keys() | old.keys() if settings.get(k) != old.get(k))
+    was, now = flat(old), flat(settings)
+    changed = sorted(k for k in now.keys() | was.keys() if now.get(k) != was.get(k))
     if changed:
-        differences = "; ".join(f"{k} was {old.get(k)!r}, now {settings.get(k)!r}" for k in changed)
+        differences = "; ".join(f"{k} was {was.get(k)!r}, now {now.get(k)!r}" for k in changed)
         remedy = "Give another folder"
         if "source_records_sha256" in changed:
             remedy += f": {settings['source']} holds other images by now"
-        raise UsageError(f"{out}: --resume with other settings: {differences}. {remedy}")
+        raise UsageError(f"{out}: `resume` with other settings: {differences}. {remedy}")
     summary = out / "summary.json"
     return json.loads(summary.read_text()) if summary.exists() else None
 
@@ -151,7 +152,7 @@ def summarise(
         "source_records_sha256": source.records_sha256,
         "selection": config.selection,
         "selection_sha256": selection.kept_sha256 if selection else None,
-        "settings": {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_RECIPE},
+        "settings": flat({k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_RECIPE}),
         "classes_kept": len(selection.kept_classes) if selection else source.num_classes,
         "classes": source.num_classes,
         "samples": selection.kept_samples if selection else source.num_samples,

@@ -16,8 +16,8 @@ from dp4tl_fast.training.state import Run
 WARMUP, ACTIVE = 3, 5  # steps
 WAITS_AT_ALL, BUSY = 0.1, 0.85  # shares of the time from which on the loader, or the GPU, is what bounds
 REMEDIES = {
-    "decode": "give it more --workers, or convert with a smaller --max-side",
-    "resize": "give it more --workers",
+    "decode": "give it more `workers`, or convert with a smaller `max_side`",
+    "resize": "give it more `workers`",
     "read": "the storage is slow: copy the .beton to a local disk",
 }
 
@@ -99,5 +99,5 @@ def what_bounds(report: dict[str, Any]) -> str:
         return f"The GPU bounds this run: it computes {100 * busy:.0f} % of the time, and {data}."
     return (
         f"Starting the GPU's kernels bounds this run: it computes {100 * busy:.0f} % of the time, and {data}: use larger "
-        "batches or --compile."
+        "batches or `compile`."
     )

@@ -113,7 +113,7 @@ class Training:
             self.votes.close()
         if not done:
             self._save()
-            raise cli.Terminated(f"{self.out}: saved at step {run.step} of {self.total}; go on with --resume")
+            raise cli.Terminated(f"{self.out}: saved at step {run.step} of {self.total}; go on with `resume`")
 
     def _train(self) -> bool:
         """Whether the end was reached. What stops the loop is put into words here."""
@@ -128,7 +128,8 @@ class Training:
         except NonFiniteLoss as error:
             raise self._explain(error) from None
         except OSError as error:  # a log on a full disk, a file system that went away
-            raise TrainingError(f"{self.out}: stopped at step {self.learner.run.step}: {error}. Mend it, then --resume") from None
+            where = f"{self.out}: stopped at step {self.learner.run.step}"
+            raise TrainingError(f"{where}: {error}. Fix the problem and rerun with `resume`") from None
         except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
                 raise
@@ -161,7 +162,7 @@ class Training:
                 raise
         self.log.epoch(metrics)
         best = self._is_best(metrics)
-        if last or best or run.epoch % config.checkpoint_every == 0:
+        if last or best or run.epoch % config.checkpoint.every == 0:
             self._save()
         self._grow()
 
@@ -200,8 +201,8 @@ class Training:
         last = checkpoint.checkpoints(self.out / "checkpoint")[-1:]
         good = f"The last good checkpoint is {last[0]}" if last else "No checkpoint was written before"
         return TrainingError(
-            f"{self.out}: the loss is not finite in step {error.step}, {whose}. {good}. Lower the learning rate (--lr), clip "
-            "the gradient (--clip-norm), lengthen the warm-up, or use --precision bf16 or fp32"
+            f"{self.out}: the loss is not finite in step {error.step}, {whose}. {good}. Lower the learning rate (`lr`), clip "
+            "the gradient (`clip_norm`), lengthen the warm-up, or use `precision=bf16` or fp32"
         )
 
     def _what_fits(self) -> str:
@@ -219,12 +220,12 @@ class Training:
         if not fit:
             return (
                 f"{self.out}: out of memory with {mine} images of {spec.size} pixels, and a single one does not fit. "
-                "Use a smaller --size or --arch"
+                "Use a smaller `size` or `arch`"
             )
         parts = next(n for n in range(1, spec.batch_size + 1) if spec.batch_size % n == 0 and spec.batch_size // n <= fit)
         return (
-            f"{self.out}: out of memory with {mine} images of {spec.size} pixels at a time; {fit} {found}: use --accumulate "
-            f"{parts}, which keeps the batch of {config.batch_size}, or --batch-size {fit * ranks}"
+            f"{self.out}: out of memory with {mine} images of {spec.size} pixels at a time; {fit} {found}: use "
+            f"`accumulate={parts}`, which keeps the batch of {config.batch_size}, or `batch_size={fit * ranks}`"
         )
 
     def _grow(self) -> None:
@@ -244,7 +245,7 @@ class Training:
         if self.first:
             checkpoint.save(
                 self.out / "checkpoint", run.step, run.model, self.learner.meta, state,
-                keep=self.config.keep_last, best=int(run.best.get("step", -1)), ema=run.ema.model if run.ema else None,
+                keep=self.config.checkpoint.keep_last, best=int(run.best.get("step", -1)), ema=run.ema.model if run.ema else None,
             )  # fmt: skip
 
     def _resume(self) -> None:

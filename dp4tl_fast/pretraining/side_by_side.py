@@ -44,7 +44,7 @@ def side_by_side(config: PretrainConfig, train: Callable[[PretrainConfig], dict[
 def _halves(config: PretrainConfig) -> tuple[PretrainConfig, PretrainConfig]:
     name = Path(config.compare or "").stem
     if name == FULL:
-        raise UsageError(f"--compare {config.compare}: {FULL} is the name of the run on the full source. Rename the selection")
+        raise UsageError(f"`compare={config.compare}`: {FULL} is the name of the run on the full source. Rename the selection")
     out = Path(config.out)
     return (
         replace(config, compare=None, out=str(out / FULL)),
@@ -62,18 +62,18 @@ def _check(out: Path, halves: tuple[PretrainConfig, ...], resume: bool) -> None:
         check_folder(Path(half.out), settings_of(half, source, selection), resume)
     summary = out / "summary.json"
     if (out / "config.yaml").exists():
-        raise UsageError(f"{out} holds a run of its own. Give another --out")
+        raise UsageError(f"{out} holds a run of its own. Give another `out`")
     if summary.exists():
         try:
             kind = json.loads(summary.read_text()).get("kind")
         except (ValueError, AttributeError):
             kind = None
         if kind != "compare":
-            raise UsageError(f"{summary} was not written by --compare. Give another --out")
+            raise UsageError(f"{summary} was not written by `compare`. Give another `out`")
         if not resume:
-            raise UsageError(f"{out} already holds a comparison. Go on with --resume, or give another --out")
+            raise UsageError(f"{out} already holds a comparison. Go on with `resume`, or give another `out`")
     elif (out / "report.html").exists():
-        raise UsageError(f"{out / 'report.html'} was not written by --compare. Give another --out")
+        raise UsageError(f"{out / 'report.html'} was not written by `compare`. Give another `out`")
 
 
 def _tell(out: Path) -> dict[str, Any]:

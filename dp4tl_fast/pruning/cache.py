@@ -95,7 +95,7 @@ def _allocate(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
     except OSError as error:
         size = int(np.prod(shape)) * dtype.itemsize / 1e6
         raise UsageError(
-            f"--cache {path.parent}: cannot hold {size:,.1f} MB ({error.strerror}). Give another folder, or none"
+            f"`cache={path.parent}`: cannot hold {size:,.1f} MB ({error.strerror}). Give another folder, or none"
         ) from None
     return mapped
 

@@ -7,12 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.mapping.keep import cut
+from dp4tl_fast.mapping.keep import Keep
 from dp4tl_fast.mapping.registry import Scores
 from dp4tl_fast.selection import rank
-
-MERGES = ("sum", "union", "turns")
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,7 @@ class Choice:
 
 
 def choose(
-    scores: Sequence[Scores], weights: Sequence[int], sizes: np.ndarray, keep: str, merge: str, reverse: bool, seed: int
+    scores: Sequence[Scores], weights: Sequence[int], sizes: np.ndarray, keep: Keep, merge: str, reverse: bool, seed: int
 ) -> Choice:
     """Decide what to keep.
 
@@ -33,13 +30,12 @@ def choose(
         scores: One for each target.
         weights: Images of each target: what its tie-breaks (means over images) weigh in the sum.
         sizes: Records of every unit; a unit without records is never kept, so that it takes no place.
-        keep: Rule of ``mapping.keep.cut``.
+        keep: How much.
         merge: ``sum`` adds the targets' scores and cuts once; ``union`` cuts for each target and keeps what any keeps;
             ``turns`` lets the targets choose their best unit in turn and cuts once, so that a small target has as much
             say as a large one.
         reverse: Keep the worst instead (an ablation).
     """
-    check_merge(merge)
     unit = scores[0].unit
     total = _sum(scores, weights)
     orders = [_order(s, sizes, reverse) for s in scores]
@@ -47,16 +43,11 @@ def choose(
     if merge == "turns":
         order = in_turn(orders)
     if merge == "union":
-        parts = [o[: cut(keep, o, sizes, s.votes, unit, seed)] for o, s in zip(orders, scores, strict=True)]
+        parts = [o[: keep.cut(o, sizes, s.votes, unit, seed)] for o, s in zip(orders, scores, strict=True)]
         kept = np.unique(np.concatenate(parts))
     else:
-        kept = order[: cut(keep, order, sizes, total.votes, unit, seed)]
+        kept = order[: keep.cut(order, sizes, total.votes, unit, seed)]
     return Choice(total, order, kept)
-
-
-def check_merge(merge: str) -> None:
-    if merge not in MERGES:
-        raise UsageError(f"--merge {merge}: known are {', '.join(MERGES)}")
 
 
 def in_turn(orders: Sequence[np.ndarray]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,45 +13,20 @@ from dp4tl_fast.common import cli
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.files import check_outputs
 from dp4tl_fast.common.stopwatch import Stopwatch
+from dp4tl_fast.mapping.keep import Keep
+from dp4tl_fast.pruning.config import PruneConfig
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.selection.names import readable
 from dp4tl_fast.training.ranks import process_group, rank, world_size
 
 if TYPE_CHECKING:
+    from dp4tl_fast.mapping.registry import Method
     from dp4tl_fast.pruning.choose import Choice
     from dp4tl_fast.pruning.scoring import SourceInputs
 
 
 @process_group()
-def prune(
-    *,
-    source: str,
-    out: str,
-    keep: str = "",
-    budget: float = 0.0,
-    target: list[str] = [],  # noqa: B006 (read only; the parser needs the list type)
-    merge: str = "sum",
-    surrogate: str | None = None,
-    train_surrogate: str = "",
-    surrogate_epochs: int = 4,
-    arch: str | None = None,
-    method: str = "lm",
-    groups: str = "classes",
-    clusters: int = 500,
-    classes: list[str] = [],  # noqa: B006
-    scores: str = "",
-    reverse: bool = False,
-    seed: int = 0,
-    cache: str = "",
-    materialize: str = "",
-    report: str = "",
-    names: str = "",
-    backend: str = "native",
-    batch_size: int = 256,
-    size: int = 0,
-    device: str = "auto",
-    workers: int = 0,
-) -> dict[str, Any]:
+def prune(config: PruneConfig) -> dict[str, Any]:
     """Choose the source classes worth pretraining on for a target.
 
     Methods with a target: lm counts, for every source class, the target images that a surrogate trained on the source
@@ -65,141 +40,94 @@ def prune(
 
     Under torchrun the passes over images and K-means are shared by the processes.
 
-    Args:
-        source: Source .beton.
-        out: Selection to write (.json).
-        keep: How much to keep: a fraction of the classes (0.4) or a number of them (400); samples:0.4 for the fewest
-            classes with that share of the samples; auto (or auto:0.9) for the fewest that carry this share of the votes,
-            with confidence. Counts clusters under --groups kmeans, and records for methods that score records.
-        budget: Instead of --keep: the most classes whose samples cost at most this share of a full epoch (0.4).
-        target: Target *training* .beton; give it again for several targets.
-        merge: How several targets become one selection: sum (scores are added), union (of the selections for each), or
-            turns (each in turn chooses its best class). The selections for each are written beside it.
-        surrogate: Run folder or weights of a small network trained on the source; or torchvision:DEFAULT (or another name
-            of published weights) with --arch.
-        train_surrogate: Run folder to train a surrogate in, in a short run; reused when it is complete.
-        surrogate_epochs: Length of that run.
-        arch: The surrogate's architecture, where its file does not say.
-        method: lm, fm, ffmm, cmt, cmt-median, random, handpicked, influence, random-samples, moderate, grand, el2n,
-            forgetting, prototypes or ssl-prototypes.
-        groups: What fm votes for: classes, kmeans (no labels needed), or the .groups.npz of an earlier run.
-        clusters: K of K-means, for --groups kmeans and ssl-prototypes.
-        classes: Names or ids for --method handpicked.
-        scores: CSV or Parquet with a column score and one of class, record or index, for --method influence.
-        reverse: Keep the lowest instead (an ablation).
-        seed: For random, K-means and the bootstrap of --keep auto.
-        cache: Folder for features, so that another method or ratio takes seconds; the default is .dp4tl-cache beside
-            --out, none keeps nothing.
-        materialize: Also copy the surviving records to this .beton.
-        report: Also write this HTML page.
-        names: Text file of names for people, for the page: the class's name, a tab, what to show (Tiny-ImageNet's words.txt).
-        backend: What reads the images: native, ffcv, dali or torchvision.
-        batch_size: Images a forward pass.
-        size: Side of the images the surrogate sees; 0 is what it was trained with, else 224.
-        device: auto, cpu, cuda, ...
-        workers: Loader threads; 0 is one a core.
+    Returns:
+        The selection as written, ``profile`` (seconds) and ``per_target`` (files of the selections for each of several
+        targets); empty on ranks other than the first.
+
+    Raises:
+        Dp4tlError: A file is bad, or the settings do not fit it; nothing is written then.
     """
     watch = Stopwatch("start")
     from dp4tl_fast.mapping import registry
-    from dp4tl_fast.pruning.choose import check_merge, choose
+    from dp4tl_fast.pruning.choose import choose
 
-    found = registry.find(method)
-    keep = _keep_rule(keep, budget, method)
-    check_merge(merge)
-    given = {"target": target, "surrogate": surrogate or train_surrogate, "classes": classes, "scores": scores}
-    _check_given(method, found.needs, given)
-    if surrogate and train_surrogate:
-        raise UsageError("--surrogate and --train-surrogate: give one of them")
-    if seed < 0:
-        raise UsageError(f"--seed {seed}: must be at least 0")
-    if surrogate_epochs < 1:
-        raise UsageError(f"--surrogate-epochs {surrogate_epochs}: must be at least 1")
-    cache_folder = None if cache == "none" else Path(cache) if cache else Path(out).parent / ".dp4tl-cache"
-    each = _paths_for_each(out, target) if len(target) > 1 and "target" in found.needs else {}
-    _check_files([source, *target, surrogate, scores], out, each, report, materialize, cache_folder)
-    beton, targets = Beton(source), _open_targets(target)
-    shown = readable(beton.class_names, names)
-    uses_targets = "target" in found.needs
-    first = rank() == 0  # of torchrun's processes: the one that writes
-    if train_surrogate and "surrogate" in found.needs:
-        if world_size() > 1:
-            raise UsageError("--train-surrogate: train it in one process first, then give it by --surrogate under torchrun")
-        from dp4tl_fast.pruning.surrogate import train_surrogate as train
-
-        with watch.section("training"):
-            surrogate = train(
-                beton, train_surrogate, surrogate_epochs, arch, size=size,
-                backend=backend, device=device, workers=workers, seed=seed,
-            )  # fmt: skip
-    inputs = _inputs(
-        beton, found, surrogate, arch, watch,
-        cache=cache_folder, groups=groups, clusters=clusters, seed=seed, picked=classes, table=scores,
-        loading={"backend": backend, "batch_size": batch_size, "size": size, "device": device, "workers": workers},
-    )  # fmt: skip
+    method = registry.find(config.method)
+    _check_given(config, method.needs)
+    uses_targets = "target" in method.needs
+    each = _paths_for_each(config) if len(config.target) > 1 and uses_targets else {}
+    _check_files(config, each)
+    beton, targets = Beton(config.source), _open_targets(config.target)
+    shown = readable(beton.class_names, config.names)
+    surrogate = _surrogate(config, method, beton, watch)
+    inputs = _inputs(config, method, beton, surrogate, watch)
     with watch.section("counting"):
-        all_scores = [found.score(inputs, inputs.target(t)) for t in targets] if uses_targets else [found.score(inputs)]
+        all_scores = [method.score(inputs, inputs.target(t)) for t in targets] if uses_targets else [method.score(inputs)]
     with watch.section("selection"):
         sizes = inputs.sizes(all_scores[0].unit)
-        keep = keep or str(np.count_nonzero(all_scores[0].values[sizes > 0]))
+        rule = config.rule or Keep.parse(str(np.count_nonzero(all_scores[0].values[sizes > 0])))
         weights = [t.num_samples for t in targets] if uses_targets else [1]
-        choice = choose(all_scores, weights, sizes, keep, merge, reverse, seed)
-    if not first:
+        choice = choose(all_scores, weights, sizes, rule, config.merge, config.reverse, config.seed)
+    if rank() != 0:  # one of torchrun's processes writes
         return {}
-    spent = watch.lap()
-    seconds = {"scoring": sum(spent.values()) - spent.get("training", 0.0)}
-    if inputs.surrogate:
-        seconds |= inputs.surrogate.training_seconds()
-    if inputs.saved:
-        seconds["cached"] = inputs.saved  # what an earlier run spent counts, too
-    parameters = {"keep": keep, "reverse": reverse, "seed": seed} | ({"merge": merge} if len(all_scores) > 1 else {})
-    identity = dict(inputs.surrogate.identity) if inputs.surrogate else {}
-    about: dict[str, Any] = {"method": method, "seconds": seconds, "surrogate": identity}
+    parameters: dict[str, Any] = {"keep": rule.text, "reverse": config.reverse, "seed": config.seed}
+    if len(all_scores) > 1:
+        parameters["merge"] = config.merge
+    about: dict[str, Any] = {
+        "method": config.method,
+        "seconds": _seconds(inputs, watch),
+        "surrogate": dict(inputs.surrogate.identity) if inputs.surrogate else {},
+        "parameters": parameters,
+    }
 
-    def write(path: Path, choice: Choice, of: list[Beton]) -> Selection:
+    def write(path: str, choice: Choice, of: list[Beton]) -> Selection:
         identities = [{"name": t.path.name, **t.fingerprint} for t in of] if uses_targets else []
-        selection = _selection(path, beton, inputs, choice, parameters=parameters, targets=identities, **about)
+        selection = _selection(Path(path), beton, inputs, choice, targets=identities, **about)
         selection.save(path)
         return selection
 
     with watch.section("writing"):
-        selection = write(Path(out), choice, targets)
+        selection = write(config.out, choice, targets)
         for path, t, one in zip(each.values(), targets, all_scores, strict=False):
-            write(Path(path), choose([one], [1], sizes, keep, "sum", reverse, seed), [t])
+            write(path, choose([one], [1], sizes, rule, "sum", config.reverse, config.seed), [t])
     profile = _profile(watch)
-    _tell(selection, shown, choice, out, profile)
-    if materialize:
-        from dp4tl_fast.beton.copying import subset
-
-        copied = subset(beton, selection.indices(beton), materialize)
-        cli.message(f"copied {copied['samples']:,} records, {copied['bytes'] / 1e6:,.1f} MB -> {materialize}")
-    if report:
-        from dp4tl_fast.reporting.page import report_selections
-
-        report_selections([out, *each.values()], source, report, names)
+    _tell(selection, shown, choice, config.out, profile)
+    _write_more(config, beton, selection, each)
     return {"kind": "prune", **selection.to_dict(), "profile": profile, "per_target": each}
 
 
-def _check_given(method: str, needs: Sequence[str], given: dict[str, Any]) -> None:
-    missing = [f"--{flag}" for flag in needs if not given[flag]]
+# -- what is refused before anything expensive is done ---------------------------------------------------------------
+
+
+def _check_given(config: PruneConfig, needs: Sequence[str]) -> None:
+    given = {
+        "target": config.target, "surrogate": config.surrogate or config.train_surrogate, "classes": config.classes,
+        "scores": config.scores,
+    }  # fmt: skip
+    missing = [f"`{name}`" for name in needs if not given[name]]
     if missing:
-        raise UsageError(f"--method {method} needs {' and '.join(missing)}. `dp4tl-fast prune --help` says what they are")
+        raise UsageError(f"`method={config.method}` needs {' and '.join(missing)}. `dp4tl-fast prune --help` says what they are")
 
 
-def _check_files(
-    inputs: list[str | None], out: str, each: dict[str, str], report: str, materialize: str, cache: Path | None
-) -> None:
-    outputs: dict[str, str | Path] = {"--out": out, "--report": report, "--materialize": materialize}
-    outputs |= {f"--out, for {target},": path for target, path in each.items()}
-    if cache is not None:
-        outputs["--cache"] = cache / "features"
-    check_outputs({flag: path for flag, path in outputs.items() if path}, [path for path in inputs if path])
+def _check_files(config: PruneConfig, each: Mapping[str, str]) -> None:
+    outputs: list[tuple[str, str | Path]] = [("out", config.out), ("report", config.report), ("materialize", config.materialize)]
+    outputs += [("out", path) for path in each.values()]
+    if (cache := _cache_folder(config)) is not None:
+        outputs.append(("cache", cache / "features"))
+    inputs = [config.source, *config.target, config.surrogate, config.scores]
+    check_outputs([(name, path) for name, path in outputs if path], [path for path in inputs if path])
+
+
+def _cache_folder(config: PruneConfig) -> Path | None:
+    if config.cache == "none":
+        return None
+    return Path(config.cache) if config.cache else Path(config.out).parent / ".dp4tl-cache"
 
 
 def _open_targets(paths: list[str]) -> list[Beton]:
     real = [Path(path).resolve() for path in paths]
     for i, path in enumerate(paths):
         if real[i] in real[:i]:
-            raise UsageError(f"--target {path}: given twice")
+            raise UsageError(f"`target={path}`: given twice")
     targets = [Beton(path) for path in paths]
     for t in targets:
         if t.num_samples == 0:
@@ -207,52 +135,57 @@ def _open_targets(paths: list[str]) -> list[Beton]:
     return targets
 
 
-def _keep_rule(keep: str, budget: float, method: str) -> str:
-    from dp4tl_fast.mapping.keep import check
-
-    if keep and budget:
-        raise UsageError("--keep and --budget: give one of them")
-    if budget:
-        keep = f"budget:{budget}"
-    if not keep and method != "handpicked":  # which keeps what is picked
-        raise UsageError("how much? Give --keep (a fraction, a number, samples:F, auto) or --budget F")
-    if keep:
-        check(keep)
-    return keep
-
-
-def _paths_for_each(out: str, targets: list[str]) -> dict[str, str]:
+def _paths_for_each(config: PruneConfig) -> dict[str, str]:
     """Where the selection for each of several targets goes: beside ``out``, by the target's name."""
-    stems = [Path(t).stem for t in targets]
+    stems = [Path(t).stem for t in config.target]
     names = stems if len(set(stems)) == len(stems) else [f"{i}-{stem}" for i, stem in enumerate(stems)]
-    return {t: f"{out.removesuffix('.json')}.{name}.json" for t, name in zip(targets, names, strict=True)}
+    return {t: f"{config.out.removesuffix('.json')}.{name}.json" for t, name in zip(config.target, names, strict=True)}
 
 
-def _inputs(
-    beton: Beton, found: Any, surrogate: str | None, arch: str | None, watch: Stopwatch, *, cache: Path | None, groups: str,
-    clusters: int, seed: int, picked: list[str], table: str, loading: dict[str, Any],
-) -> SourceInputs:  # fmt: skip
-    """What the method may look at; the surrogate is loaded only for methods that need one."""
+# -- what the method looks at ----------------------------------------------------------------------------------------
+
+
+def _surrogate(config: PruneConfig, method: Method, beton: Beton, watch: Stopwatch) -> str | None:
+    """The surrogate's file or folder, trained first if that was asked for; ``None`` for methods that need none."""
+    if "surrogate" not in method.needs:
+        return None
+    if not config.train_surrogate:
+        return config.surrogate
+    if world_size() > 1:
+        raise UsageError("`train_surrogate`: train it in one process first, then give it by `surrogate` under torchrun")
+    from dp4tl_fast.pruning.surrogate import train
+
+    with watch.section("training"):
+        return train(beton, config)
+
+
+def _inputs(config: PruneConfig, method: Method, beton: Beton, surrogate: str | None, watch: Stopwatch) -> SourceInputs:
     from dp4tl_fast.pruning.scoring import SourceInputs
 
     network = None
-    if surrogate is not None and "surrogate" in found.needs:
+    if surrogate is not None:
         from dp4tl_fast.pruning.surrogate import Surrogate
 
-        network = Surrogate(surrogate, arch, watch, **loading)
-        if found.logits and (network.num_classes != beton.num_classes or network.compact):
-            raise UsageError(
-                f"--surrogate {surrogate} knows {network.num_classes} classes, but {beton.path} has {beton.num_classes}. "
-                "Use one trained on this source, without --compact-labels"
-            )
-        if found.logits and not network.classifies:
-            raise UsageError(
-                f"--surrogate {surrogate} was pretrained without labels: its classifier was never trained. "
-                "Use --method fm with it, or a surrogate that was trained supervised"
-            )
-        if found.logits and network.source not in (None, beton.fingerprint):
-            cli.message(f"note: {surrogate} was not trained on {beton.path}; its classes must be the same, in this order")
-    return SourceInputs(beton, network, cache, groups, clusters, seed, picked, table)
+        network = Surrogate(surrogate, config, watch)
+        if method.logits:
+            network.check_classifier(beton)
+    return SourceInputs(
+        beton, network, _cache_folder(config), config.groups, config.clusters, config.seed, config.classes, config.scores
+    )
+
+
+# -- what is written -------------------------------------------------------------------------------------------------
+
+
+def _seconds(inputs: SourceInputs, watch: Stopwatch) -> dict[str, float]:
+    """What the selection cost, by stage."""
+    spent = watch.lap()
+    seconds = {"scoring": sum(spent.values()) - spent.get("training", 0.0)}
+    if inputs.surrogate:
+        seconds |= inputs.surrogate.training_seconds()
+    if inputs.saved:
+        seconds["cached"] = inputs.saved  # what an earlier run spent counts, too
+    return seconds
 
 
 def _selection(
@@ -276,6 +209,19 @@ def _selection(
         "kept_clusters": np.sort(choice.kept).tolist(), "cluster_votes": scores.values.tolist(),
     }  # fmt: skip
     return Selection.of_records(beton, records, parameters=parameters, **about)
+
+
+def _write_more(config: PruneConfig, beton: Beton, selection: Selection, each: Mapping[str, str]) -> None:
+    """The pruned .beton and the page, where asked for."""
+    if config.materialize:
+        from dp4tl_fast.beton.copying import subset
+
+        copied = subset(beton, selection.indices(beton), config.materialize)
+        cli.message(f"copied {copied['samples']:,} records, {copied['bytes'] / 1e6:,.1f} MB -> {config.materialize}")
+    if config.report:
+        from dp4tl_fast.reporting.page import report_selections
+
+        report_selections([config.out, *each.values()], config.source, config.report, config.names)
 
 
 SECTIONS = ("start", "training", "loading", "forward", "counting", "selection", "writing")

@@ -30,7 +30,7 @@ def read_scores(path: str, beton: Beton) -> tuple[str, np.ndarray]:
     columns = _read(Path(path))
     keys = [k for k in KEYS if k in columns]
     if len(keys) != 1 or "score" not in columns:
-        raise UsageError(f"--scores {path}: needs a column score and one of {', '.join(KEYS)}; it has {', '.join(columns)}")
+        raise UsageError(f"`scores={path}`: needs a column score and one of {', '.join(KEYS)}; it has {', '.join(columns)}")
     key = keys[0]
     scores = np.array([_number(path, row, v) for row, v in enumerate(columns["score"])])
     if key == "class":
@@ -45,11 +45,11 @@ def read_scores(path: str, beton: Beton) -> tuple[str, np.ndarray]:
             ids = np.where(beton.index[by_index][at] == ids, by_index[at], -1)
     if len(ids) and (ids.min() < 0 or ids.max() >= size):
         row = int(((ids < 0) | (ids >= size)).argmax())
-        raise UsageError(f"--scores {path}: row {row} names {key} {columns[key][row]}, which {beton.path} does not have")
+        raise UsageError(f"`scores={path}`: row {row} names {key} {columns[key][row]}, which {beton.path} does not have")
     times = np.bincount(ids, minlength=size)
     if times.max(initial=0) > 1 or (times[wanted] == 0).any():
         raise UsageError(
-            f"--scores {path}: every {key} must be there exactly once, but {int((times > 1).sum())} are repeated and "
+            f"`scores={path}`: every {key} must be there exactly once, but {int((times > 1).sum())} are repeated and "
             f"{int((times[wanted] == 0).sum())} of {len(wanted)} are missing"
         )
     values = np.full(size, scores.min(initial=0))
@@ -63,15 +63,15 @@ def _read(path: Path) -> dict[str, list[Any]]:
             try:
                 import pyarrow.parquet as parquet
             except ImportError:
-                raise UsageError("--scores: Parquet needs pyarrow: pip install 'dp4tl_fast[parquet]'") from None
+                raise UsageError("`scores`: Parquet needs pyarrow: pip install 'dp4tl_fast[parquet]'") from None
             return parquet.read_table(path).to_pydict()
         with open(path, newline="") as file:
             header, *rows = list(csv.reader(file)) or [[]]
     except (OSError, ValueError, csv.Error) as error:  # pyarrow's errors are ValueErrors or OSErrors
-        raise UsageError(f"--scores {path}: cannot be read as a table ({error})") from None
+        raise UsageError(f"`scores={path}`: cannot be read as a table ({error})") from None
     for number, row in enumerate(rows):
         if len(row) != len(header):
-            raise UsageError(f"--scores {path}: row {number} has {len(row)} fields, the header {len(header)}")
+            raise UsageError(f"`scores={path}`: row {number} has {len(row)} fields, the header {len(header)}")
     return {name: [row[i] for row in rows] for i, name in enumerate(header)}
 
 
@@ -81,7 +81,7 @@ def _number(path: str, row: int, value: Any) -> float:
     except (TypeError, ValueError):
         number = np.nan
     if not np.isfinite(number):
-        raise UsageError(f"--scores {path}: row {row} has {value!r} where a finite number is needed")
+        raise UsageError(f"`scores={path}`: row {row} has {value!r} where a finite number is needed")
     return number
 
 

@@ -100,7 +100,7 @@ class SourceInputs:
     def _check_clusters(self) -> None:
         if not 1 <= self.num_clusters <= self.beton.num_samples:
             raise UsageError(
-                f"--clusters {self.num_clusters}: must be from 1 to the {self.beton.num_samples} records of {self.beton.path}"
+                f"`clusters={self.num_clusters}`: must be from 1 to the {self.beton.num_samples} records of {self.beton.path}"
             )
 
     def sizes(self, unit: str) -> np.ndarray:
@@ -123,11 +123,11 @@ class SourceInputs:
         except (OSError, ValueError) as error:
             raise UsageError(
                 f"{path}: no forgetting counts ({error}). Train the surrogate with `dp4tl-fast pretrain --forgetting`, or by "
-                "--train-surrogate"
+                "`train_surrogate`"
             ) from None
         if self.surrogate.records not in (None, self.beton.records_sha256):
             raise UsageError(
-                f"{path}: counts the records of another file, or of this one in another order. Give the --source that "
+                f"{path}: counts the records of another file, or of this one in another order. Give the `source` that "
                 f"{self.surrogate.path} was trained on"
             )
         if counts.shape != (self.beton.num_samples,):
@@ -164,14 +164,14 @@ def load_centroids(path: str, surrogate: dict[str, Any]) -> torch.Tensor:
         with np.load(path, allow_pickle=False) as file:
             centroids, of = file["centroids"], str(file["surrogate"])
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise UsageError(f"--groups {path}: known are classes, kmeans, or the .groups.npz of an earlier run ({error})") from None
+        raise UsageError(f"`groups={path}`: known are classes, kmeans, or the .groups.npz of an earlier run ({error})") from None
     except Exception as error:  # zipfile's own errors
-        raise UsageError(f"--groups {path}: not the .groups.npz of an earlier run ({error})") from None
+        raise UsageError(f"`groups={path}`: not the .groups.npz of an earlier run ({error})") from None
     if centroids.ndim != 2 or centroids.dtype != np.float32 or 0 in centroids.shape or not np.isfinite(centroids).all():
-        raise UsageError(f"--groups {path}: its centroids must be a finite float32 [k, d] array")
+        raise UsageError(f"`groups={path}`: its centroids must be a finite float32 [k, d] array")
     if of != _features_of(surrogate):
         raise UsageError(
-            f"--groups {path}: its centroids are of other features (weights {of}) than the surrogate's "
-            f"({_features_of(surrogate)}). Use the surrogate that it was made with, or --groups kmeans"
+            f"`groups={path}`: its centroids are of other features (weights {of}) than the surrogate's "
+            f"({_features_of(surrogate)}). Use the surrogate that it was made with, or `groups=kmeans`"
         )
     return torch.from_numpy(centroids)

@@ -18,7 +18,9 @@ from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.stopwatch import Stopwatch
 from dp4tl_fast.loaders import IMAGENET_MEAN, IMAGENET_STD, LoaderSpec, open_loader
 from dp4tl_fast.loaders.order import rank_batches
+from dp4tl_fast.pretraining.objectives import OBJECTIVES
 from dp4tl_fast.pruning.cache import shared
+from dp4tl_fast.pruning.config import PruneConfig
 from dp4tl_fast.training import checkpoint, models
 from dp4tl_fast.training.device import pick_device
 from dp4tl_fast.training.loop import Normalise
@@ -30,33 +32,48 @@ Fill = Callable[[np.ndarray, np.ndarray, torch.Tensor, torch.Tensor], None]  # (
 class Surrogate:
     """A small network trained on the source, in eval mode, and the images it wants."""
 
-    def __init__(
-        self, path: str, arch: str | None, watch: Stopwatch, *, size: int, device: str, backend: str, batch_size: int, workers: int
-    ) -> None:  # fmt: skip
+    def __init__(self, path: str, config: PruneConfig, watch: Stopwatch) -> None:
         self.path = path
         self.watch = watch  # tells ``loading``, ``forward`` and ``writing`` apart
         weights = checkpoint.pin_weights(path)  # a run that goes on writes newer ones meanwhile
-        self.model, meta = checkpoint.load_model(weights, arch)
-        self.place = pick_device(device)
+        self.model, meta = checkpoint.load_model(weights, config.arch)
+        self.place = pick_device(config.device)
         self.model.to(self.place)
         self.num_classes: int = meta["num_classes"]
         self.compact = meta.get("classes") is not None
         self.source = meta.get("source")  # fingerprint of what it was trained on, where its file says
         self.records = meta.get("source_records_sha256")  # likewise, of those images in that order
-        self.classifies = not str(meta.get("objective", "")).startswith("moco")  # else its last layer was never trained
-        self.size = size or meta.get("size", 224)
+        known = OBJECTIVES.get(meta.get("objective", ""))
+        self.classifies = known is None or known.classifies  # else its last layer was never trained
+        self.size = config.size or meta.get("size", 224)
         self.head = models.head(self.model)[1]
         mean, std = tuple(meta.get("mean", IMAGENET_MEAN)), tuple(meta.get("std", IMAGENET_STD))
         on_cpu = self.place.type == "cpu"  # there the loader's threads normalise, while the network runs
         self._normalise = (lambda images: images) if on_cpu else Normalise(mean, std, self.place)
         crop_ratio = 224 / 256 if self.size > 64 else 1.0  # the evaluation transform: no augmentation
         self._spec = LoaderSpec(
-            batch_size=batch_size, size=self.size, crop_ratio=crop_ratio, workers=workers, rank=rank(), world_size=world_size(),
-            dtype="float32" if on_cpu else "uint8", mean=mean, std=std, pinned=self.place.type == "cuda",
+            batch_size=config.batch_size, size=self.size, crop_ratio=crop_ratio, workers=config.workers,
+            rank=rank(), world_size=world_size(), dtype="float32" if on_cpu else "uint8", mean=mean, std=std,
+            pinned=self.place.type == "cuda",
         )  # fmt: skip
-        self._backend = backend
+        self._backend = config.backend
         self.identity = {"arch": meta["arch"], "size": self.size, "weights_sha256": checkpoint.weights_hash(weights, self.model)}
-        self._pixels = {"mean": mean, "std": std, "crop_ratio": crop_ratio, "backend": backend, "device": self.place.type}
+        self._pixels = {"mean": mean, "std": std, "crop_ratio": crop_ratio, "backend": config.backend, "device": self.place.type}
+
+    def check_classifier(self, beton: Beton) -> None:
+        """Refuse, for methods that use its classifier, a surrogate that cannot know the classes of ``beton``."""
+        if self.num_classes != beton.num_classes or self.compact:
+            raise UsageError(
+                f"`surrogate={self.path}` knows {self.num_classes} classes, but {beton.path} has {beton.num_classes}. "
+                "Use one trained on this source, without `pretrain --compact-labels`"
+            )
+        if not self.classifies:
+            raise UsageError(
+                f"`surrogate={self.path}` was pretrained without labels: its classifier was never trained. "
+                "Use `method=fm` with it, or a surrogate that was trained supervised"
+            )
+        if self.source not in (None, beton.fingerprint):
+            cli.message(f"note: {self.path} was not trained on {beton.path}; its classes must be the same, in this order")
 
     def training_seconds(self) -> dict[str, float]:
         """What training it took, as ``{"surrogate": seconds}``, where its run folder is at hand."""
@@ -103,7 +120,7 @@ class Surrogate:
                 finite = features.isfinite().all(1) & logits.isfinite().all(1)
                 self._check(finite.cpu().numpy(), "features or logits", records, beton)
                 if records[0] == 0 and not torch.allclose(self.head(features), logits.float(), rtol=1e-3, atol=1e-3):
-                    raise UsageError(f"--surrogate {self.path}: its logits are not a linear layer of its features")
+                    raise UsageError(f"`surrogate={self.path}`: its logits are not a linear layer of its features")
                 out[records[0] : records[-1] + 1] = features.cpu().numpy()  # in file order: one range
 
             width = self.head.in_features
@@ -124,7 +141,7 @@ class Surrogate:
     def _check(self, finite: np.ndarray, what: str, records: np.ndarray, beton: Beton) -> None:
         if not finite.all():
             raise UsageError(
-                f"--surrogate {self.path}: its {what} of record {records[finite.argmin()]} of {beton.path} are not finite. "
+                f"`surrogate={self.path}`: its {what} of record {records[finite.argmin()]} of {beton.path} are not finite. "
                 "Train it again with a lower learning rate"
             )
 
@@ -149,19 +166,20 @@ class Surrogate:
         return torch.from_numpy(stored.array), stored.saved
 
 
-def train_surrogate(source: Beton, out: str, epochs: int, arch: str | None, *, size: int, **settings: Any) -> str:
-    """Pretrain a small network in a run folder, or take the one that is there. Returns the folder."""
-    from dp4tl_fast.pretraining.config import PretrainConfig
+def train(source: Beton, config: PruneConfig) -> str:
+    """Pretrain a small network in the run folder ``config.train_surrogate``, or take the one that is there. Returns the folder."""
+    from dp4tl_fast.pretraining.config import CheckpointConfig, PretrainConfig
     from dp4tl_fast.pretraining.run import pretrain
 
+    out, epochs = config.train_surrogate, config.surrogate_epochs
     cli.message(f"training the surrogate in {out}")
-    side: dict[str, Any] = {"size": size} if size else {}
+    side: dict[str, Any] = {"size": config.size} if config.size else {}
     resume = (Path(out) / "config.yaml").exists()
     pretrain(
         PretrainConfig(
-            source=str(source.path), out=out, arch=arch or "resnet18", epochs=epochs, warmup_epochs=epochs / 4,
-            batch_size=min(256, source.num_samples), checkpoint_every=epochs, tensorboard=False, resume=resume,
-            forgetting=True, **side, **settings,
+            source=str(source.path), out=out, arch=config.arch or "resnet18", epochs=epochs, warmup_epochs=epochs / 4,
+            batch_size=min(256, source.num_samples), checkpoint=CheckpointConfig(every=epochs), tensorboard=False, resume=resume,
+            forgetting=True, backend=config.backend, device=config.device, workers=config.workers, seed=config.seed, **side,
         )
     )  # fmt: skip
     return out

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
-from dp4tl_fast.reporting.runs import Runs
+from dp4tl_fast.reporting.runs import Runs, flat
 
 MODES = ("lp", "ff", "knn")
 # What two finetunings must share besides the target for a mean over them to mean something.
@@ -25,7 +25,7 @@ def recipe(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def _settings(of: dict[str, Any]) -> dict[str, Any]:
     """Settings without a column of their own; older runs and rows do not tell."""
-    return of.get("settings") or {}
+    return flat(of.get("settings") or {})
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dp4tl_fast.common.errors import UsageError
+
+FORMER_GROUPS = ("moco", "adv")  # settings that older versions wrote as moco_queue, now moco.queue
 
 Runs = list[tuple[Path, dict[str, Any]]]  # folder and summary
 
@@ -38,3 +41,18 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         except ValueError:
             break
     return rows
+
+
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings under dotted names, as the flags spell them: ``{"moco": {"queue": 8}}`` -> ``{"moco.queue": 8}``.
+
+    Names of older versions become today's.
+    """
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        group, _, rest = name.partition("_")
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{key}": inner for key, inner in flat(value).items()}
+        else:
+            found[f"{group}.{rest}" if group in FORMER_GROUPS and rest else name] = value
+    return found

@@ -41,7 +41,7 @@ def selection(*, action_and_files: list[str], source: str = "", names: str = "",
         beton = Beton(source) if source else None
         return _show(files[0], beton, names, top) if action == "show" else _diff(files, beton, names, top)
     if not source or not out:
-        raise UsageError(f"selection {action}: needs --source S.beton and --out FILE")
+        raise UsageError(f"selection {action}: needs `source=S.beton` and `out=FILE`")
     beton = Beton(source)
     if action == "export":
         count = export_indices(Selection.load(files[0]), beton, out)

@@ -24,12 +24,12 @@ def readable(names: Sequence[str], path: str) -> list[str]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise UsageError(f"--names {path}: cannot be read as text ({error})") from None
+        raise UsageError(f"`names={path}`: cannot be read as text ({error})") from None
     pairs = [line.split(None, 1) for line in lines]
     called = {pair[0]: pair[1].split(",")[0].strip() for pair in pairs if len(pair) == 2}
     if not any(name in called for name in names):
         raise UsageError(
-            f"--names {path}: has none of the source's classes ({', '.join(names[:3])} ...). It needs lines such as "
+            f"`names={path}`: has none of the source's classes ({', '.join(names[:3])} ...). It needs lines such as "
             "`n01443537<TAB>goldfish, Carassius auratus`"
         )
     return [called.get(name, name) for name in names]

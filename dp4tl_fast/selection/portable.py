@@ -150,12 +150,12 @@ class Selection:
         if _labels(self.source) != beton.fingerprint:
             raise SelectionError(
                 f"this selection was made for another source: it names {_words(self.source)}, "
-                f"but {beton.path} has {_words(beton.fingerprint)}. Prune again with --source {beton.path}"
+                f"but {beton.path} has {_words(beton.fingerprint)}. Prune again with `source={beton.path}`"
             )
         if self.source.get(RECORDS) not in (None, beton.records_sha256):
             raise SelectionError(
                 f"this selection keeps single records of another source: as many of each class as {beton.path} has, but other "
-                f"images, or in another order. Prune again with --source {beton.path}"
+                f"images, or in another order. Prune again with `source={beton.path}`"
             )
 
     def indices(self, beton: Beton) -> np.ndarray:

@@ -111,7 +111,7 @@ def _class_folders(rows: list[tuple[int, Member]], where: str) -> Listing:
     if flat is not None:
         raise SourceError(
             f"{where}: {os.fsdecode(flat)} lies in no class folder. For ImageNet's validation images give "
-            "--labels ILSVRC2012_devkit_t12.tar.gz"
+            "`labels=ILSVRC2012_devkit_t12.tar.gz`"
         )
     trees = sorted({os.fsdecode(b"/".join(name.split(b"/")[:-2])) for name, _, _ in images})
     if len(trees) > 1:

@@ -60,7 +60,7 @@ def save(
     except (OSError, SafetensorError, RuntimeError) as error:  # torch.save raises RuntimeError where a write fails
         shutil.rmtree(partial_path(final), ignore_errors=True)
         last = checkpoints(directory)[-1:]
-        remedy = f"Free some space and go on from {last[0]} with --resume" if last else "Nothing was saved before"
+        remedy = f"Free some space and go on from {last[0]} with `resume`" if last else "Nothing was saved before"
         raise CheckpointError(f"{final}: cannot be written ({error}). {remedy}") from None
     for old in checkpoints(directory)[:-keep]:
         if old.name != f"{best:010d}":
@@ -160,7 +160,7 @@ def load_model(path: str | Path, arch: str | None = None) -> tuple[nn.Module, di
     """
     if str(path).startswith(PUBLISHED):
         if not arch:
-            raise CheckpointError(f"{path}: of which architecture? Name it with --arch")
+            raise CheckpointError(f"{path}: of which architecture? Name it with `arch`")
         model, meta = models.published(arch, str(path).removeprefix(PUBLISHED))
         return model.eval(), meta
     tensors, meta = read_weights(path)
@@ -168,7 +168,7 @@ def load_model(path: str | Path, arch: str | None = None) -> tuple[nn.Module, di
         raise CheckpointError(f"{path}: holds a {meta['arch']}, not a {arch}")
     arch = arch or meta.get("arch")
     if not arch:
-        raise CheckpointError(f"{path}: does not say its architecture. Name it with --arch")
+        raise CheckpointError(f"{path}: does not say its architecture. Name it with `arch`")
     num_classes = meta.get("num_classes") or _head_width(arch, tensors)
     model = models.build(arch, int(num_classes), blur_pool=bool(meta.get("blur_pool")))
     load_into(model, tensors, f"{path} ({arch})")

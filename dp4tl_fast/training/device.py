@@ -16,12 +16,12 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"--device {name}: {error}") from None
+        raise UsageError(f"`device={name}`: {error}") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"--device {name}: torch sees no CUDA GPU. `dp4tl-fast doctor` says why; --device cpu works")
+        raise UsageError(f"`device={name}`: torch sees no CUDA GPU. `dp4tl-fast doctor` says why; `device=cpu` works")
     if device.type == "cuda" and device.index is not None:
         if device.index >= torch.cuda.device_count():
-            raise UsageError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs, cuda:0 and on")
+            raise UsageError(f"`device={name}`: torch sees {torch.cuda.device_count()} GPUs, cuda:0 and on")
         torch.cuda.set_device(device)  # whose streams and random numbers are meant where none is named
     return device
 
@@ -34,5 +34,5 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
         capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
         return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else None
     if name not in PRECISIONS:
-        raise UsageError(f"--precision {name}: known are auto, {', '.join(PRECISIONS)}")
+        raise UsageError(f"`precision={name}`: known are auto, {', '.join(PRECISIONS)}")
     return PRECISIONS[name]

@@ -20,8 +20,6 @@ class Forgetting(nn.Module):
     The state is in buffers, so that checkpoints carry it.
     """
 
-    views = 1
-    classifies = True
     events: torch.Tensor
     right: torch.Tensor
     learned: torch.Tensor
@@ -32,7 +30,7 @@ class Forgetting(nn.Module):
         self._order = np.argsort(index, kind="stable")
         self._sorted = index[self._order]
         if (np.diff(self._sorted) == 0).any():
-            raise UsageError("--forgetting: several records have the same `index` field, and cannot be told apart")
+            raise UsageError("`forgetting`: several records have the same `index` field, and cannot be told apart")
         self.register_buffer("events", torch.zeros(len(index), dtype=torch.int32))
         self.register_buffer("right", torch.zeros(len(index), dtype=torch.bool))
         self.register_buffer("learned", torch.zeros(len(index), dtype=torch.bool))

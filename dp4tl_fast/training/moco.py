@@ -31,8 +31,6 @@ class MoCo(nn.Module):
         bn_groups: Parts of the global key batch that are normalised apart; at least 2 on a rank.
     """
 
-    views = 2
-    classifies = False
     queue: torch.Tensor
     cursor: torch.Tensor
 

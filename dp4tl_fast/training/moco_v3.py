@@ -32,8 +32,6 @@ class MoCoV3(nn.Module):
         layers: Of the projection: 3 for a ViT, 2 for a ResNet in the paper.
     """
 
-    views = 2
-    classifies = False
 
     def __init__(
         self,

@@ -133,7 +133,7 @@ def published(arch: str, name: str) -> tuple[nn.Module, dict[str, Any]]:
     from torchvision import models
 
     if arch not in models.list_models(module=models):
-        raise UsageError(f"torchvision:{name}: torchvision has no classification model {arch!r}. Name one with --arch")
+        raise UsageError(f"torchvision:{name}: torchvision has no classification model {arch!r}. Name one with `arch`")
     known = models.get_model_weights(arch)
     if name not in known.__members__:
         raise UsageError(f"torchvision:{name}: the weights of {arch} are {', '.join(known.__members__)}")

@@ -23,9 +23,6 @@ class Objective(Protocol):
     A ``torch.nn.Module``. ``index`` (int64 ``[batch]``, on the CPU) says which samples these are.
     """
 
-    views: int  # independently augmented views of each image that it wants
-    classifies: bool  # whether the network's own logits can be validated
-
     def __call__(
         self, network: nn.Module, images: Any, labels: torch.Tensor, index: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]: ...

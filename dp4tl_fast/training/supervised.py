@@ -17,8 +17,6 @@ class Supervised(nn.Module):
         renumber: Class id -> output of the network, int64 ``[num_classes]``, for a head that has only the kept classes.
     """
 
-    views = 1
-    classifies = True
     renumber: torch.Tensor | None
 
     def __init__(self, label_smoothing: float = 0.0, renumber: torch.Tensor | None = None) -> None:

@@ -1,0 +1,93 @@
+"""What pruning is told: the flags of ``dp4tl-fast prune``, the keys of its YAML files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dp4tl_fast.common.checks import require, require_one_of
+from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.mapping.keep import Keep
+from dp4tl_fast.training.placement import Placement
+
+MERGES = ("sum", "union", "turns")
+
+
+@dataclass(kw_only=True)
+class PruneConfig(Placement):
+    """What to choose from, for what, and how.
+
+    Args:
+        source: Source .beton.
+        out: Selection to write (.json).
+        keep: How much to keep: a fraction of the classes (0.4) or a number of them (400); samples:0.4 for the fewest
+            classes with that share of the samples; auto (or auto:0.9) for the fewest that carry this share of the votes,
+            with confidence. Counts clusters under --groups kmeans, and records for methods that score records.
+        budget: Instead of --keep: the most classes whose samples cost at most this share of a full epoch (0.4).
+        target: Target *training* .beton; give it again for several targets.
+        merge: How several targets become one selection: sum (scores are added), union (of the selections for each), or
+            turns (each in turn chooses its best class). The selections for each are written beside it.
+        surrogate: Run folder or weights of a small network trained on the source; or torchvision:DEFAULT (or another name
+            of published weights) with --arch.
+        train_surrogate: Run folder to train a surrogate in, in a short run; reused when it is complete.
+        surrogate_epochs: Length of that run.
+        arch: The surrogate's architecture, where its file does not say.
+        method: lm, fm, ffmm, cmt, cmt-median, random, handpicked, influence, random-samples, moderate, grand, el2n,
+            forgetting, prototypes or ssl-prototypes.
+        groups: What fm votes for: classes, kmeans (no labels needed), or the .groups.npz of an earlier run.
+        clusters: K of K-means, for --groups kmeans and ssl-prototypes.
+        classes: Names or ids for --method handpicked.
+        scores: CSV or Parquet with a column score and one of class, record or index, for --method influence.
+        reverse: Keep the lowest instead (an ablation).
+        seed: For random, K-means and the bootstrap of --keep auto.
+        cache: Folder for features, so that another method or ratio takes seconds; the default is .dp4tl-cache beside
+            --out, none keeps nothing.
+        materialize: Also copy the surviving records to this .beton.
+        report: Also write this HTML page.
+        names: File of human-readable class names, for the page: the class's name, a tab, what to show (Tiny-ImageNet's words.txt).
+        batch_size: Images per forward pass.
+        size: Side of the images the surrogate sees; 0 is what it was trained with, else 224.
+    """
+
+    source: str
+    out: str
+    keep: str = ""
+    budget: float = 0.0
+    target: list[str] = field(default_factory=list)
+    merge: str = "sum"
+    surrogate: str | None = None
+    train_surrogate: str = ""
+    surrogate_epochs: int = 4
+    arch: str | None = None
+    method: str = "lm"
+    groups: str = "classes"
+    clusters: int = 500
+    classes: list[str] = field(default_factory=list)
+    scores: str = ""
+    reverse: bool = False
+    seed: int = 0
+    cache: str = ""
+    materialize: str = ""
+    report: str = ""
+    names: str = ""
+    batch_size: int = 256
+    size: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_one_of("merge", self.merge, MERGES)
+        require(self.seed >= 0, "seed", self.seed, "at least 0")
+        require(self.surrogate_epochs >= 1, "surrogate_epochs", self.surrogate_epochs, "at least 1")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        require(self.size >= 0, "size", self.size, "at least 0")
+        if self.surrogate and self.train_surrogate:
+            raise UsageError("`surrogate` and `train_surrogate`: give one of them")
+        if self.keep and self.budget:
+            raise UsageError("`keep` and `budget`: give one of them")
+        if not self.keep and not self.budget and self.method != "handpicked":  # which keeps what is picked
+            raise UsageError("how much? Give `keep` (a fraction, a number, samples:F, auto) or `budget=F`")
+        self._rule = Keep.parse(f"budget:{self.budget}" if self.budget else self.keep) if self.keep or self.budget else None
+
+    @property
+    def rule(self) -> Keep | None:
+        """How much to keep; ``None`` for all that a method picks."""
+        return self._rule
