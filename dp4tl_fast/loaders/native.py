@@ -1,4 +1,4 @@
-"""The native backend: C++ threads (``kernels/csrc/core/loader.h``) decode records straight into batch memory.
+"""The native backend: C++ threads (``kernels/csrc/core/loader/loader.h``) decode records straight into batch memory.
 
 Records come in ``BaseLoader``'s order (with ``max_ram`` smaller than the data, in that of ``order.block_buffers``), and what
 a view shows is ``loaders/augment.py``'s pure function of (seed, epoch, record, view): the same batches come out for any

@@ -1,5 +1,5 @@
-// Python seam of core/counts.h. Shapes and dtypes are checked here; values (group ids) by the callers in Python.
-#include "core/counts.h"
+// Python seam of core/rows/counts.h. Shapes and dtypes are checked here; values (group ids) by the callers in Python.
+#include "core/rows/counts.h"
 
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -130,14 +130,14 @@ void register_counts(nb::module_& m) {
 #endif
   }, "Whether the CPU multiplies bfloat16 in hardware.");
   m.def("label_counts", &py_label_counts, nb::arg("logits"), nb::arg("group").none(), nb::arg("counts"),
-        nb::arg("threads"), nb::arg("isa") = "auto", "See core/counts.h.");
+        nb::arg("threads"), nb::arg("isa") = "auto", "See core/rows/counts.h.");
   m.def("update_best", &py_update_best, nb::arg("scores"), nb::arg("offset"), nb::arg("first"), nb::arg("value"),
-        nb::arg("index"), nb::arg("threads"), nb::arg("isa") = "auto", "See core/counts.h.");
+        nb::arg("index"), nb::arg("threads"), nb::arg("isa") = "auto", "See core/rows/counts.h.");
   m.def("update_best_screened", &py_update_best_screened, nb::arg("products"), nb::arg("offset"), nb::arg("error"),
         nb::arg("x"), nb::arg("w"), nb::arg("first"), nb::arg("value"), nb::arg("index"), nb::arg("threads"),
-        nb::arg("isa") = "auto", "See core/counts.h.");
+        nb::arg("isa") = "auto", "See core/rows/counts.h.");
   m.def("cluster_sums", &py_cluster_sums, nb::arg("x"), nb::arg("index"), nb::arg("sums"), nb::arg("threads"),
-        nb::arg("isa") = "auto", "See core/counts.h.");
+        nb::arg("isa") = "auto", "See core/rows/counts.h.");
 }
 
 }  // namespace dp4tl

@@ -5,10 +5,10 @@
 
 #include "bindings/register.h"
 #include "core/error.h"
-#include "core/jpeg_index.h"
-#include "core/jpeg_shrink.h"
-#include "core/jpeg_transcode.h"
-#include "core/kernels.h"
+#include "core/isa/kernels.h"
+#include "core/jpeg/index.h"
+#include "core/jpeg/shrink.h"
+#include "core/jpeg/transcode.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

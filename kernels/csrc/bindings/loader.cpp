@@ -7,7 +7,7 @@
 
 #include "bindings/register.h"
 #include "core/error.h"
-#include "core/loader.h"
+#include "core/loader/loader.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;

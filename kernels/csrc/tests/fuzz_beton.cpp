@@ -5,9 +5,9 @@
 #include <string>
 #include <vector>
 
-#include "core/beton.h"
 #include "core/error.h"
-#include "core/record_reader.h"
+#include "core/file/beton.h"
+#include "core/loader/record_reader.h"
 
 using namespace dp4tl;
 

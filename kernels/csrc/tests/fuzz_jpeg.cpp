@@ -2,10 +2,10 @@
 #include <algorithm>
 
 #include "core/error.h"
-#include "core/jpeg_crop.h"
-#include "core/jpeg_index.h"
-#include "core/jpeg_transcode.h"
-#include "core/kernels.h"
+#include "core/isa/kernels.h"
+#include "core/jpeg/crop_decoder.h"
+#include "core/jpeg/index.h"
+#include "core/jpeg/transcode.h"
 
 using namespace dp4tl;
 

@@ -11,7 +11,7 @@
 // jpeglib.h needs size_t and FILE before it.
 #include <jpeglib.h>
 
-#include "core/jpeg_index.h"
+#include "core/jpeg/index.h"
 
 namespace dp4tl::test {
 

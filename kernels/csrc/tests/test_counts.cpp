@@ -6,7 +6,7 @@
 #include <random>
 #include <vector>
 
-#include "core/counts.h"
+#include "core/rows/counts.h"
 #include "tests/check.h"
 
 using namespace dp4tl;

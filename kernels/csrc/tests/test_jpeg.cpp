@@ -1,12 +1,12 @@
 // The own JPEG decoder gives libjpeg-turbo's samples bit for bit, in every instruction set, with and without restart markers and an
 // index; damaged data are refused or decoded, never read beyond.
-#include "core/jpeg_crop.h"
+#include "core/jpeg/crop_decoder.h"
 
 #include <cstring>
 #include <string>
 
 #include "core/error.h"
-#include "core/jpeg_transcode.h"
+#include "core/jpeg/transcode.h"
 #include "tests/check.h"
 #include "tests/jpegs.h"
 

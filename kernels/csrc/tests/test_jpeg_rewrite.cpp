@@ -4,8 +4,8 @@
 #include <string>
 
 #include "core/error.h"
-#include "core/jpeg_shrink.h"
-#include "core/jpeg_transcode.h"
+#include "core/jpeg/shrink.h"
+#include "core/jpeg/transcode.h"
 #include "tests/check.h"
 #include "tests/jpegs.h"
 

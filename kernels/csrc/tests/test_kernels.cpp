@@ -1,6 +1,6 @@
 // Each instruction set's pixel kernels against plain loops that say what they compute: equal bits, at every awkward length.
 // decode_scan has a test of its own (test_jpeg.cpp).
-#include "core/kernels.h"
+#include "core/isa/kernels.h"
 
 #include <cmath>
 #include <cstring>

@@ -1,6 +1,6 @@
 // The threads: whole epochs, abandoned ones, one by one and read ahead, in memory of their own and lent, and a file that
 // shrinks meanwhile.
-#include "core/loader.h"
+#include "core/loader/loader.h"
 
 #include <unistd.h>
 
