@@ -27,12 +27,6 @@ using Sums = nb::ndarray<double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Values = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Indices = nb::ndarray<int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-const std::vector<std::string> kIsaNames = {"baseline", "avx2", "avx512"};
-
-std::vector<std::string> supported() {
-  return {kIsaNames.begin(), kIsaNames.begin() + static_cast<int>(best_isa()) + 1};
-}
-
 void require(bool condition, const char* what) {
   if (!condition) throw std::invalid_argument(what);
 }
@@ -54,11 +48,7 @@ Matrix matrix_of(const Rows& rows) {
 
 Execution execution(int threads, const std::string& isa) {
   require(threads >= 1, "threads must be positive");
-  if (isa == "auto") return {threads, best_isa()};
-  const auto names = supported();
-  for (size_t i = 0; i < names.size(); ++i)
-    if (names[i] == isa) return {threads, static_cast<Isa>(i)};
-  throw std::invalid_argument("unknown instruction set, or one that this CPU lacks: " + isa);
+  return {threads, isa_named(isa)};
 }
 
 int64_t py_label_counts(const Rows& logits, const std::optional<Ids>& group, Counts counts, int threads,
@@ -121,14 +111,6 @@ void py_cluster_sums(const Rows& x, const Ids& index, Sums sums, int threads, co
 }  // namespace
 
 void register_counts(nb::module_& m) {
-  m.def("isas", &supported, "Instruction sets that this CPU has, from plain to best.");
-  m.def("has_bf16_products", [] {
-#if defined(__x86_64__)
-    return bool(__builtin_cpu_supports("avx512bf16"));
-#else
-    return false;
-#endif
-  }, "Whether the CPU multiplies bfloat16 in hardware.");
   m.def("label_counts", &py_label_counts, nb::arg("logits"), nb::arg("group").none(), nb::arg("counts"),
         nb::arg("threads"), nb::arg("isa") = "auto", "See core/rows/counts.h.");
   m.def("update_best", &py_update_best, nb::arg("scores"), nb::arg("offset"), nb::arg("first"), nb::arg("value"),

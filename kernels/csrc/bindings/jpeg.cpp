@@ -28,7 +28,7 @@ void register_jpeg(nb::module_& m) {
         "data"_a, "The same coefficients as a baseline JPEG: pixels are identical. RuntimeError: not a JPEG, or damaged.");
   m.def("jpeg_add_index",
         [](nb::bytes data, int pixels) -> nb::object {
-          thread_local JpegIndexer indexer(kernels_for("auto"));
+          thread_local JpegIndexer indexer(kernels_for(best_isa()));
           JpegIndexer::Result what;
           {
             nb::gil_scoped_release free;
@@ -67,7 +67,7 @@ void register_jpeg(nb::module_& m) {
           std::string result;
           {
             nb::gil_scoped_release free;
-            thread_local JpegShrinker shrinker(kernels_for("auto"));
+            thread_local JpegShrinker shrinker(kernels_for(best_isa()));
             result = shrinker.run(static_cast<const uint8_t*>(data.data()), data.size(), {width, height}, {to_width, to_height},
                                   quality);
           }

@@ -174,8 +174,7 @@ void register_loader(nb::module_& m) {
            },
            "Seconds of the running or last epoch: read (explicit reads; cached pages are used in place), decode, resize, idle (threads waited for the consumer), summed over threads;\n"
            "starve: the consumer waited for a batch.")
-      .def_prop_ro("isa", [](PyLoader& self) { return std::string(open(self).isa()); });
-  m.def("supported_isas", &supported_isas, "Instruction sets of the hot loops that this processor runs, best first.");
+      .def_prop_ro("isa", [](PyLoader& self) { return name_of(open(self).isa()); });
   m.def("sample_crops",
         [](const std::string& transform, std::pair<double, double> scale, std::pair<double, double> aspect, double crop_ratio, bool flip,
            uint64_t seed, Numbers widths, Numbers heights, Numbers records, uint32_t epoch, uint32_t view) {

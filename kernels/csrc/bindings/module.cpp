@@ -3,6 +3,7 @@
 
 NB_MODULE(_native, m) {
   m.doc() = "Native core of dp4tl_fast. Private: use dp4tl_fast.kernels and dp4tl_fast.loaders.";
+  dp4tl::register_isa(m);
   dp4tl::register_counts(m);
   dp4tl::register_loader(m);
   dp4tl::register_jpeg(m);

@@ -5,6 +5,7 @@
 
 namespace dp4tl {
 
+void register_isa(nanobind::module_& m);     // instruction sets
 void register_counts(nanobind::module_& m);  // label_counts, nearest-centroid reduction
 void register_loader(nanobind::module_& m);  // the data plane
 void register_jpeg(nanobind::module_& m);    // lossless rewriting

@@ -49,9 +49,9 @@ void check_rows(Scalar scalar, Isa isa, std::mt19937& random, Convert convert) {
       std::unique_ptr<T[]> memory(new T[n + shift]);
       for (int k = 0; k < n; ++k) memory[shift + k] = convert(row[k]);
       const Best got = row_argmax(scalar, isa)(memory.get() + shift, nullptr, n), expected = plain(row);
-      CHECK(got.index == expected.index, "isa %d n %d shift %d: %ld, expected %ld", static_cast<int>(isa), n, shift,
+      CHECK(got.index == expected.index, "%s: n %d shift %d: %ld, expected %ld", name_of(isa), n, shift,
             static_cast<long>(got.index), static_cast<long>(expected.index));
-      CHECK(got.index == kNan || got.value == expected.value, "isa %d n %d", static_cast<int>(isa), n);
+      CHECK(got.index == kNan || got.value == expected.value, "%s: n %d", name_of(isa), n);
     }
   }
 }
@@ -75,10 +75,10 @@ void check_threads() {
 
 int main() {
   std::mt19937 random(1);
-  for (int isa = 0; isa <= static_cast<int>(best_isa()); ++isa) {
-    check_rows<float>(Scalar::f32, static_cast<Isa>(isa), random, [](float x) { return x; });
-    check_rows<uint16_t>(Scalar::f16, static_cast<Isa>(isa), random, f16);
-    check_rows<uint16_t>(Scalar::bf16, static_cast<Isa>(isa), random, bf16);
+  for (const Isa isa : supported_isas()) {
+    check_rows<float>(Scalar::f32, isa, random, [](float x) { return x; });
+    check_rows<uint16_t>(Scalar::f16, isa, random, f16);
+    check_rows<uint16_t>(Scalar::bf16, isa, random, bf16);
   }
   check_threads();
   return 0;

@@ -78,7 +78,7 @@ std::vector<JpegOptions> ordinary() {
 void same_as_turbo(const Kernels& kernels) {
   unsigned seed = 0;
   for (const JpegOptions& o : ordinary()) {
-    const std::string what = std::string(kernels.name) + " " + std::to_string(o.width) + "x" + std::to_string(o.height) + " " +
+    const std::string what = std::string(name_of(kernels.isa)) + " " + std::to_string(o.width) + "x" + std::to_string(o.height) + " " +
                              std::to_string(o.h) + std::to_string(o.v) + " q" + std::to_string(o.quality) + " r" + std::to_string(o.restart_interval);
     const std::vector<uint8_t> jpeg = encode(o, ++seed);
     check_crops(kernels, jpeg, o, seed, what);
@@ -139,7 +139,7 @@ void shrunk(const Kernels& kernels) {
           for (int x = r.x / p.step_x; x < (r.x + r.width + p.step_x - 1) / p.step_x; ++x) {
             const int got = p.data[(y - p.top) * p.stride + x - p.left];
             const int want = reference[i].samples[static_cast<size_t>(y) * reference[i].width + x];
-            CHECK(std::abs(got - want) <= 1, "%s 1/%d plane %zu sample %d,%d: %d, not %d", kernels.name, shrink, i, x, y, got, want);
+            CHECK(std::abs(got - want) <= 1, "%s 1/%d plane %zu sample %d,%d: %d, not %d", name_of(kernels.isa), shrink, i, x, y, got, want);
           }
         }
       }
@@ -195,14 +195,14 @@ void damaged(const Kernels& kernels) {
 }  // namespace
 
 int main() {
-  for (const std::string& isa : supported_isas()) {
+  for (const Isa isa : supported_isas()) {
     const Kernels& kernels = kernels_for(isa);
-    CHECK(isa == kernels.name);
+    CHECK(isa == kernels.isa);
     same_as_turbo(kernels);
     index_matters(kernels);
     shrunk(kernels);
     progressive(kernels);
     damaged(kernels);
-    std::printf("%s: good\n", kernels.name);
+    std::printf("%s: good\n", name_of(kernels.isa));
   }
 }

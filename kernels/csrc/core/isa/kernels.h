@@ -4,9 +4,8 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <string>
-#include <vector>
 
+#include "core/isa/isa.h"
 #include "core/jpeg/scan.h"
 #include "core/pixels/pixels.h"
 
@@ -15,7 +14,7 @@ namespace dp4tl {
 constexpr int kBand = 16;  // output rows that are resized together, one a SIMD lane
 
 struct Kernels {
-  const char* name;
+  Isa isa;
 
   // Vertical: to[0..n) = sum over k < taps of weight[k] * from[k * stride + 0..n), in Q7 (sample * 128).
   // Writes up to n rounded up to 16 values; reads no byte beyond from[... + n).
@@ -35,8 +34,7 @@ struct Kernels {
   bool (*index_scan)(const Scan& scan, int mcus, ScanEntry* to);
 };
 
-// The best set this processor runs. Throws Error if `name` (not "auto") is unknown or cannot run here.
-const Kernels& kernels_for(const std::string& name);
-std::vector<std::string> supported_isas();  // best first
+// `isa` must be supported by this processor.
+const Kernels& kernels_for(Isa isa);
 
 }  // namespace dp4tl

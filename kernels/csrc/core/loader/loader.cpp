@@ -36,7 +36,7 @@ size_t image_bytes(const Output& out) { return static_cast<size_t>(out.size) * s
 Loader::Loader(std::shared_ptr<const Beton> beton, LoaderOptions options)
     : beton_(std::move(beton)),
       options_(std::move(options)),
-      kernels_(kernels_for(options_.isa)),
+      kernels_(kernels_for(isa_named(options_.isa))),
       pool_(std::make_shared<Pool>(batch_bytes(), static_cast<size_t>(options_.depth) + 2)),
       slots_(static_cast<size_t>(options_.depth)) {
   try {

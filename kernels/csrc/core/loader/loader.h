@@ -82,7 +82,7 @@ class Loader {
   };
   Profile profile() const;
 
-  const char* isa() const { return kernels_.name; }
+  Isa isa() const { return kernels_.isa; }
 
  private:
   struct Slot;

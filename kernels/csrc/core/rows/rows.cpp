@@ -14,25 +14,18 @@ const Table kBaseline = {
 };
 
 const Table& table(Isa isa) {
+  static const Table* const tables[] = {
+      &kBaseline,
 #if defined(__x86_64__)
-  if (isa == Isa::avx512) return kAvx512;
-  if (isa == Isa::avx2) return kAvx2;
+      &kAvx2,
+      &kAvx512,
 #endif
-  (void)isa;
-  return kBaseline;
+  };
+  static_assert(sizeof tables / sizeof *tables == kIsaCount, "one entry per instruction set");
+  return *tables[static_cast<int>(isa)];
 }
 
 }  // namespace
-
-Isa best_isa() {
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq"))
-    return Isa::avx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;  // these all have F16C
-#endif
-  return Isa::baseline;
-}
 
 RowArgmax row_argmax(Scalar scalar, Isa isa) { return table(isa).argmax[static_cast<int>(scalar)]; }
 Dot dot_product(Scalar scalar, Isa isa) { return table(isa).dot[static_cast<int>(scalar)]; }

@@ -4,14 +4,11 @@
 
 #include <cstdint>
 
+#include "core/isa/isa.h"
+
 namespace dp4tl {
 
 enum class Scalar { f32, f16, bf16 };
-
-// Ordered: each set includes the ones before it.
-enum class Isa { baseline, avx2, avx512 };
-
-Isa best_isa();  // the best one this CPU has
 
 struct Best {
   float value;    // NaN when the row holds a NaN
