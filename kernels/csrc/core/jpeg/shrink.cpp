@@ -1,14 +1,10 @@
 #include "core/jpeg/shrink.h"
 
 #include <algorithm>
-#include <csetjmp>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-// jpeglib.h needs size_t and FILE before it.
-#include <jpeglib.h>
 
 #include "core/error.h"
+#include "core/jpeg/libjpeg.h"
 
 namespace dp4tl {
 namespace {
@@ -18,37 +14,16 @@ struct PlaneOut {  // what libjpeg reads: whole blocks, edges repeated
   ptrdiff_t stride;
 };
 
-struct Encoder {
-  jpeg_compress_struct info;
-  jpeg_error_mgr errors;
-  std::jmp_buf jump;
-  char message[JMSG_LENGTH_MAX];
-  unsigned char* out;
-  unsigned long out_size;
-};
-
-[[noreturn]] void on_error(j_common_ptr info) {
-  auto* e = static_cast<Encoder*>(info->client_data);
-  (*info->err->format_message)(info, e->message);
-  std::longjmp(e->jump, 1);
-}
-
-// False, with a message, on failure. No C++ object lives in this frame: longjmp runs no destructors.
-bool encode(Encoder& e, const PlaneOut* planes, int components, int width, int height, int quality) {
-  if (setjmp(e.jump)) return false;
-  e.info.client_data = &e;
-  e.info.err = jpeg_std_error(&e.errors);
-  e.errors.error_exit = on_error;
-  jpeg_create_compress(&e.info);
-  jpeg_mem_dest(&e.info, &e.out, &e.out_size);
-  e.info.image_width = static_cast<JDIMENSION>(width);
-  e.info.image_height = static_cast<JDIMENSION>(height);
-  e.info.input_components = components;
-  e.info.in_color_space = components == 1 ? JCS_GRAYSCALE : JCS_YCbCr;
-  jpeg_set_defaults(&e.info);  // 3 components: 2 x 2, 1 x 1, 1 x 1
-  jpeg_set_quality(&e.info, quality, TRUE);
-  e.info.raw_data_in = TRUE;
-  jpeg_start_compress(&e.info, TRUE);
+void encode(const PlaneOut* planes, int components, int width, int height, int quality, LibjpegErrors& errors, LibjpegWriter& to) {
+  to.create(errors);
+  to.info.image_width = static_cast<JDIMENSION>(width);
+  to.info.image_height = static_cast<JDIMENSION>(height);
+  to.info.input_components = components;
+  to.info.in_color_space = components == 1 ? JCS_GRAYSCALE : JCS_YCbCr;
+  jpeg_set_defaults(&to.info);  // 3 components: 2 x 2, 1 x 1, 1 x 1
+  jpeg_set_quality(&to.info, quality, TRUE);
+  to.info.raw_data_in = TRUE;
+  jpeg_start_compress(&to.info, TRUE);
   const int lines = components == 1 ? 8 : 16;  // a row of MCUs
   JSAMPROW rows[3][16];
   JSAMPARRAY arrays[3] = {rows[0], rows[1], rows[2]};
@@ -57,10 +32,9 @@ bool encode(Encoder& e, const PlaneOut* planes, int components, int width, int h
       const int n = c == 0 ? lines : lines / 2, first = c == 0 ? y : y / 2;
       for (int i = 0; i < n; ++i) rows[c][i] = const_cast<JSAMPROW>(planes[c].data + (first + i) * planes[c].stride);
     }
-    jpeg_write_raw_data(&e.info, arrays, static_cast<JDIMENSION>(lines));
+    jpeg_write_raw_data(&to.info, arrays, static_cast<JDIMENSION>(lines));
   }
-  jpeg_finish_compress(&e.info);
-  return true;
+  jpeg_finish_compress(&to.info);
 }
 
 int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
@@ -119,14 +93,12 @@ std::string JpegShrinker::run(const uint8_t* data, size_t size, Size from, Size 
     extend(planes, stride / step, width, height, full_height / step);
     planes += stride / step * (full_height / step);
   }
-  Encoder encoder{};
-  const bool good = encode(encoder, outs, components, to.width, to.height, quality);
-  std::string result;
-  if (good) result.assign(reinterpret_cast<const char*>(encoder.out), encoder.out_size);
-  jpeg_destroy_compress(&encoder.info);
-  std::free(encoder.out);
-  if (!good) throw Error(std::string("cannot be encoded as JPEG: ") + encoder.message);
-  return result;
+  LibjpegErrors errors;
+  LibjpegWriter jpeg;
+  if (!errors.run([&] { encode(outs, components, to.width, to.height, quality, errors, jpeg); })) {
+    throw Error(std::string("cannot be encoded as JPEG: ") + errors.why());
+  }
+  return jpeg.bytes();
 }
 
 }  // namespace dp4tl

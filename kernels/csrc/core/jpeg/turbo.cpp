@@ -1,39 +1,20 @@
 #include "core/jpeg/turbo.h"
 
-#include <csetjmp>
-#include <cstdio>
-// jpeglib.h needs size_t and FILE before it.
-#include <jerror.h>
-#include <jpeglib.h>
-
 #include <algorithm>
 #include <string>
 
 #include "core/error.h"
+#include "core/jpeg/libjpeg.h"
 
 namespace dp4tl {
 
 struct TurboDecoder::State {
-  jpeg_decompress_struct info;
-  jpeg_error_mgr errors;
-  std::jmp_buf jump;
-  char message[JMSG_LENGTH_MAX] = "";
+  LibjpegErrors errors;
+  jpeg_decompress_struct info{};
   Scratch<uint8_t> pixels, line;
 };
 
 namespace {
-
-// libjpeg reports errors by a call that must not return: jump back. No frame between has a destructor.
-[[noreturn]] void on_error(j_common_ptr info) {
-  auto* state = static_cast<TurboDecoder::State*>(info->client_data);
-  (*info->err->format_message)(info, state->message);
-  std::longjmp(state->jump, 1);
-}
-
-// Damaged data that libjpeg can repair is accepted, as Pillow accepts it; data that ends early is not.
-void on_message(j_common_ptr info, int level) {
-  if (level < 0 && info->err->msg_code == JWRN_JPEG_EOF) on_error(info);
-}
 
 // Pillow's CMYK to RGB, c * k / 255: it takes all values for inverted, as Adobe writes them, with an Adobe marker or without.
 void cmyk_to_rgb(const uint8_t* from, uint8_t* to, int n) {
@@ -45,31 +26,18 @@ void cmyk_to_rgb(const uint8_t* from, uint8_t* to, int n) {
   }
 }
 
-}  // namespace
+// Make the decoder ready for the next image, however decoding went: the rows below the crop are never decoded.
+struct Abort {
+  jpeg_decompress_struct& info;
+  ~Abort() { jpeg_abort_decompress(&info); }
+};
 
-TurboDecoder::TurboDecoder() : state_(new State) {
-  state_->info.err = jpeg_std_error(&state_->errors);
-  state_->errors.error_exit = on_error;
-  state_->errors.emit_message = on_message;
-  if (setjmp(state_->jump)) throw Error(std::string("libjpeg: ") + state_->message);
-  state_->info.client_data = state_.get();
-  jpeg_create_decompress(&state_->info);
-}
-
-TurboDecoder::~TurboDecoder() { jpeg_destroy_decompress(&state_->info); }
-
-Pixels TurboDecoder::decode(const uint8_t* data, size_t size, int width, int height, const Rect& wanted) {
-  State& s = *state_;
-  if (setjmp(s.jump)) {
-    jpeg_abort_decompress(&s.info);
-    throw Error(std::string("is not a JPEG that can be decoded: ") + s.message);
-  }
+void decode_rows(TurboDecoder::State& s, const uint8_t* data, size_t size, int width, int height, const Rect& wanted, Pixels& pixels) {
   jpeg_mem_src(&s.info, data, size);
   jpeg_read_header(&s.info, TRUE);
   if (static_cast<int>(s.info.image_width) != width || static_cast<int>(s.info.image_height) != height) {
-    const std::string found = std::to_string(s.info.image_width) + " x " + std::to_string(s.info.image_height);
-    jpeg_abort_decompress(&s.info);
-    throw Error("the JPEG is " + found + " pixels, but the table says " + std::to_string(width) + " x " + std::to_string(height));
+    throw Error("the JPEG is " + std::to_string(s.info.image_width) + " x " + std::to_string(s.info.image_height) +
+                " pixels, but the table says " + std::to_string(width) + " x " + std::to_string(height));
   }
   const bool gray = s.info.jpeg_color_space == JCS_GRAYSCALE;
   const bool cmyk = s.info.jpeg_color_space == JCS_CMYK || s.info.jpeg_color_space == JCS_YCCK;
@@ -90,17 +58,30 @@ Pixels TurboDecoder::decode(const uint8_t* data, size_t size, int width, int hei
   for (int row = 0; row < wanted.height; ++row) {
     uint8_t* to = out + static_cast<size_t>(row) * stride;
     JSAMPROW target = cmyk ? line : to;
-    if (jpeg_read_scanlines(&s.info, &target, 1) != 1) {
-      jpeg_abort_decompress(&s.info);
-      throw Error("its JPEG data end early");
-    }
+    if (jpeg_read_scanlines(&s.info, &target, 1) != 1) throw Error("its JPEG data end early");
     if (cmyk) cmyk_to_rgb(line, to, static_cast<int>(s.info.output_width));
   }
-  jpeg_abort_decompress(&s.info);  // the rows below the crop are not decoded
-
-  Pixels pixels;
   pixels.color = gray ? Color::kGray : Color::kRgb;
   pixels.planes[0] = {out, static_cast<ptrdiff_t>(stride), static_cast<int>(left), wanted.y, width, height, 1, 1};
+}
+
+}  // namespace
+
+TurboDecoder::TurboDecoder() : state_(new State) {
+  State& s = *state_;
+  s.info.err = &s.errors;
+  if (!s.errors.run([&] { jpeg_create_decompress(&s.info); })) throw Error(std::string("libjpeg: ") + s.errors.why());
+}
+
+TurboDecoder::~TurboDecoder() { jpeg_destroy_decompress(&state_->info); }
+
+Pixels TurboDecoder::decode(const uint8_t* data, size_t size, int width, int height, const Rect& wanted) {
+  State& s = *state_;
+  const Abort abort{s.info};
+  Pixels pixels;
+  if (!s.errors.run([&] { decode_rows(s, data, size, width, height, wanted, pixels); })) {
+    throw Error(std::string("is not a JPEG that can be decoded: ") + s.errors.why());
+  }
   return pixels;
 }
 
