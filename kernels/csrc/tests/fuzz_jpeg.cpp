@@ -47,8 +47,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* input, size_t size) {
   }
   static JpegIndexer indexer(kernels_for(best_isa()));
   if (indexer.run(data, size, 8 + input[0] % 64) == JpegIndexer::Result::kIndexed) {  // then the index is a right one
-    std::vector<uint8_t> indexed(data, data + size);
-    indexed.insert(indexed.begin() + static_cast<ptrdiff_t>(indexer.at()), indexer.segment().begin(), indexer.segment().end());
+    std::vector<uint8_t> indexed(size + indexer.added_bytes());
+    indexer.write(data, size, indexed.data());
     Pixels again;
     const bool before = decoders[0].decode(data, size, width, height, r, pixels);
     if (before != decoders[0].decode(indexed.data(), indexed.size(), width, height, r, again)) __builtin_trap();

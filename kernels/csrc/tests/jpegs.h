@@ -74,8 +74,8 @@ inline std::vector<uint8_t> encode(const JpegOptions& o, unsigned seed) {
 
 // The JPEG with the indexer's segment.
 inline std::vector<uint8_t> insert_index(const JpegIndexer& indexer, const std::vector<uint8_t>& jpeg) {
-  std::vector<uint8_t> whole(jpeg);
-  whole.insert(whole.begin() + static_cast<ptrdiff_t>(indexer.at()), indexer.segment().begin(), indexer.segment().end());
+  std::vector<uint8_t> whole(jpeg.size() + indexer.added_bytes());
+  indexer.write(jpeg.data(), jpeg.size(), whole.data());
   return whole;
 }
 

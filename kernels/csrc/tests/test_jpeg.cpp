@@ -119,6 +119,35 @@ void index_matters(const Kernels& kernels) {
   CHECK(std::memcmp(wrong.planes[0].data, kept.data(), kept.size()) != 0, "the index was not used");
 }
 
+// The index is one segment more; every other byte stays as it was.
+void index_is_spliced_in(const Kernels& kernels) {
+  JpegOptions o;
+  o.width = 640, o.height = 480;
+  const std::vector<uint8_t> plain = encode(o, 3), indexed = with_index(kernels, plain, 64);
+  JpegHeader before, after;
+  CHECK(parse_jpeg(plain.data(), plain.size(), before) && parse_jpeg(indexed.data(), indexed.size(), after) && after.index);
+  const size_t segment = 4 + after.index_bytes, at = static_cast<size_t>(after.index - indexed.data()) - 4;
+  CHECK(indexed.size() == plain.size() + segment && after.scan == before.scan + segment, "%zu bytes", indexed.size());
+  CHECK(indexed[at] == 0xFF && indexed[at + 1] == 0xEF, "at %zu", at);
+  std::vector<uint8_t> rest(indexed);
+  rest.erase(rest.begin() + static_cast<ptrdiff_t>(at), rest.begin() + static_cast<ptrdiff_t>(at + segment));
+  CHECK(rest == plain);
+}
+
+// Every start, in blocks of exactly their size: stuffed FF 00, runs of FF, and an FF as the last byte are no end.
+void ends() {
+  const std::vector<uint8_t> bytes = {0xFF, 0xD8, 0xD9, 0xFF, 0x00, 0xD9, 0xFF, 0xFF, 0xD9, 1, 2, 0xFF, 0xD9, 0xFF};
+  for (size_t size = 0; size <= bytes.size(); ++size) {
+    const std::vector<uint8_t> exact(bytes.begin(), bytes.begin() + static_cast<ptrdiff_t>(size));
+    for (size_t start = 0; start <= size + 2; ++start) {
+      size_t expected = 0;
+      for (size_t i = start; !expected && i + 1 < size; ++i) expected = exact[i] == 0xFF && exact[i + 1] == 0xD9 ? i + 2 : 0;
+      const size_t got = end_of_jpeg(exact.data(), size, start);
+      CHECK(got == expected, "%zu of %zu: %zu, not %zu", start, size, got, expected);
+    }
+  }
+}
+
 // Shrunk planes are within a level of the floating-point ones, and chroma keeps what it has.
 void shrunk(const Kernels& kernels) {
   unsigned seed = 50;
@@ -195,10 +224,12 @@ void damaged(const Kernels& kernels) {
 }  // namespace
 
 int main() {
+  ends();
   for (const Isa isa : supported_isas()) {
     const Kernels& kernels = kernels_for(isa);
     CHECK(isa == kernels.isa);
     same_as_turbo(kernels);
+    index_is_spliced_in(kernels);
     index_matters(kernels);
     shrunk(kernels);
     progressive(kernels);

@@ -77,6 +77,16 @@ bool is_ycc(const JpegHeader& header, bool jfif, int adobe_transform) {
 
 }  // namespace
 
+size_t end_of_jpeg(const uint8_t* data, size_t size, size_t start) {
+  for (size_t at = start; at + 1 < size; ++at) {
+    const void* found = std::memchr(data + at, 0xFF, size - 1 - at);
+    if (!found) break;
+    at = static_cast<size_t>(static_cast<const uint8_t*>(found) - data);
+    if (data[at + 1] == 0xD9) return at + 2;
+  }
+  return 0;
+}
+
 bool parse_jpeg(const uint8_t* data, size_t size, JpegHeader& header) {
   header = JpegHeader{};
   bool jfif = false;

@@ -51,6 +51,9 @@ inline bool is_implausible(int64_t width, int64_t height, size_t size) {
   return area > uint64_t{64} << 20 && area / 2048 > size;
 }
 
+// The position behind the first end marker (FF D9) at or after `start`, or 0 if there is none.
+size_t end_of_jpeg(const uint8_t* data, size_t size, size_t start);
+
 // False if the JPEG is anything else or damaged: libjpeg-turbo then decodes it, or says what is wrong.
 bool parse_jpeg(const uint8_t* data, size_t size, JpegHeader& header);
 

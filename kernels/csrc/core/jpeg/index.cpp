@@ -1,6 +1,7 @@
 #include "core/jpeg/index.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace dp4tl {
 namespace {
@@ -103,6 +104,12 @@ JpegIndexer::Result JpegIndexer::run(const uint8_t* data, size_t size, int pixel
     before = bits;
   }
   return Result::kIndexed;
+}
+
+void JpegIndexer::write(const uint8_t* data, size_t size, uint8_t* to) const {
+  std::memcpy(to, data, at_);
+  std::memcpy(to + at_, segment_.data(), segment_.size());
+  std::memcpy(to + at_ + segment_.size(), data + at_, size - at_);
 }
 
 }  // namespace dp4tl

@@ -35,16 +35,16 @@ class JpegIndexer {
   };
   // Makes the segment, with an entry about every `pixels` pixels of a row. Reads all entropy-coded data, so that it finds damage.
   Result run(const uint8_t* data, size_t size, int pixels);
-  // It belongs before byte at() of the JPEG. Valid until the next run.
-  const std::string& segment() const { return segment_; }
-  size_t at() const { return at_; }
+  // After kIndexed: writes the same JPEG with the segment in its place, `added_bytes` longer than it was.
+  void write(const uint8_t* data, size_t size, uint8_t* to) const;
+  size_t added_bytes() const { return segment_.size(); }
 
  private:
   const Kernels& kernels_;
   HuffmanCache tables_;
   std::vector<ScanEntry> entries_;
   std::string segment_;
-  size_t at_ = 0;
+  size_t at_ = 0;  // its place in the JPEG
 };
 
 }  // namespace dp4tl
