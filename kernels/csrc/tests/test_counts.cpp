@@ -2,10 +2,13 @@
 // Run with -DDP4TL_SANITIZE=ON this also shows that no variant reads beyond a row.
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <random>
+#include <string>
 #include <vector>
 
+#include "core/error.h"
 #include "core/rows/counts.h"
 #include "tests/check.h"
 
@@ -56,6 +59,29 @@ void check_rows(Scalar scalar, Isa isa, std::mt19937& random, Convert convert) {
   }
 }
 
+bool refuses(const std::function<void()>& what, const char* why) {
+  try {
+    what();
+  } catch (const Error& error) {
+    return std::string(error.what()).find(why) != std::string::npos;
+  }
+  return false;
+}
+
+void check_ids() {
+  const std::vector<float> rows = {1, 2, 3, 4};
+  const Matrix matrix = {rows.data(), Scalar::f32, 2, 2, 2};
+  std::vector<int64_t> counts(4, 0);
+  std::vector<double> sums(4, 0);
+  for (const int64_t bad : {INT64_MIN, int64_t{-1}, int64_t{2}, INT64_MAX}) {
+    const int64_t ids[2] = {1, bad};
+    const std::string why = std::to_string(bad) + " of row 1 is out of range: it must lie in [0, 2)";
+    CHECK(refuses([&] { label_counts(matrix, ids, 2, counts.data(), {1, best_isa()}); }, ("group id " + why).c_str()));
+    CHECK(refuses([&] { cluster_sums(matrix, ids, 2, sums.data(), {1, best_isa()}); }, ("cluster " + why).c_str()));
+  }
+  CHECK(counts == std::vector<int64_t>(4, 0), "counted before the check");
+}
+
 void check_threads() {
   const int64_t rows = 5000, classes = 37;
   std::vector<float> logits(rows * classes);
@@ -80,6 +106,7 @@ int main() {
     check_rows<uint16_t>(Scalar::f16, isa, random, f16);
     check_rows<uint16_t>(Scalar::bf16, isa, random, bf16);
   }
+  check_ids();
   check_threads();
   return 0;
 }

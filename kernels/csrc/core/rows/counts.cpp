@@ -1,10 +1,13 @@
 #include "core/rows/counts.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <limits>
+#include <string>
 #include <vector>
 
+#include "core/error.h"
 #include "core/rows/parallel.h"
 
 namespace dp4tl {
@@ -49,6 +52,14 @@ class Counter {
   int64_t cell_ = 0, run_ = 0;
 };
 
+void check_ids(const char* what, const int64_t* ids, int64_t rows, int64_t end) {
+  for (int64_t i = 0; i < rows; ++i) {
+    if (ids[i] >= 0 && ids[i] < end) continue;
+    throw Error(std::string(what) + " " + std::to_string(ids[i]) + " of row " + std::to_string(i) + " is out of range: it must lie in [0, " +
+                std::to_string(end) + ")");
+  }
+}
+
 void merge(Best best, int64_t first, float* value, int64_t* index) {
   if (*index == kNan) return;
   if (best.index == kNan) {
@@ -63,6 +74,7 @@ void merge(Best best, int64_t first, float* value, int64_t* index) {
 }  // namespace
 
 int64_t label_counts(const Matrix& logits, const int64_t* group, int64_t groups, int64_t* counts, Execution how) {
+  if (group) check_ids("group id", group, logits.rows, groups);
   const RowArgmax argmax = row_argmax(logits.scalar, how.isa);
   std::atomic<int64_t> first_nan{std::numeric_limits<int64_t>::max()};
   // Long ranges: few counters to add up, and each thread reads one stream of memory. Several a thread, should one be held up.
@@ -117,6 +129,7 @@ int64_t update_best_screened(const Matrix& products, const float* offset, const 
 }
 
 void cluster_sums(const Matrix& x, const int64_t* index, int64_t clusters, double* sums, Execution how) {
+  check_ids("cluster", index, x.rows, clusters);
   const AddRow add = add_row(x.scalar, how.isa);
   // Counting sort: order[start[c] .. start[c + 1]) are the rows of cluster c, ascending.
   std::vector<int64_t> start(clusters + 1, 0), order(x.rows);

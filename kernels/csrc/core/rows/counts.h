@@ -23,7 +23,7 @@ struct Execution {
 };
 
 // counts[group[i], argmax of row i] += 1 for every row without a NaN; counts is [groups, columns]. `group` may be null (one
-// group); its values must be below `groups`. Returns the first row with a NaN, or -1.
+// group). Returns the first row with a NaN, or -1. Throws Error if an id is not in [0, groups).
 int64_t label_counts(const Matrix& logits, const int64_t* group, int64_t groups, int64_t* counts, Execution how);
 
 // Running argmax over blocks of columns: where the best score of this block is larger than value[i], replace value[i]
@@ -36,8 +36,8 @@ void update_best(const Matrix& scores, const float* offset, int64_t first, float
 int64_t update_best_screened(const Matrix& products, const float* offset, const float* error, const Matrix& x,
                              const Matrix& w, int64_t first, float* value, int64_t* index, Execution how);
 
-// sums[c] = sum of the rows i of x with index[i] == c, c < clusters; indices lie in that range. The order of summation, and
-// so every bit, depends on the input alone: rows of a cluster in turn, in float32 over short runs, in float64 over those.
+// sums[c] = sum of the rows i of x with index[i] == c. The order of summation, and so every bit, depends on the input alone: rows of
+// a cluster in turn, in float32 over short runs, in float64 over those. Throws Error if an index is not in [0, clusters).
 void cluster_sums(const Matrix& x, const int64_t* index, int64_t clusters, double* sums, Execution how);
 
 }  // namespace dp4tl
