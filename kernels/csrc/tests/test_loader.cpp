@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdlib>
 #include <functional>
 #include <numeric>
@@ -112,6 +113,25 @@ bool refuses(const std::function<void()>& what, const char* why) {
   return false;
 }
 
+// Options that make no sense are refused by name, before a thread is started.
+void bad_options(const std::shared_ptr<const Beton>& beton) {
+  const auto refused = [&](const std::function<void(LoaderOptions&)>& change, const char* why) {
+    LoaderOptions o = options(1);
+    change(o);
+    CHECK(refuses([&] { Loader loader(beton, o); }, why), "%s", why);
+  };
+  refused([](LoaderOptions& o) { o.output.size = 0; }, "size = 0, but it must be at least 1");
+  refused([](LoaderOptions& o) { o.views = 0; }, "views = 0");
+  refused([](LoaderOptions& o) { o.threads = -2; }, "threads = -2");
+  refused([](LoaderOptions& o) { o.batch_size = 0; }, "batch_size = 0");
+  refused([](LoaderOptions& o) { o.depth = 0; }, "depth = 0");
+  refused([](LoaderOptions& o) { o.crop.scale = {0.5, 0.25}; }, "scale = (0.5");
+  refused([](LoaderOptions& o) { o.crop.scale = {0.5, 1.5}; }, "at most 1");
+  refused([](LoaderOptions& o) { o.crop.aspect = {0, 1}; }, "aspect = (0.0");
+  refused([](LoaderOptions& o) { o.crop.crop_ratio = NAN; }, "crop_ratio = nan");
+  refused([](LoaderOptions& o) { o.isa = "mmx"; }, "instruction set 'mmx' is unknown");
+}
+
 // As many batches are lent memory as a consumer lends that stays `ahead` of what it has taken.
 void lent(const std::shared_ptr<const Beton>& beton, int threads, int views, int64_t ahead) {
   const int64_t n = 400, batches = (n + 6) / 7;
@@ -169,6 +189,7 @@ int main() {
     lent(beton, threads, 2, 3);
     lent(beton, threads, 1, 10);
   }
+  bad_options(beton);
   shrinking({});
   shrinking(steps(400, 60));
   std::printf("good\n");

@@ -31,11 +31,28 @@ constexpr size_t kAlignment = alignof(std::max_align_t);  // of lent memory: wha
 
 size_t image_bytes(const Output& out) { return static_cast<size_t>(out.size) * static_cast<size_t>(out.size) * 3 * bytes_of(out.dtype); }
 
+LoaderOptions checked(LoaderOptions options) {
+  options.check();
+  return options;
+}
+
 }  // namespace
+
+void LoaderOptions::check() const {
+  const auto positive = [](const char* name, int value) {
+    if (value < 1) throw Error(std::string(name) + " = " + std::to_string(value) + ", but it must be at least 1");
+  };
+  crop.check();
+  positive("size", output.size);
+  positive("views", views);
+  positive("threads", threads);
+  positive("batch_size", batch_size);
+  positive("depth", depth);
+}
 
 Loader::Loader(std::shared_ptr<const Beton> beton, LoaderOptions options)
     : beton_(std::move(beton)),
-      options_(std::move(options)),
+      options_(checked(std::move(options))),
       kernels_(kernels_for(isa_named(options_.isa))),
       pool_(std::make_shared<Pool>(batch_bytes(), static_cast<size_t>(options_.depth) + 2)),
       slots_(static_cast<size_t>(options_.depth)) {

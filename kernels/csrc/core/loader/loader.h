@@ -34,6 +34,8 @@ struct LoaderOptions {
   bool exact = false;  // libjpeg-turbo decodes every JPEG to RGB
   bool lent = false;   // batches lie in memory that lend() brings, not in the loader's own
   std::string isa = "auto";
+
+  void check() const;  // throws Error
 };
 
 struct Failure {
@@ -82,6 +84,7 @@ class Loader {
   };
   Profile profile() const;
 
+  const LoaderOptions& options() const { return options_; }
   Isa isa() const { return kernels_.isa; }
 
  private:

@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <string>
 
+#include "core/error.h"
 #include "core/pixels/philox.h"
 
 namespace dp4tl {
@@ -41,6 +44,19 @@ Crop random_resized(const CropSpec& spec, int width, int height, int64_t record,
 }
 
 }  // namespace
+
+void CropSpec::check() const {
+  const auto pair = [](const char* name, const std::array<double, 2>& range, double most) {
+    if (range[0] > 0 && range[0] <= range[1] && range[1] <= most) return;
+    throw Error(std::string(name) + " = (" + std::to_string(range[0]) + ", " + std::to_string(range[1]) +
+                "), but it must be an increasing pair above 0" + (std::isinf(most) ? "" : " and at most " + std::to_string(most)));
+  };
+  pair("scale", scale, 1);
+  pair("aspect", aspect, std::numeric_limits<double>::infinity());
+  if (!(crop_ratio > 0 && crop_ratio <= 1)) {
+    throw Error("crop_ratio = " + std::to_string(crop_ratio) + ", but it must be above 0 and at most 1");
+  }
+}
 
 Crop sample_crop(const CropSpec& spec, int width, int height, int64_t record, uint32_t epoch, uint32_t view) {
   Crop crop{0, 0, width, height, false};

@@ -1,6 +1,7 @@
 // Which rectangle of an image a view shows. dp4tl_fast/loaders/augment.py is the reference; tests compare the two.
 #pragma once
 
+#include <array>
 #include <cstdint>
 
 namespace dp4tl {
@@ -9,11 +10,13 @@ enum class Transform { kRandomResizedCrop, kCenterCrop, kResize };
 
 struct CropSpec {
   Transform transform = Transform::kCenterCrop;
-  double scale[2] = {0.08, 1.0};           // share of the area
-  double aspect[2] = {3.0 / 4, 4.0 / 3};   // width / height
+  std::array<double, 2> scale = {0.08, 1.0};          // share of the area
+  std::array<double, 2> aspect = {3.0 / 4, 4.0 / 3};  // width / height
   double crop_ratio = 224.0 / 256;         // centre crop: side as a share of the shorter side
   bool flip = false;                       // with probability 1/2
   uint64_t seed = 0;
+
+  void check() const;  // throws Error
 };
 
 struct Crop {
