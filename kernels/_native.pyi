@@ -283,6 +283,6 @@ def jpeg_shrink(data: bytes, width: int, height: int, to_width: int, to_height: 
 
 def byte_views(buffer: object, offsets: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], sizes: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> list:
     """
-    Pieces of a buffer, nothing copied: a list of uint8 [sizes[i]] that speak DLPack and the buffer protocol. They are for
-    reading: writing to one of a read-only mapping ends the process. IndexError: one is not inside the buffer.
+    Pieces of a buffer, nothing copied: a list of uint8 [sizes[i]] that speak DLPack and the buffer protocol. They are only
+    for reading: writing to a piece of a read-only mapping ends the process. IndexError: a piece is not inside the buffer.
     """

@@ -65,7 +65,8 @@ void register_jpeg(nb::module_& m) {
         "The same JPEG with one more segment: an index of places about every `pixels` pixels of a row where the native loader can\n"
         "begin to decode. The very same object if it has such places (an index, restart markers), or if it is no ordinary sequential\n"
         "JPEG. RuntimeError: its entropy-coded data are damaged.");
-  m.def("jpeg_end", [](const nb::bytes& data, size_t start) { return end_of_jpeg(bytes_of(data), data.size(), start); }, "data"_a, "start"_a,
+  m.def("jpeg_end",
+        [](const nb::bytes& data, size_t start) { return end_of_jpeg(bytes_of(data), data.size(), start); }, "data"_a, "start"_a,
         "The position behind the first FFD9 from `start` on, or 0 if there is none. Faster than bytes.find.");
   m.def("jpeg_shrink", &shrink, "data"_a, "width"_a, "height"_a, "to_width"_a, "to_height"_a, "quality"_a,
         "An ordinary JPEG of width x height, resized with antialiasing and encoded as 4:2:0 (or grey). Empty if the JPEG is unusual\n"

@@ -46,7 +46,7 @@ void lend(Loader& loader, nb::object memory) {
 }
 
 // (views, labels, index, failures) whose tensors keep the batch alive: [n, 3, S, S] channels-last each, int64 [n], int64 [n].
-// Instead of the views, the object whose memory was lent for them: only views that it makes itself know their owner.
+// If memory was lent, its object takes the place of the views: only tensors made from it share its storage, and so keep it alive.
 nb::tuple to_python(std::shared_ptr<Batch> batch, const LoaderOptions& options) {
   const Output& out = options.output;
   nb::object lent;

@@ -1,4 +1,4 @@
-// The Python module dp4tl_fast.kernels._native. Bindings only translate and release the GIL; one register function a topic.
+// The Python module dp4tl_fast.kernels._native. Bindings only translate and release the GIL; one register function per topic.
 #include "bindings/register.h"
 
 NB_MODULE(_native, m) {

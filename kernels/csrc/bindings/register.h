@@ -1,4 +1,4 @@
-// One register function a topic; each lives in bindings/<topic>.cpp and is called once, from module.cpp.
+// One register function per topic; each is defined in bindings/<topic>.cpp and is called once, from module.cpp.
 #pragma once
 
 #include <nanobind/nanobind.h>

@@ -11,7 +11,7 @@ using namespace dp4tl;
 
 namespace {
 
-// The size that the header claims: decode() is only ever called with that of the .beton table. Small, so that a run takes no seconds.
+// The size that the header claims: decode() is only ever called with that of the .beton table. Small, so that a run stays short.
 bool claimed_size(const uint8_t* data, size_t size, int& width, int& height) {
   width = height = 0;
   for (size_t i = 2; i + 9 < size; ++i) {

@@ -120,7 +120,7 @@ inline std::vector<Reference> decode_planes(const std::vector<uint8_t>& jpeg) {
   return planes;
 }
 
-// Planes of size[c] x size[c] samples a block from its lowest frequencies, in floating point: orthonormal DCTs of both sizes.
+// Planes of size[c] x size[c] samples per block from its lowest frequencies, in floating point: orthonormal DCTs of both sizes.
 inline std::vector<Reference> shrunk_planes(const std::vector<uint8_t>& jpeg, const std::vector<int>& size) {
   jpeg_decompress_struct info;
   jpeg_error_mgr errors;

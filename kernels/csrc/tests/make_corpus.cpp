@@ -1,4 +1,5 @@
-// Writes the fuzz targets' seeds: make_corpus DIR. Four bytes that choose a crop, then a small JPEG of each kind, with an index where there can be one.
+// Writes the fuzz targets' seeds: make_corpus DIR. Four bytes that choose a crop, then a small JPEG of each kind, with an index where
+// it can have one.
 #include <cstdio>
 #include <string>
 

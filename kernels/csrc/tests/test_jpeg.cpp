@@ -1,5 +1,5 @@
-// The own JPEG decoder gives libjpeg-turbo's samples bit for bit, in every instruction set, with and without restart markers and an
-// index; damaged data are refused or decoded, never read beyond.
+// The crop decoder gives libjpeg-turbo's samples bit for bit, in every instruction set, with and without restart markers and an
+// index; damaged data are refused or decoded, never read out of bounds.
 #include "core/jpeg/crop_decoder.h"
 
 #include <cstring>
@@ -148,7 +148,7 @@ void ends() {
   }
 }
 
-// Shrunk planes are within a level of the floating-point ones, and chroma keeps what it has.
+// Shrunk planes are within a level of the floating-point ones, and subsampled chroma shrinks less.
 void shrunk(const Kernels& kernels) {
   unsigned seed = 50;
   for (JpegOptions o : ordinary()) {
@@ -190,8 +190,8 @@ void progressive(const Kernels& kernels) {
   compare(pixels, decode_planes(jpeg), all, "progressive");
 }
 
-// Any damage is either refused or decoded to something; the sanitizers watch the bounds. The bytes stand in a block of exactly their
-// size, so that one byte too far is seen.
+// Any damage is either refused or decoded to something; the sanitizers watch the bounds. The bytes are in a block of exactly their
+// size, so that one byte too far is noticed.
 void damaged(const Kernels& kernels) {
   std::mt19937 random(1);
   CropDecoder decoder(kernels);

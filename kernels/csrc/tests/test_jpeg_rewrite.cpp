@@ -1,5 +1,5 @@
 // A progressive JPEG made sequential keeps every sample; a shrunk one has the size asked for; damaged data are refused or survived,
-// never read beyond.
+// never read out of bounds.
 #include <algorithm>
 #include <string>
 

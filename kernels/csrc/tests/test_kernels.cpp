@@ -1,4 +1,4 @@
-// Each instruction set's pixel kernels against plain loops that say what they compute: equal bits, at every awkward length.
+// Each instruction set's pixel kernels against plain loops that define what they compute: equal bits, at every awkward length.
 // decode_scan has a test of its own (test_jpeg.cpp).
 #include "core/isa/kernels.h"
 

@@ -94,7 +94,7 @@ void shrinking(const std::vector<int64_t>& windows) {
   CHECK(loader.failure().message.find("truncated") != std::string::npos, "%s", loader.failure().message.c_str());
 }
 
-// Memory of exactly `bytes`, so that the sanitizer sees a byte too much; who lets go of it needs the loader's lock.
+// Memory of exactly `bytes`, so that the sanitizer sees a byte too much; releasing it takes the loader's lock.
 std::shared_ptr<uint8_t> heap(Loader& loader, size_t bytes, std::atomic<int>& alive) {
   ++alive;
   return {static_cast<uint8_t*>(std::malloc(bytes)), [&loader, &alive](uint8_t* p) {
@@ -132,7 +132,7 @@ void bad_options(const std::shared_ptr<const Beton>& beton) {
   refused([](LoaderOptions& o) { o.isa = "mmx"; }, "instruction set 'mmx' is unknown");
 }
 
-// As many batches are lent memory as a consumer lends that stays `ahead` of what it has taken.
+// The consumer lends memory for `ahead` batches more than it has taken.
 void lent(const std::shared_ptr<const Beton>& beton, int threads, int views, int64_t ahead) {
   const int64_t n = 400, batches = (n + 6) / 7;
   std::vector<int64_t> order(n);

@@ -25,13 +25,13 @@ T load(const uint8_t* p) {
   return value;
 }
 
-struct Columns {  // where the columns stand in a row of the metadata table
+struct Columns {  // offsets of the columns in a row of the metadata table
   size_t image = SIZE_MAX, label = SIZE_MAX, index = SIZE_MAX, row = 0;
 };
 
 size_t round_up(size_t value, size_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-// numpy's aligned struct: integers, floats and array pointers on 8 bytes, the packed structs of images, bytes and json anywhere.
+// numpy's aligned struct: integers, floats and array pointers are aligned to 8 bytes, the packed structs of images, bytes and json are not.
 Columns lay_out(const File& file, const std::vector<uint8_t>& fields) {
   Columns at;
   size_t position = 0, alignment = 1;
@@ -109,7 +109,7 @@ void File::prefetch(uint64_t offset, size_t size) const {
   char byte;
   iovec one{&byte, 1};
   const auto cached = [&](uint64_t at) { return ::preadv2(fd_, &one, 1, static_cast<off_t>(at), RWF_NOWAIT) == 1; };
-  if (size == 0 || (cached(offset) && cached(offset + size - 1))) return;  // spare the walk over its pages
+  if (size == 0 || (cached(offset) && cached(offset + size - 1))) return;  // saves the system's walk over its pages
   ::posix_fadvise(fd_, static_cast<off_t>(offset), static_cast<off_t>(size), POSIX_FADV_WILLNEED);
 }
 
@@ -161,7 +161,9 @@ Beton::Beton(const std::string& path) : file(path) {
     const uint8_t* image = row + at.image;
     const auto offset = load<uint64_t>(image + 5);
     if (image[0] > 1) fail("record " + std::to_string(i) + " has image mode " + std::to_string(image[0]) + "; known are 0 and 1");
-    if (offset >= end) fail("record " + std::to_string(i) + " has its bytes at " + std::to_string(offset) + ", beyond the file. The file is corrupt");
+    if (offset >= end) {
+      fail("record " + std::to_string(i) + " has its bytes at " + std::to_string(offset) + ", beyond the file. The file is corrupt");
+    }
     places[i] = {image[0], offset, UINT32_MAX, load<uint16_t>(image + 1), load<uint16_t>(image + 3)};
     labels[i] = load<int64_t>(row + at.label);
     const int64_t own = at.index == SIZE_MAX ? static_cast<int64_t>(i) : load<int64_t>(row + at.index);
@@ -173,7 +175,9 @@ Beton::Beton(const std::string& path) : file(path) {
   });
   for_each_row(file, tables_end, (end - tables_end) / kAllocationBytes, kAllocationBytes, [&](uint64_t, const uint8_t* row) {
     const auto owner = load<uint64_t>(row), offset = load<uint64_t>(row + 8), size = load<uint64_t>(row + 16);
-    if (owner >= num_samples) fail("allocation table names sample " + std::to_string(owner) + ", but there are only " + std::to_string(num_samples));
+    if (owner >= num_samples) {
+      fail("allocation table names sample " + std::to_string(owner) + ", but there are only " + std::to_string(num_samples));
+    }
     if (places[owner].offset == offset && size < UINT32_MAX) places[owner].size = static_cast<uint32_t>(size);
   });
   for (size_t i = 0; i < records.size(); ++i) {

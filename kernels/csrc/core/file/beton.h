@@ -10,7 +10,7 @@
 
 namespace dp4tl {
 
-// An open file. Reads are exact: no readahead into what is not wanted.
+// An open file. Reads are exact: no readahead into bytes that were not asked for.
 class File {
  public:
   explicit File(std::string path);
@@ -21,11 +21,11 @@ class File {
   // Fill `to` with bytes [offset, offset + size), or throw Error. Thread-safe.
   void read(uint64_t offset, size_t size, void* to) const;
 
-  // The bytes [offset, offset + size) if they are mapped; else null, use read(). After using them call check().
+  // The bytes [offset, offset + size) if they are mapped; else null, use read(). Call check() after using them.
   const uint8_t* view(uint64_t offset, size_t size) const;
-  // Throw Error if the file has shrunk since it was opened: what a view showed may be zeros.
+  // Throw Error if the file has shrunk since it was opened: what a view shows may be zeros.
   void check() const;
-  // The bytes will be wanted soon: begin to read them in the background, where they are not cached.
+  // The bytes will be needed soon: begin to read those that are not cached, in the background.
   void prefetch(uint64_t offset, size_t size) const;
 
   const std::string& path() const { return path_; }
@@ -47,7 +47,7 @@ struct Record {
   bool raw;              // RGB rows; else a JPEG
 };
 
-// The tables of all records, 24 bytes each: a file of millions is opened in a process for every GPU.
+// The tables of all records, 24 bytes each: every GPU has a process that opens the file, which may hold millions.
 class Records {
  public:
   size_t size() const { return places_.size(); }
@@ -65,7 +65,7 @@ class Records {
   };
   static_assert(sizeof(Place) == 16, "no padding");
   std::vector<Place> places_;
-  std::vector<int64_t> labels_, index_;  // index_: empty while every record's is its own number
+  std::vector<int64_t> labels_, index_;  // index_ is empty while every record's index is its number
 };
 
 // All records of a file, each checked to lie inside its pages. Needs fields image (RGB) and label (int).

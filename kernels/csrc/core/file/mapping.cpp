@@ -9,13 +9,13 @@
 namespace dp4tl {
 namespace {
 
-// Read by the signal handler: no locks, no memory.
+// Read by the signal handler: no locks, no allocation.
 std::atomic<Mapping*> g_mappings[Mapping::kMost];
 struct sigaction g_previous;
 
 }  // namespace
 
-// Put a page of zeros where a page of the file is gone. False if the address is none of ours.
+// Map a page of zeros where a page of the file is missing. False if no mapping of ours holds the address.
 bool Mapping::patch(void* address) {
   const auto at = reinterpret_cast<uintptr_t>(address);
   for (auto& slot : g_mappings) {
@@ -35,7 +35,7 @@ bool Mapping::patch(void* address) {
 void Mapping::on_sigbus(int signal, void* info, void* context) {
   auto* details = static_cast<siginfo_t*>(info);
   if (patch(details->si_addr)) return;
-  // Not ours: as if we were not there. Without a handler before us, the fault happens again and ends the process.
+  // Not ours: pass it on. Without an earlier handler the default one is restored; the fault then happens again and ends the process.
   if (g_previous.sa_flags & SA_SIGINFO) {
     g_previous.sa_sigaction(signal, details, context);
   } else if (g_previous.sa_handler != SIG_DFL && g_previous.sa_handler != SIG_IGN) {

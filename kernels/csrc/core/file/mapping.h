@@ -1,4 +1,4 @@
-// A file mapped for reading that survives the file's shrinking: the pages that are gone read as zeros, and lost() says so.
+// A read-only mapping that tolerates a file that shrinks: missing pages read as zeros, and lost() reports it.
 #pragma once
 
 #include <atomic>

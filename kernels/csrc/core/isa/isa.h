@@ -1,5 +1,5 @@
-// Instruction sets: which there are, and which this processor supports. Hot loops are compiled once per set and stand in tables
-// that are indexed by Isa.
+// Instruction sets: which there are, and which this processor supports. Hot loops are compiled once per set and listed in
+// tables that are indexed by Isa.
 #pragma once
 
 #include <string>

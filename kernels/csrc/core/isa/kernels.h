@@ -1,4 +1,4 @@
-// The hot loops, compiled once an instruction set (kernels_*.cpp include kernels.inc) and chosen at run time. All variants
+// The hot loops, compiled once per instruction set (kernels_*.cpp include kernels.inc) and chosen at run time. All variants
 // compute the same bits: fixed point, or floating point without contraction.
 #pragma once
 
@@ -11,7 +11,7 @@
 
 namespace dp4tl {
 
-constexpr int kBand = 16;  // output rows that are resized together, one a SIMD lane
+constexpr int kBand = 16;  // output rows that are resized together, one per SIMD lane
 
 struct Kernels {
   Isa isa;

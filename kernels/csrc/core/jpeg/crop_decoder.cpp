@@ -12,7 +12,7 @@ int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-// Where the first `needed` restart intervals stand in data[0 .. size). False if markers are missing or out of turn.
+// Find the first `needed` restart intervals in data[0 .. size). False if markers are missing or out of order.
 bool CropDecoder::find_restarts(const uint8_t* data, size_t size, int needed) {
   entries_.assign(1, {});
   size_t at = 0;
@@ -39,7 +39,7 @@ bool CropDecoder::decode(const uint8_t* data, size_t size, int width, int height
   const JpegHeader& h = header_;
   if (h.width != width || h.height != height) return false;
 
-  // A chroma sample more on each side, as smooth upsampling would look at.
+  // One more chroma sample on each side, which smooth upsampling would use.
   const int step_x = h.component[0].h, step_y = h.component[0].v;
   const int margin_x = step_x > 1 ? step_x : 0, margin_y = step_y > 1 ? step_y : 0;
   Scan scan{};
@@ -50,7 +50,7 @@ bool CropDecoder::decode(const uint8_t* data, size_t size, int width, int height
   scan.column1 = std::min(scan.mcus_per_row, ceil_div(wanted.x + wanted.width + margin_x, h.mcu_width()));
   scan.row1 = std::min(mcu_rows, ceil_div(wanted.y + wanted.height + margin_y, h.mcu_height()));
   const int columns = scan.column1 - scan.column0, rows = scan.row1 - scan.row0;
-  // A block takes two bits at least. Where there are fewer the data end early, and memory for all of them is not to be asked for.
+  // A block takes at least two bits. With fewer the data end early: do not allocate memory for all blocks.
   int64_t blocks = 0;
   for (int i = 0; i < h.components; ++i) blocks += int64_t{h.component[i].h} * h.component[i].v;
   if (blocks * scan.mcus_per_row * mcu_rows > int64_t{4} * static_cast<int64_t>(size - h.scan)) return false;
@@ -69,7 +69,7 @@ bool CropDecoder::decode(const uint8_t* data, size_t size, int width, int height
   scan.entries = entries_.data();
   scan.num_entries = static_cast<int>(entries_.size());
 
-  // Subsampled chroma is shrunk less, so that its planes come out as large as luma's where they can.
+  // Subsampled chroma is shrunk less, so that its planes become as large as luma's where possible.
   const int luma_size = 8 / shrink, chroma_size = std::min(8, luma_size * std::min(step_x, step_y));
   size_t bytes = 0, offsets[3] = {};
   for (int i = 0; i < h.components; ++i) {
@@ -79,7 +79,7 @@ bool CropDecoder::decode(const uint8_t* data, size_t size, int width, int height
     bytes += static_cast<size_t>(columns) * block * c.h * rows * block * c.v;
   }
   uint8_t* planes = planes_.at_least(bytes);
-  // Skip entries cost time to build: worth it where whole rows, or all but the DC, are passed over.
+  // Skip entries cost time to build: worth it where whole rows, or all but the DC, are skipped.
   const bool many_skipped = scan.interval > 16 || luma_size == 1;
   const auto ac_kind = many_skipped ? HuffmanCache::Kind::kAcWithSkip : HuffmanCache::Kind::kAc;
   scan.components = h.components;
@@ -92,7 +92,8 @@ bool CropDecoder::decode(const uint8_t* data, size_t size, int width, int height
           planes + offsets[i], static_cast<ptrdiff_t>(columns) * block * c.h};
     if (!to.dc || !to.ac) return false;
     const int sx = step_x / c.h * (8 / block), sy = step_y / c.v * (8 / block);
-    pixels.planes[i] = {to.plane, to.stride, scan.column0 * block * c.h, scan.row0 * block * c.v, ceil_div(width, sx), ceil_div(height, sy), sx, sy};
+    pixels.planes[i] = {to.plane, to.stride, scan.column0 * block * c.h, scan.row0 * block * c.v,
+                        ceil_div(width, sx), ceil_div(height, sy), sx, sy};
   }
   return kernels_.decode_scan(scan);
 }

@@ -1,6 +1,6 @@
-// An own decoder for ordinary JPEGs (header.h) that decodes only what a crop needs: from the nearest entry before it
-// (a restart marker, or one of an index),
-// no row below it, no inverse DCT beside it, and to planes, so that nothing is upsampled or converted at full size.
+// A decoder for ordinary JPEGs (header.h) that decodes only what a crop needs: it begins at the nearest entry before the crop (a
+// restart marker, or an entry of an index), stops below it, computes no inverse DCT beside it, and decodes to planes, so that nothing
+// is upsampled or converted at full size.
 #pragma once
 
 #include <cstddef>
@@ -20,9 +20,9 @@ class CropDecoder {
   explicit CropDecoder(const Kernels& kernels) : kernels_(kernels) {}
 
   // The planes that hold `wanted` and one chroma sample around it, the samples bit for bit those of libjpeg's accurate IDCT. Valid
-  // until the next call. False if the JPEG is unusual, damaged, or not width x height: libjpeg-turbo has the last word then.
-  // Memory is bounded by the bytes at hand, whatever size they claim: 256 bytes for each.
-  // `shrink` 2, 4 or 8: planes of that many pixels a sample a side, from the lowest frequencies alone. Chroma keeps what it has.
+  // until the next call. False if the JPEG is unusual, damaged, or not width x height: libjpeg-turbo then decides.
+  // Memory is bounded by the length of the JPEG, whatever size it claims: 256 bytes per byte.
+  // `shrink` 2, 4 or 8: each sample covers that many pixels per side, from the lowest frequencies alone. Subsampled chroma shrinks less.
   bool decode(const uint8_t* data, size_t size, int width, int height, const Rect& wanted, Pixels& pixels, int shrink = 1);
 
  private:

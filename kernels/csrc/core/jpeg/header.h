@@ -45,7 +45,7 @@ struct JpegHeader {
   int mcu_rows() const { return (height + mcu_height() - 1) / mcu_height(); }
 };
 
-// No JPEG packs that many pixels into its bytes: decoding it would only fill memory.
+// No JPEG packs that many pixels into its bytes: decoding it would only exhaust memory.
 inline bool is_implausible(int64_t width, int64_t height, size_t size) {
   const auto area = static_cast<uint64_t>(width) * static_cast<uint64_t>(height);
   return area > uint64_t{64} << 20 && area / 2048 > size;
@@ -54,7 +54,7 @@ inline bool is_implausible(int64_t width, int64_t height, size_t size) {
 // The position behind the first end marker (FF D9) at or after `start`, or 0 if there is none.
 size_t end_of_jpeg(const uint8_t* data, size_t size, size_t start);
 
-// False if the JPEG is anything else or damaged: libjpeg-turbo then decodes it, or says what is wrong.
+// False if the JPEG is anything else or damaged: libjpeg-turbo then decodes it, or reports what is wrong.
 bool parse_jpeg(const uint8_t* data, size_t size, JpegHeader& header);
 
 }  // namespace dp4tl

@@ -1,11 +1,11 @@
 // Entry points into a JPEG as an index in a segment of its own: the entropy-coded data stay as they are, and every other decoder
-// passes over it.
+// skips it.
 //
 //   FF EF | length | "DP4TL" 0 | version 1 | components | interval (2) | scan bytes (4) | check (4) | entries    big-endian
 //
 // There is an entry for MCU interval, 2 interval, ...: 2 bytes for the distance in bits from the entry before (bytes as they are
 // stored: FF 00 counts two), then 2 for each component's DC predictor. Scan bytes (to the end of the JPEG) and check (of the first
-// and last of them) tell an index that another program carried along to other data.
+// and last of them) expose an index that another program copied to other data.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +22,7 @@ namespace dp4tl {
 // The entries up to that of MCU `last`. Returns the interval in MCUs, or 0 if there is no index or it does not belong to these data.
 int read_index(const JpegHeader& header, const uint8_t* data, size_t size, int last, std::vector<ScanEntry>& entries);
 
-// One thread's; keeps its tables from image to image.
+// For one thread; reuses its tables from image to image.
 class JpegIndexer {
  public:
   explicit JpegIndexer(const Kernels& kernels) : kernels_(kernels) {}

@@ -1,4 +1,4 @@
-// Entropy-coded data to sample planes, for the MCUs that a crop touches. The hot loop is scan.inc, once an instruction set.
+// Entropy-coded data to sample planes, for the MCUs that a crop touches. The hot loop is scan.inc, compiled once per instruction set.
 #pragma once
 
 #include <cstddef>
@@ -7,9 +7,9 @@
 namespace dp4tl {
 
 constexpr int kAcBits = 10, kDcBits = 9, kSkipBits = 11;  // looked up at once
-constexpr int kEndOfBlock = 128;  // run length that stands for it: no position reaches 64 + 15 otherwise
+constexpr int kEndOfBlock = 128;  // as a run length: no position goes beyond 64 + 15 otherwise
 
-// A symbol and, where they fit into the bits looked up, the value bits behind it: one table look-up a coefficient.
+// A symbol and, where they fit into the bits looked up, the value bits behind it: one look-up per coefficient.
 struct HuffmanEntry {
   int16_t value;  // decoded, if complete; else the number of value bits
   uint8_t run;    // zero coefficients before it
@@ -50,7 +50,7 @@ struct ScanComponent {
   const HuffmanTable *dc, *ac;
   const uint16_t* quant;  // zigzag order
   int h, v;               // blocks in an MCU
-  int size;               // samples a side that a block becomes: 8, or 4, 2, 1 from its lowest frequencies
+  int size;               // samples per side of a decoded block: 8, or 4, 2, 1 from its lowest frequencies
   uint8_t* plane;         // top left sample of the first wanted MCU
   ptrdiff_t stride;
 };
@@ -64,7 +64,7 @@ struct ScanEntry {
 
 struct Scan {
   const uint8_t *data, *end;         // entropy-coded bytes up to the next marker that is no restart, or the end of the file
-  const ScanEntry* entries;          // one every `interval` MCUs, the first at MCU 0
+  const ScanEntry* entries;          // one per `interval` MCUs, the first at MCU 0
   int num_entries;
   int interval;                      // MCUs; all of them when there are neither restart markers nor an index
   bool restarts;                     // the data begin anew at every entry

@@ -41,7 +41,9 @@ int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multi
 
 // Repeats the last sample of each row, and the last row, up to whole MCUs.
 void extend(uint8_t* plane, ptrdiff_t stride, int width, int height, int full_height) {
-  for (int y = 0; y < height; ++y) std::memset(plane + y * stride + width, plane[y * stride + width - 1], static_cast<size_t>(stride - width));
+  for (int y = 0; y < height; ++y) {
+    std::memset(plane + y * stride + width, plane[y * stride + width - 1], static_cast<size_t>(stride - width));
+  }
   for (int y = height; y < full_height; ++y) std::memcpy(plane + y * stride, plane + (height - 1) * stride, static_cast<size_t>(stride));
 }
 

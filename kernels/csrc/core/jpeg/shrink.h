@@ -11,7 +11,7 @@
 
 namespace dp4tl {
 
-// One thread's; keeps its buffers from image to image.
+// For one thread; reuses its buffers from image to image.
 class JpegShrinker {
  public:
   explicit JpegShrinker(const Kernels& kernels) : kernels_(kernels), decoder_(kernels) {}
@@ -20,7 +20,8 @@ class JpegShrinker {
     int width, height;
   };
 
-  // The image `from` pixels large as a baseline JPEG `to` pixels large (no larger), grey or 4:2:0. Empty if the crop decoder does not take the JPEG, which may be unusual or damaged.
+  // The image of size `from` as a baseline JPEG of size `to` (which is not larger), grey or 4:2:0. Empty if the crop decoder does not
+  // accept the JPEG, which may be unusual or damaged.
   std::string run(const uint8_t* data, size_t size, Size from, Size to, int quality);
 
  private:

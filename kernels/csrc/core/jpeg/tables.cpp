@@ -27,7 +27,7 @@ void fill(int symbol, bool ac, int code_bits, int rest_bits, HuffmanEntry* to) {
   }
 }
 
-// False if the counts over-fill the code space, or a DC symbol is none. code_bits: of each entry, 0 where the code is longer.
+// False if the counts over-fill the code space, or a DC symbol is invalid. code_bits: of each entry, 0 where the code is longer.
 bool build(const HuffmanSpec& spec, bool ac, HuffmanTable& table, uint8_t code_bits[1 << kAcBits]) {
   const uint8_t *counts = spec.bytes, *symbols = spec.bytes + 16;
   const int bits = ac ? kAcBits : kDcBits;

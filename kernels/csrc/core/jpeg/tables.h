@@ -10,7 +10,7 @@
 
 namespace dp4tl {
 
-// Recently used tables of one thread. Files with standard codes share theirs; optimised ones are built anew.
+// Recently used tables, for one thread. Files with standard codes share theirs; optimised ones are built for each file.
 class HuffmanCache {
  public:
   enum class Kind { kDc, kAc, kAcWithSkip };  // skip: many blocks will be passed over

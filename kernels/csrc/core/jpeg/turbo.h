@@ -13,13 +13,13 @@ struct Rect {
   int x, y, width, height;
 };
 
-// One thread's decoder; keeps its buffers from image to image.
+// For one thread; reuses its buffers from image to image.
 class TurboDecoder {
  public:
   TurboDecoder();
   ~TurboDecoder();
 
-  // Decode the pixels of `wanted`, with the accurate IDCT and smooth chroma, to interleaved RGB or greyscale. CMYK and YCCK become
+  // Decode the pixels of `wanted` with the accurate IDCT and smooth chroma, to interleaved RGB or greyscale. CMYK and YCCK become
   // RGB as Pillow converts them. The result is valid until the next call.
   // Throws Error: not a JPEG, truncated, or its size is not width x height.
   Pixels decode(const uint8_t* data, size_t size, int width, int height, const Rect& wanted);

@@ -1,4 +1,4 @@
-// Large buffers that are used again: fresh pages cost more than decoding small images.
+// Large buffers that are reused: fresh pages cost more than decoding small images.
 #pragma once
 
 #include <cstddef>

@@ -24,9 +24,7 @@ using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 constexpr int64_t kAhead = 64;   // records between asking the system for one and decoding it
-
 constexpr int kReadThreads = 2;  // one waits for storage while the other copies
-
 constexpr size_t kAlignment = alignof(std::max_align_t);  // of lent memory: what malloc gives
 
 size_t image_bytes(const Output& out) { return static_cast<size_t>(out.size) * static_cast<size_t>(out.size) * 3 * bytes_of(out.dtype); }
@@ -106,7 +104,7 @@ void Loader::start(std::vector<int64_t> records, std::vector<int64_t> bounds, st
 }
 
 void Loader::stop() {
-  std::vector<Slot> dropped(slots_.size());  // with the memory that was lent, after the lock
+  std::vector<Slot> dropped(slots_.size());  // freed, with the memory that was lent, after the lock is released
   std::deque<std::shared_ptr<uint8_t>> unused;
   std::unique_lock<std::mutex> lock(mutex_);
   running_ = false;
@@ -123,8 +121,12 @@ size_t Loader::batch_bytes() const {
 
 void Loader::lend(std::shared_ptr<uint8_t> memory, size_t bytes) {
   if (!options_.lent) throw Error("the loader has its own memory");
-  if (bytes < batch_bytes()) throw Error("a batch needs " + std::to_string(batch_bytes()) + " bytes, but " + std::to_string(bytes) + " were lent");
-  if (reinterpret_cast<uintptr_t>(memory.get()) % kAlignment != 0) throw Error("lent memory must be aligned to " + std::to_string(kAlignment) + " bytes");
+  if (bytes < batch_bytes()) {
+    throw Error("a batch needs " + std::to_string(batch_bytes()) + " bytes, but " + std::to_string(bytes) + " were lent");
+  }
+  if (reinterpret_cast<uintptr_t>(memory.get()) % kAlignment != 0) {
+    throw Error("lent memory must be aligned to " + std::to_string(kAlignment) + " bytes");
+  }
   {
     std::lock_guard<std::mutex> lock(mutex_);
     lent_.push_back(std::move(memory));
@@ -181,7 +183,7 @@ void Loader::open_batch() {
   batch->labels.resize(static_cast<size_t>(slot.size));
   batch->index.resize(static_cast<size_t>(slot.size));
   batch->capacity = options_.batch_size;
-  if (options_.lent) {  // last: what throws would let go of it, here
+  if (options_.lent) {  // last: an exception would release it, under the lock
     batch->images = std::move(lent_.front());
     lent_.pop_front();
   } else {
@@ -205,14 +207,14 @@ void Loader::work() {
       try {
         open_batch();
       } catch (const std::bad_alloc&) {
-        failure_ = {records_[static_cast<size_t>(bounds_[static_cast<size_t>(opened_)])], -1, "finds no memory for its batch"};
+        failure_ = {records_[static_cast<size_t>(bounds_[static_cast<size_t>(opened_)])], -1, "cannot be decoded: there is no memory for its batch"};
         failed_ = true;
         ready_.notify_all();
         continue;
       }
     }
     Slot& slot = slots_[static_cast<size_t>((opened_ - 1) % options_.depth)];
-    // Small pieces, so that threads finish a batch together; not single records, so that tiny images do not queue for the lock.
+    // Small pieces, so that threads finish a batch together; not single records, or threads would queue for the lock with tiny images.
     const int64_t piece = std::clamp<int64_t>(slot.size / (4 * options_.threads), 1, 16);
     const int64_t first = claimed_, count = std::min(piece, slot.size - claimed_);
     claimed_ += count;
@@ -234,7 +236,7 @@ void Loader::work() {
   }
 }
 
-// Have the system read records in the background that come up soon: an exact range each.
+// Have the system read records that come soon, in the background: the exact range of each.
 void Loader::ask_for(int64_t position, int64_t end) const {
   for (; position < end; ++position) {
     const Record r = beton_->records[static_cast<size_t>(records_[static_cast<size_t>(position)])];
@@ -262,7 +264,7 @@ void Loader::process(RecordReader& reader, const Slot& slot, int64_t first, int6
     if (readahead_) readahead_->release(position);
     if (message.empty()) continue;
     std::lock_guard<std::mutex> lock(mutex_);
-    if (!running_) return;  // given up: what failed is nobody's concern
+    if (!running_) return;  // abandoned: the failure no longer matters
     if (options_.skip) {
       batch.failures.push_back({number, i, message});
     } else {

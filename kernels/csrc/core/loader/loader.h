@@ -32,7 +32,7 @@ struct LoaderOptions {
   int depth = 3;       // batches that are decoded ahead of the consumer
   bool skip = false;   // leave out records that cannot be decoded, instead of failing
   bool exact = false;  // libjpeg-turbo decodes every JPEG to RGB
-  bool lent = false;   // batches lie in memory that lend() brings, not in the loader's own
+  bool lent = false;   // batches are written to memory that lend() brings, not to the loader's own
   std::string isa = "auto";
 
   void check() const;  // throws Error
@@ -43,7 +43,7 @@ struct Failure {
   std::string message;
 };
 
-// One ready batch. Its memory goes back to the pool, or to who lent it, when the last owner lets go.
+// One ready batch. Its memory returns to the pool, or to whoever lent it, when the last owner releases it.
 struct Batch {
   std::shared_ptr<uint8_t> images;  // [views][capacity][size][size][3] of the output's type
   std::vector<int64_t> labels, index;
@@ -62,8 +62,8 @@ class Loader {
   void start(std::vector<int64_t> records, std::vector<int64_t> bounds, std::vector<int64_t> windows, uint32_t epoch);
 
   // With options.lent: memory of at least batch_bytes() for one more batch of the running epoch; batches get it in the order
-  // of the calls. It is let go of with its batch, or when the epoch ends: by who called, never by a thread of the loader, and
-  // with no lock held, so that letting go may take one (Python's). Throws Error: too small, or not aligned.
+  // of the calls. It is released with its batch, or when the epoch ends: by the calling thread, never by one of the loader's,
+  // and with no lock held, so that the release may take one (Python's). Throws Error: too small, or not aligned.
   void lend(std::shared_ptr<uint8_t> memory, size_t bytes);
   size_t batch_bytes() const;
 
@@ -73,7 +73,7 @@ class Loader {
   Status next(int milliseconds, std::shared_ptr<Batch>& batch);
   Failure failure() const;
 
-  // Give up the running epoch: returns when no thread works on it any more.
+  // Abandon the running epoch: returns when no thread works on it any more.
   void stop();
 
   // Where the time of the running or last epoch went.
@@ -109,7 +109,7 @@ class Loader {
   int64_t opened_ = 0;       // batches begun
   int64_t taken_ = 0;        // batches handed to the consumer
   int64_t claimed_ = 0;      // records of the newest open batch that were given to threads
-  int64_t asked_ = 0;        // records that the system was asked to read in the background
+  int64_t asked_ = 0;        // records that the system has been asked to read in the background
   int busy_ = 0;             // threads inside process()
   uint32_t epoch_ = 0;
   bool running_ = false, quit_ = false, failed_ = false;

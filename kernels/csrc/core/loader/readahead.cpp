@@ -76,12 +76,12 @@ void ReadAhead::work() {
       try {
         plan(planned_);
       } catch (const std::bad_alloc&) {
-        windows_[planned_].error = "finds no memory to be read ahead. Lower max_ram";
+        windows_[planned_].error = "cannot be read ahead: there is no memory for it. Lower max_ram";
         windows_[planned_].pieces.clear();
         windows_[planned_].left = bounds_[planned_ + 1] - bounds_[planned_];
       }
       ++planned_;
-      work_.notify_all();  // its pieces are for all threads
+      work_.notify_all();  // all threads share its pieces
       if (windows_[planned_ - 1].pieces.empty()) {
         ready_.notify_all();
         continue;
@@ -108,7 +108,7 @@ const uint8_t* ReadAhead::wait(int64_t position) {
   std::unique_lock<std::mutex> lock(mutex_);
   const Window& window = windows_[w];
   ready_.wait(lock, [&] { return quit_ || (planned_ > w && window.read == window.pieces.size()); });
-  if (quit_) throw Error("was not read: the epoch was given up");
+  if (quit_) throw Error("was not read: the epoch was abandoned");
   if (!window.error.empty()) throw Error(window.error);
   return window.memory.get() + window.place[static_cast<size_t>(position - bounds_[w])];
 }

@@ -1,4 +1,4 @@
-// Records read ahead in windows, for storage that wants large reads and for files that memory does not hold.
+// Records read ahead in windows, for storage that needs large reads and for files that do not fit into memory.
 //
 // A window is a run of positions of the epoch's order; its records are read as few long ranges (adjacent records as one) by I/O
 // threads while the window before it is decoded. Two windows are in memory at most.
@@ -24,7 +24,7 @@ class ReadAhead {
 
   // The payload of the record at `position`, once it is there. Throws Error if it could not be read, or after cancel().
   const uint8_t* wait(int64_t position);
-  // The record at `position` is done with; each position once.
+  // The record at `position` is no longer needed. Call it once per position.
   void release(int64_t position);
   // Make every wait() throw, now and later.
   void cancel();

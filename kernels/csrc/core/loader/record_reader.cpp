@@ -10,15 +10,16 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Add the seconds since `since` to `stage`, and begin anew.
+// Add the seconds since `since` to `stage`, and restart the clock.
 void charge(double& stage, Clock::time_point& since) {
   const Clock::time_point now = Clock::now();
   stage += std::chrono::duration<double>(now - since).count();
   since = now;
 }
 
-// How often the crop's planes must still be larger than the output after shrinking in the frequency domain. With 2 a view stays
-// within the bounds of native.py, and 500-pixel images decode to 32 pixels 20 % faster, to 64 pixels 8 %; with 1 some would be seen.
+// How many times larger than the output the crop's planes must still be after shrinking in the frequency domain. With 2 a view stays
+// within the bounds of native.py, and 500-pixel images decode to 32 pixels 20 % faster, to 64 pixels 8 %; with 1 some errors would be
+// visible.
 constexpr int kReserve = 2;
 
 }  // namespace
@@ -37,7 +38,7 @@ void RecordReader::views(int64_t number, const Record& record, const uint8_t* pa
   for (size_t v = 0; v < crops_.size(); ++v) {
     crops_[v] = sample_crop(spec_, record.width, record.height, number, epoch, static_cast<uint32_t>(v));
   }
-  // Once for all views that are decoded at the same scale, which is nearly always all of them: no view depends on another.
+  // Decode once for all views of the same scale, which is nearly always all of them. No view depends on another.
   for (int scale = 1; scale <= 8; scale *= 2) {
     int left = record.width, top = record.height, right = 0, bottom = 0;  // what these views together need
     for (const Crop& c : crops_) {
@@ -57,7 +58,7 @@ void RecordReader::views(int64_t number, const Record& record, const uint8_t* pa
   }
 }
 
-// How many pixels a side the JPEG decoder merges into a sample: so few that the view still shrinks what is decoded.
+// How many pixels per side the JPEG decoder merges into a sample: few enough that the resize still shrinks the result.
 int RecordReader::shrink(const Record& record, const Crop& crop) const {
   const int side = std::min(crop.width, crop.height);
   int factor = 1;

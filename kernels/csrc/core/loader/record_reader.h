@@ -1,4 +1,4 @@
-// One record to its views: read, decode, crop, resize, flip, normalise. One object a thread.
+// One record to its views: read, decode, crop, resize, flip, normalise. One object per thread.
 #pragma once
 
 #include <utility>
@@ -19,7 +19,8 @@ struct Stages {
 class RecordReader {
  public:
   RecordReader(const File& file, const CropSpec& crop, const Output& output, int views, bool exact, const Kernels& kernels)
-      : file_(file), spec_(crop), output_(output), exact_(exact), crops_(static_cast<size_t>(views)), crop_decoder_(kernels), resizer_(kernels) {}
+      : file_(file), spec_(crop), output_(output), exact_(exact), crops_(static_cast<size_t>(views)), crop_decoder_(kernels),
+        resizer_(kernels) {}
 
   // Write view v of record `number` to `to + v * view_stride`. `payload`: its bytes; null: read them. Throws Error.
   void run(int64_t number, const Record& record, const uint8_t* payload, uint32_t epoch, uint8_t* to, size_t view_stride);

@@ -23,21 +23,21 @@ struct Plane {
 
 struct Pixels {
   Color color = Color::kRgb;
-  Plane planes[3];  // kRgb: planes[0], 3 bytes a sample; kGray: planes[0]; kYcc: Y, Cb, Cr
+  Plane planes[3];  // kRgb: planes[0], 3 bytes per sample; kGray: planes[0]; kYcc: Y, Cb, Cr
 };
 
 enum class DType { kUint8, kFloat16, kBfloat16, kFloat32 };
 
 inline size_t bytes_of(DType dtype) { return dtype == DType::kUint8 ? 1 : dtype == DType::kFloat32 ? 4 : 2; }
 
-// What becomes of a resized sample x in 0..255: x itself, or x * scale[c] + bias[c].
+// How a resized sample x in 0..255 is stored: as it is, or, as a float, as x * scale[c] + bias[c].
 struct Output {
-  int size = 224;  // pixels a side
+  int size = 224;  // pixels per side
   DType dtype = DType::kUint8;
   float scale[3] = {1, 1, 1}, bias[3] = {0, 0, 0};
 };
 
-// Memory that a thread keeps from image to image; no slot ever shrinks.
+// Memory that a thread reuses from image to image; it never shrinks.
 template <typename T>
 class Scratch {
  public:
@@ -50,7 +50,7 @@ class Scratch {
   std::vector<T> data_;
 };
 
-// For every output sample the inputs that it weighs: Q15 weights that sum to 32767, `taps` of them, zero-padded.
+// The inputs of every output sample and their weights: `taps` weights in Q15, zero-padded, that sum to 32767.
 struct Weights {
   int taps = 0;
   std::vector<int> start;       // [size] first input sample, relative to the plane's first held sample

@@ -45,7 +45,7 @@ void Weights::compute(double begin, double length, int low, int high, int origin
       rest_[i] -= fixed;
     }
   }
-  for (int i = 0; i < size; ++i) {  // the weights sum to one exactly, so that flat areas do not drift: the central one gives way
+  for (int i = 0; i < size; ++i) {  // the weights sum to one exactly, so that flat areas do not drift: the central one takes the difference
     const int center = std::clamp(static_cast<int>(first_[i] + 0.5f - offset_[i]), first_[i], last_[i] - 1);
     weight[static_cast<size_t>((reverse ? size - 1 - i : i) * taps + center - first_[i])] += static_cast<int16_t>(rest_[i]);
   }

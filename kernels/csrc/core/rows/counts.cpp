@@ -13,16 +13,14 @@
 namespace dp4tl {
 namespace {
 
-constexpr int64_t kGrainElements = 1 << 16;  // smaller pieces than this are not worth a thread
-
-constexpr int64_t kRanges = 8;               // of rows that a thread counts
-
-constexpr int64_t kRun = 64;                 // rows summed in float32 before they join a float64 sum
+constexpr int64_t kGrainElements = 1 << 16;  // smaller pieces are not worth a thread
+constexpr int64_t kRanges = 8;               // of rows, per thread
+constexpr int64_t kRun = 64;                 // rows that are summed in float32 before they are added to a float64 sum
 
 int64_t grain(const Matrix& matrix) { return std::max<int64_t>(1, kGrainElements / matrix.columns); }
 
-// Counts of one range of rows. Where they are fewer than the rows they are kept apart and added to the shared ones at the end: threads
-// that add to the same lines of memory row by row would wait for each other as long as they take to find the winners.
+// Counts of one range of rows. If there are fewer cells than rows they are counted apart and added to the shared counts at the end:
+// threads that add to the same cache lines row by row would wait for each other about as long as they take to find the winners.
 class Counter {
  public:
   Counter(int64_t* counts, int64_t cells, int64_t rows) : counts_(counts), own_(cells <= rows ? static_cast<size_t>(cells) : 0) {}
@@ -55,8 +53,8 @@ class Counter {
 void check_ids(const char* what, const int64_t* ids, int64_t rows, int64_t end) {
   for (int64_t i = 0; i < rows; ++i) {
     if (ids[i] >= 0 && ids[i] < end) continue;
-    throw Error(std::string(what) + " " + std::to_string(ids[i]) + " of row " + std::to_string(i) + " is out of range: it must lie in [0, " +
-                std::to_string(end) + ")");
+    throw Error(std::string(what) + " " + std::to_string(ids[i]) + " of row " + std::to_string(i) +
+                " is out of range: it must lie in [0, " + std::to_string(end) + ")");
   }
 }
 
@@ -77,7 +75,7 @@ int64_t label_counts(const Matrix& logits, const int64_t* group, int64_t groups,
   if (group) check_ids("group id", group, logits.rows, groups);
   const RowArgmax argmax = row_argmax(logits.scalar, how.isa);
   std::atomic<int64_t> first_nan{std::numeric_limits<int64_t>::max()};
-  // Long ranges: few counters to add up, and each thread reads one stream of memory. Several a thread, should one be held up.
+  // Long ranges: few counters to add up, and each thread reads one stream of memory. Several per thread, in case one is delayed.
   const int64_t rows = std::max(grain(logits), logits.rows / (kRanges * how.threads) + 1);
   parallel_rows(logits.rows, how.threads, rows, [&](int64_t begin, int64_t end) {
     Counter counter(counts, groups * logits.columns, end - begin);

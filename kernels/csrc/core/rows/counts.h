@@ -27,7 +27,7 @@ struct Execution {
 int64_t label_counts(const Matrix& logits, const int64_t* group, int64_t groups, int64_t* counts, Execution how);
 
 // Running argmax over blocks of columns: where the best score of this block is larger than value[i], replace value[i]
-// and index[i] (columns counted from `first`). A row with a NaN gets value NaN and index kNan, for good.
+// and index[i] (columns counted from `first`). A row with a NaN gets value NaN and index kNan, and keeps them.
 void update_best(const Matrix& scores, const float* offset, int64_t first, float* value, int64_t* index, Execution how);
 
 // The same where `products` of x [rows, depth] and w [columns, depth] were taken in bfloat16: each is off by up to

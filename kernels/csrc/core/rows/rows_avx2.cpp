@@ -1,4 +1,4 @@
-// Row primitives on AVX2: 8 columns at a time, 32 a step.
+// Row primitives on AVX2: 8 columns at a time, 32 per step.
 #if defined(__x86_64__)
 #include "core/rows/rows_x86.h"
 
@@ -30,7 +30,7 @@ DP4TL_AVX2 Best argmax_avx2(const void* data, const float* offset, int64_t n) {
       larger = _mm256_or_ps(larger, _mm256_cmp_ps(x, top, _CMP_NLE_UQ));  // larger, or NaN
     }
     if (_mm256_movemask_ps(larger) == 0) continue;
-    best = finish(row, offset, k, k + 32, best);  // rare, about log n times a row
+    best = finish(row, offset, k, k + 32, best);  // rare, about log n times per row
     if (best.index == kNan) return best;
     top = _mm256_set1_ps(best.value);
   }

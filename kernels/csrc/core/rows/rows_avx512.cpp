@@ -1,4 +1,4 @@
-// Row primitives on AVX-512: 16 columns at a time, 64 a step.
+// Row primitives on AVX-512: 16 columns at a time, 64 per step.
 #if defined(__x86_64__)
 #include "core/rows/rows_x86.h"
 
@@ -31,7 +31,7 @@ DP4TL_AVX512 Best argmax_avx512(const void* data, const float* offset, int64_t n
       larger[j] = _mm512_cmp_ps_mask(x[j], top, _CMP_NLE_UQ);  // larger, or NaN
     }
     if ((larger[0] | larger[1] | larger[2] | larger[3]) == 0) continue;
-    for (int j = 0; j < 4; ++j) {  // rare, about log n times a row
+    for (int j = 0; j < 4; ++j) {  // rare, about log n times per row
       if (_mm512_cmp_ps_mask(x[j], top, _CMP_NLE_UQ) == 0) continue;
       if (_mm512_cmp_ps_mask(x[j], x[j], _CMP_UNORD_Q)) return kNanRow;
       best.value = _mm512_reduce_max_ps(x[j]);

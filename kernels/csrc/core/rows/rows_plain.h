@@ -1,4 +1,4 @@
-// The row primitives in plain C++: what every instruction set computes, and what finishes the columns that fill no vector.
+// The row primitives in plain C++: what every instruction set computes, and what handles the columns that fill no vector.
 // Internal to rows*.cpp, which list in a table what each set has.
 #pragma once
 

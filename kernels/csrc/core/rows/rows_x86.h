@@ -1,4 +1,5 @@
-// What the AVX2 and AVX-512 rows share. Their functions carry the instruction set, not the file: the rest of it stays plain.
+// What the AVX2 and AVX-512 rows share. The instruction set is an attribute of their functions, not of the file: whatever else is
+// compiled there stays plain.
 #pragma once
 
 #if defined(__GNUC__) && !defined(__clang__)
