@@ -7,7 +7,6 @@ torch, the truth). ``auto`` takes the one made for the tensor's device; nothing 
 from __future__ import annotations
 
 import os
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from dp4tl_fast.common.errors import BackendError, UsageError
@@ -26,20 +25,21 @@ def choose(implementation: str, device: torch.device) -> str:
         implementation = {"cpu": "native", "cuda": "triton"}.get(device.type, "reference")
     if implementation == "native" and device.type != "cpu":
         raise BackendError(f"implementation 'native' runs on the CPU, the data is on {device}: use 'triton' or 'auto'")
+    if implementation == "native":
+        require_native()
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if implementation == "triton" and device.type != "cuda" and not interpreted:
         raise BackendError(f"implementation 'triton' needs a CUDA device, the data is on {device}: use 'auto'")
     return implementation
 
 
-def native() -> ModuleType:
-    """The compiled module. Raises BackendError with the reason and the remedy if it is not there."""
+def require_native() -> None:
+    """Raises BackendError with the reason and the remedy if the compiled module is not there."""
     try:
-        from dp4tl_fast.kernels import _native
+        from dp4tl_fast.kernels import _native  # noqa: F401
     except ImportError as error:
         remedy = "build it with 'pip install -e .', or ask for implementation='reference'"
         raise BackendError(f"the native kernels cannot be loaded ({error}): {remedy}") from error
-    return _native
 
 
 def require_matrix(name: str, matrix: torch.Tensor) -> None:

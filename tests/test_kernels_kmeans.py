@@ -16,8 +16,7 @@ from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 
 from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.kernels import kmeans, minibatch_kmeans, nearest_centroid
-from dp4tl_fast.kernels.dispatch import native
+from dp4tl_fast.kernels import _native, kmeans, minibatch_kmeans, nearest_centroid
 from dp4tl_fast.kernels.kmeans import _cluster_sums, _restart_empty
 from dp4tl_fast.kernels.kmeans.reference import cluster_sums as reference_sums
 from dp4tl_fast.kernels.kmeans.shard import Shard
@@ -41,25 +40,25 @@ def test_cluster_sums_are_exact_on_integers(implementation, rows, depth, cluster
     assert torch.equal(_cluster_sums(x, index, clusters, implementation), reference_sums(x, index, clusters))
 
 
-@pytest.mark.parametrize("isa", native().isas())
+@pytest.mark.parametrize("isa", _native.isas())
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_cluster_sums_of_every_instruction_set_and_number_of_threads(isa, dtype):
     x = torch.randn(1000, 77, generator=generator(0)).to(dtype)
     index = torch.randint(0, 5, (1000,), generator=generator(1))
     expected = torch.empty(5, 77, dtype=torch.float64)
-    native().cluster_sums(x, index, expected, 1, "baseline")
+    _native.cluster_sums(x, index, expected, 1, "baseline")
     # Runs of 64 rows are summed in float32: the error, relative to the sum of magnitudes, stays below 64 * 2^-24.
     bound = 64 * 2**-24 * reference_sums(x.abs(), index, 5)
     assert bool(((expected - reference_sums(x, index, 5)).abs() <= bound).all())
     for threads in (1, 2, 5):
         sums = torch.empty_like(expected)
-        native().cluster_sums(x, index, sums, threads, isa)
+        _native.cluster_sums(x, index, sums, threads, isa)
         assert torch.equal(sums, expected)  # bit for bit
 
 
 def test_native_sums_check_the_cluster_ids():
-    with pytest.raises(ValueError, match="cluster out of range"):
-        native().cluster_sums(torch.zeros(1, 2), torch.tensor([3]), torch.empty(3, 2, dtype=torch.float64), 1)
+    with pytest.raises(RuntimeError, match=r"cluster 3 of row 0 is out of range: it must lie in \[0, 3\)"):
+        _native.cluster_sums(torch.zeros(1, 2), torch.tensor([3]), torch.empty(3, 2, dtype=torch.float64), 1)
 
 
 @pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "reference"])

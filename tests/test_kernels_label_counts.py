@@ -24,8 +24,7 @@ from kernel_cases import (
 )
 
 from dp4tl_fast.common.errors import BackendError, UsageError
-from dp4tl_fast.kernels import label_counts
-from dp4tl_fast.kernels.dispatch import native
+from dp4tl_fast.kernels import _native, label_counts
 from dp4tl_fast.kernels.label_counts import _native as native_label_counts
 from dp4tl_fast.kernels.label_counts import tuning
 from dp4tl_fast.kernels.label_counts.reference import label_counts as reference
@@ -57,7 +56,7 @@ def test_equals_reference(implementation, rows, classes, groups, dtype, layout, 
     assert torch.equal(got, expected if groups else expected[0])
 
 
-@pytest.mark.parametrize("isa", native().isas())
+@pytest.mark.parametrize("isa", _native.isas())
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("classes", [1, 3, 31, 32, 33, 63, 64, 65, 200, 1000, 5001])
 def test_every_instruction_set(isa, dtype, classes):
@@ -67,7 +66,7 @@ def test_every_instruction_set(isa, dtype, classes):
     assert torch.equal(counts, expected) and first_nan == expected_nan
 
 
-@pytest.mark.parametrize("isa", native().isas())
+@pytest.mark.parametrize("isa", _native.isas())
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("classes", [20, 70, 100])
 def test_signed_zeros_tie_and_negative_nans_are_seen(isa, dtype, classes):
@@ -78,7 +77,7 @@ def test_signed_zeros_tie_and_negative_nans_are_seen(isa, dtype, classes):
     assert counts[0, 3] == 1 == counts.sum() and first_nan == 1
 
 
-@pytest.mark.parametrize("isa", native().isas())
+@pytest.mark.parametrize("isa", _native.isas())
 def test_every_pair_of_float16_is_ordered_at_every_place(isa):
     # Each finite value and infinity once, in random order: rows of 97 columns, each with its largest in a random place.
     every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16)
@@ -89,8 +88,8 @@ def test_every_pair_of_float16_is_ordered_at_every_place(isa):
 
 
 def test_instruction_sets_are_a_ladder_and_unknown_ones_are_refused():
-    assert native().isas() == ["baseline", "avx2", "avx512"][: len(native().isas())]
-    with pytest.raises(ValueError, match="instruction set"):
+    assert _native.isas() == ["baseline", "avx2", "avx512"][: len(_native.isas())]
+    with pytest.raises(RuntimeError, match=r"'sse9' is unknown or not supported on this CPU\. Available: auto, baseline"):
         native_label_counts(torch.zeros(1, 1), None, 1, "sse9")
 
 
@@ -100,7 +99,7 @@ def test_float16_widens_every_bit_pattern():
     every = every[~every.isnan()]
     ordered = every[every.float().argsort(stable=True)]
     pairs = torch.stack([ordered[:-1], ordered[1:]], dim=1)
-    for isa in native().isas():
+    for isa in _native.isas():
         got, _ = native_label_counts(pairs, None, 1, isa)
         assert torch.equal(got, reference(pairs, None, 1)[0])
 
@@ -144,8 +143,15 @@ def test_group_ids_out_of_range(group):
 
 def test_native_module_checks_group_ids_itself():
     counts = torch.zeros(2, 4, dtype=torch.int64)
-    with pytest.raises(ValueError, match="out of range"):
-        native().label_counts(torch.zeros(1, 4), torch.tensor([2]), counts, 1)
+    with pytest.raises(RuntimeError, match=r"group id 2 of row 0 is out of range: it must lie in \[0, 2\)"):
+        _native.label_counts(torch.zeros(1, 4), torch.tensor([2]), counts, 1)
+
+
+def test_native_module_refuses_results_that_it_would_have_to_convert():
+    """A converted copy would take the counts, and the caller's would stay as they were."""
+    for counts in (torch.zeros(1, 4, dtype=torch.int32), torch.zeros(4, 2, dtype=torch.int64).T[:1]):
+        with pytest.raises(TypeError, match="incompatible function arguments"):
+            _native.label_counts(torch.zeros(1, 4), None, counts, 1)
 
 
 def test_groups_are_counted_apart_and_default_to_the_largest_id():
@@ -181,5 +187,5 @@ def test_any_number_of_threads_gives_the_same_counts():
     expected = label_counts(logits, 50, implementation="reference")
     for threads in (1, 2, 3, 7):
         counts = torch.zeros(1, 50, dtype=torch.int64)
-        native().label_counts(logits, None, counts, threads)
+        _native.label_counts(logits, None, counts, threads)
         assert torch.equal(counts[0], expected)

@@ -27,8 +27,7 @@ from kernel_cases import (
 )
 
 from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.kernels import linear_label_counts, nearest_centroid
-from dp4tl_fast.kernels.dispatch import native
+from dp4tl_fast.kernels import _native, linear_label_counts, nearest_centroid
 from dp4tl_fast.kernels.linear_argmax import _native as native_argmax
 from dp4tl_fast.kernels.linear_label_counts.reference import linear_label_counts as linear_reference
 from dp4tl_fast.kernels.nearest_centroid.reference import nearest_centroid as reference
@@ -200,7 +199,7 @@ def test_memory_is_bounded(dtype):
 
 
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize("isa", native().isas())
+@pytest.mark.parametrize("isa", _native.isas())
 @pytest.mark.parametrize("screen", [False, True])
 @SOME
 @given(

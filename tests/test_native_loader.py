@@ -78,7 +78,7 @@ def test_the_purest_colours_keep_their_levels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-@pytest.mark.parametrize("isa", _native.supported_isas())
+@pytest.mark.parametrize("isa", _native.isas())
 def test_float_output_is_the_normalised_pixel(
     beton: Beton, dtype: str, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,7 +97,7 @@ def test_every_instruction_set_gives_the_same_bits(
     beton: Beton, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = []
-    for isa in _native.supported_isas():
+    for isa in _native.isas():
         monkeypatch.setattr(NativeLoader, "isa", isa)
         with open_loader(beton) as loader:
             assert loader._core.isa == isa

@@ -32,9 +32,10 @@ def test_crops_and_mirrors_are_the_references(
     spec = LoaderSpec(transform=transform, seed=seed, flip=True, **ranges)
     widths, heights, records = (np.array(column, np.int64) for column in zip(*shapes, strict=True))
     boxes, mirror = parameters(spec, epoch, records, heights, widths, view)
-    got = _native.sample_crops(
-        transform, spec.scale, spec.aspect, ratio, True, seed, widths, heights, records, epoch, view
-    )
+    crop = _native.CropSpec()
+    crop.transform = _native.Transform[transform]
+    crop.scale, crop.aspect, crop.crop_ratio, crop.flip, crop.seed = spec.scale, spec.aspect, ratio, True, seed
+    got = _native.sample_crops(crop, widths, heights, records, epoch, view)
     left, top, width, height, flip = got.T
     assert np.array_equal(np.stack([top, left, height, width], axis=1), boxes)
     assert np.array_equal(flip.astype(bool), mirror)

@@ -112,7 +112,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def has_entry_points(data: bytes) -> bool:
-    """Whether the native loader can begin in the middle: an index segment (``csrc/core/jpeg_index.h``), or restart markers.
+    """Whether the native loader can begin in the middle: an index segment (``csrc/core/jpeg/index.h``), or restart markers.
 
     Raises:
         ValueError: The markers are damaged.

@@ -1,6 +1,6 @@
 """Where each image is cropped and whether it is mirrored: pure functions of (seed, epoch, record, view).
 
-The one truth for every backend, and the reference of the native one (``kernels/csrc/core/crop.cpp``). Random numbers are
+The one truth for every backend, and the reference of the native one (``kernels/csrc/core/pixels/crop.cpp``). Random numbers are
 ``philox.philox(seed, record, epoch, view, block)``; blocks t below 10 are try t at a random resized crop, block 16 mirrors (top
 bit of word 0). Blocks from 32 on belong to colours (``training/views.py``).
 """

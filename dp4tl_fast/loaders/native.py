@@ -1,4 +1,4 @@
-"""The native backend: C++ threads (``kernels/csrc/core/loader.h``) decode records straight into batch memory.
+"""The native backend: C++ threads (``kernels/csrc/core/loader/loader.h``) decode records straight into batch memory.
 
 Records come in ``BaseLoader``'s order (with ``max_ram`` smaller than the data, in that of ``order.block_buffers``), and what
 a view shows is ``loaders/augment.py``'s pure function of (seed, epoch, record, view): the same batches come out for any
@@ -129,29 +129,21 @@ class NativeLoader(BaseLoader):
 
     def _open_core(self) -> None:
         spec = self.spec
-        to_float = spec.dtype != "uint8"  # x / 255, less the mean, by the standard deviation: as x * mul + add
+        options = _native.LoaderOptions()
+        crop, output = options.crop, options.output
+        crop.transform = _native.Transform[spec.transform]
+        crop.scale, crop.aspect, crop.crop_ratio = spec.scale, spec.aspect, spec.crop_ratio
+        crop.flip, crop.seed = spec.flip, spec.seed
+        output.size, output.dtype = spec.size, _native.DType[spec.dtype]
+        if spec.dtype != "uint8":  # x / 255, less the mean, by the standard deviation: as x * scale + bias
+            output.scale = [1 / (255 * s) for s in spec.std]
+            output.bias = [-m / s for m, s in zip(spec.mean, spec.std, strict=True)]
+        options.views, options.batch_size, options.depth = spec.views, spec.batch_size, self._depth()
+        options.threads = spec.workers or len(os.sched_getaffinity(0))
+        options.skip, options.exact = spec.on_error == "skip", spec.exact
+        options.lent, options.isa = self._allocate is not None, self.isa
         try:
-            self._core = _native.Loader(
-                self._tables,
-                transform=spec.transform,
-                scale=spec.scale,
-                aspect=spec.aspect,
-                crop_ratio=spec.crop_ratio,
-                flip=spec.flip,
-                seed=spec.seed,
-                size=spec.size,
-                dtype=spec.dtype,
-                mul=[1 / (255 * s) if to_float else 1.0 for s in spec.std],
-                add=[-m / s if to_float else 0.0 for m, s in zip(spec.mean, spec.std, strict=True)],
-                views=spec.views,
-                threads=spec.workers or len(os.sched_getaffinity(0)),
-                batch_size=spec.batch_size,
-                depth=self._depth(),
-                skip=spec.on_error == "skip",
-                exact=spec.exact,
-                isa=self.isa,
-                lent=self._allocate is not None,
-            )
+            self._core = _native.Loader(self._tables, options)
         except RuntimeError as error:
             raise UsageError(f"native loader: {error}") from None
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.kernels.dispatch import choose, native, require_matrix
+from dp4tl_fast.kernels.dispatch import choose, require_matrix
 from dp4tl_fast.kernels.linear_argmax import Winners, linear_argmax
 from dp4tl_fast.kernels.nearest_centroid import squared_norms
 
@@ -167,9 +167,11 @@ def _cluster_sums(features: torch.Tensor, index: torch.Tensor, clusters: int, im
     import torch
 
     if implementation == "native":
+        from dp4tl_fast.kernels import _native
+
         rows = features if features.stride(1) == 1 else features.contiguous()
         sums = torch.empty(clusters, features.shape[1], dtype=torch.float64)
-        native().cluster_sums(rows, index, sums, torch.get_num_threads())
+        _native.cluster_sums(rows, index, sums, torch.get_num_threads())
         return sums
     if implementation == "triton":
         from dp4tl_fast.kernels.kmeans.triton_impl import cluster_sums as triton

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.kernels.dispatch import (
     choose,
-    native,
     require_groups,
     require_matrix,
     require_nan_policy,
@@ -77,6 +76,8 @@ def _native(
 ) -> tuple[torch.Tensor, int]:
     import torch
 
+    from dp4tl_fast.kernels import _native as core
+
     rows, classes = logits.shape
     counts = torch.zeros(groups, classes, dtype=torch.int64)
     step = rows if logits.stride(1) == 1 else CHUNK_ELEMENTS // classes
@@ -87,7 +88,7 @@ def _native(
         if chunk.stride(1) != 1:
             chunk = chunk.contiguous()
         ids = None if group is None else group[start : start + len(chunk)]
-        row = native().label_counts(chunk, ids, counts, torch.get_num_threads(), isa)
+        row = core.label_counts(chunk, ids, counts, torch.get_num_threads(), isa)
         if first_nan < 0 <= row:
             first_nan = start + row
     return counts, first_nan

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.kernels.dispatch import choose, histogram, native, require_groups, require_matrix
+from dp4tl_fast.kernels.dispatch import choose, histogram, require_groups, require_matrix
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +80,9 @@ def _native(
     """
     import torch
 
-    core, threads = native(), torch.get_num_threads()
+    from dp4tl_fast.kernels import _native as core
+
+    threads = torch.get_num_threads()
     screen = core.has_bf16_products() if screen is None else screen
     w = w.contiguous()
     operand = w.to(torch.bfloat16 if screen else torch.float32)

@@ -1,37 +1,30 @@
-// Python seam of core/counts.h. Shapes and dtypes are checked here; values (group ids) by the callers in Python.
-#include "core/counts.h"
+// dp4tl_fast.kernels._native: core/rows/counts.h on matrices of any array library. Shapes and dtypes are checked here.
+#include "core/rows/counts.h"
 
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
-#include <nanobind/stl/vector.h>
 
 #include <optional>
 #include <stdexcept>
 #include <string>
-#include <thread>
-#include <vector>
 
 #include "bindings/register.h"
 
 namespace nb = nanobind;
+using namespace nb::literals;
 
 namespace dp4tl {
 namespace {
 
-using Rows = nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu>;
-using Offsets = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Ids = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Counts = nb::ndarray<int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Sums = nb::ndarray<double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Values = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Indices = nb::ndarray<int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
-const std::vector<std::string> kIsaNames = {"baseline", "avx2", "avx512"};
-
-std::vector<std::string> supported() {
-  return {kIsaNames.begin(), kIsaNames.begin() + static_cast<int>(best_isa()) + 1};
-}
+// nb::pytorch is for the stub; any library that speaks DLPack is accepted.
+using Rows = nb::ndarray<nb::pytorch, nb::ro, nb::ndim<2>, nb::device::cpu>;
+using Offsets = nb::ndarray<nb::pytorch, const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Ids = nb::ndarray<nb::pytorch, const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Counts = nb::ndarray<nb::pytorch, int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Sums = nb::ndarray<nb::pytorch, double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Values = nb::ndarray<nb::pytorch, float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Indices = nb::ndarray<nb::pytorch, int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 void require(bool condition, const char* what) {
   if (!condition) throw std::invalid_argument(what);
@@ -54,30 +47,24 @@ Matrix matrix_of(const Rows& rows) {
 
 Execution execution(int threads, const std::string& isa) {
   require(threads >= 1, "threads must be positive");
-  if (isa == "auto") return {threads, best_isa()};
-  const auto names = supported();
-  for (size_t i = 0; i < names.size(); ++i)
-    if (names[i] == isa) return {threads, static_cast<Isa>(i)};
-  throw std::invalid_argument("unknown instruction set, or one that this CPU lacks: " + isa);
+  return {threads, isa_named(isa)};
 }
 
 int64_t py_label_counts(const Rows& logits, const std::optional<Ids>& group, Counts counts, int threads,
                         const std::string& isa) {
   const Matrix matrix = matrix_of(logits);
-  require(static_cast<int64_t>(counts.shape(1)) == matrix.columns, "counts must have a column for every class");
-  require(group ? group->shape(0) == logits.shape(0) : counts.shape(0) == 1, "one group id a row, or a single group");
+  require(static_cast<int64_t>(counts.shape(1)) == matrix.columns, "counts must have one column per class");
+  require(group ? group->shape(0) == logits.shape(0) : counts.shape(0) == 1, "there must be one group id per row, or a single group");
   const int64_t* ids = group ? group->data() : nullptr;
   const auto groups = static_cast<int64_t>(counts.shape(0));
-  for (int64_t i = 0; ids && i < matrix.rows; ++i)
-    if (ids[i] < 0 || ids[i] >= groups) throw std::invalid_argument("group id out of range");
   const Execution how = execution(threads, isa);
   nb::gil_scoped_release release;
   return label_counts(matrix, ids, groups, counts.data(), how);
 }
 
 void check_running(const Rows& scores, const Offsets& offset, const Values& value, const Indices& index) {
-  require(offset.shape(0) == scores.shape(1), "one offset a column");
-  require(value.shape(0) == scores.shape(0) && index.shape(0) == scores.shape(0), "one value and index a row");
+  require(offset.shape(0) == scores.shape(1), "there must be one offset per column");
+  require(value.shape(0) == scores.shape(0) && index.shape(0) == scores.shape(0), "there must be one value and one index per row");
 }
 
 void py_update_best(const Rows& scores, const Offsets& offset, int64_t first, Values value, Indices index, int threads,
@@ -95,9 +82,9 @@ int64_t py_update_best_screened(const Rows& products, const Offsets& offset, con
                                 const std::string& isa) {
   const Matrix matrix = matrix_of(products), features = matrix_of(x), weights = matrix_of(w);
   check_running(products, offset, value, index);
-  require(error.shape(0) == products.shape(1), "one error a column");
+  require(error.shape(0) == products.shape(1), "there must be one error per column");
   require(matrix.scalar == Scalar::bf16, "products must be bfloat16");
-  require(features.scalar == weights.scalar, "x and w must have one dtype");
+  require(features.scalar == weights.scalar, "x and w must have the same dtype");
   require(features.rows == matrix.rows && weights.rows == matrix.columns && features.columns == weights.columns,
           "shapes of products, x and w do not fit");
   const Execution how = execution(threads, isa);
@@ -108,36 +95,27 @@ int64_t py_update_best_screened(const Rows& products, const Offsets& offset, con
 
 void py_cluster_sums(const Rows& x, const Ids& index, Sums sums, int threads, const std::string& isa) {
   const Matrix matrix = matrix_of(x);
-  require(index.shape(0) == x.shape(0), "one cluster a row");
-  require(sums.shape(1) == x.shape(1), "sums must have a column for every column of x");
+  require(index.shape(0) == x.shape(0), "there must be one cluster per row");
+  require(sums.shape(1) == x.shape(1), "sums must have as many columns as x");
   const auto clusters = static_cast<int64_t>(sums.shape(0));
-  const int64_t* ids = index.data();
-  for (int64_t i = 0; i < matrix.rows; ++i) require(ids[i] >= 0 && ids[i] < clusters, "cluster out of range");
   const Execution how = execution(threads, isa);
   nb::gil_scoped_release release;
-  cluster_sums(matrix, ids, clusters, sums.data(), how);
+  cluster_sums(matrix, index.data(), clusters, sums.data(), how);
 }
 
 }  // namespace
 
+// Results go to arrays of the caller's (noconvert: a converted copy would swallow them).
 void register_counts(nb::module_& m) {
-  m.def("isas", &supported, "Instruction sets that this CPU has, from plain to best.");
-  m.def("has_bf16_products", [] {
-#if defined(__x86_64__)
-    return bool(__builtin_cpu_supports("avx512bf16"));
-#else
-    return false;
-#endif
-  }, "Whether the CPU multiplies bfloat16 in hardware.");
-  m.def("label_counts", &py_label_counts, nb::arg("logits"), nb::arg("group").none(), nb::arg("counts"),
-        nb::arg("threads"), nb::arg("isa") = "auto", "See core/counts.h.");
-  m.def("update_best", &py_update_best, nb::arg("scores"), nb::arg("offset"), nb::arg("first"), nb::arg("value"),
-        nb::arg("index"), nb::arg("threads"), nb::arg("isa") = "auto", "See core/counts.h.");
-  m.def("update_best_screened", &py_update_best_screened, nb::arg("products"), nb::arg("offset"), nb::arg("error"),
-        nb::arg("x"), nb::arg("w"), nb::arg("first"), nb::arg("value"), nb::arg("index"), nb::arg("threads"),
-        nb::arg("isa") = "auto", "See core/counts.h.");
-  m.def("cluster_sums", &py_cluster_sums, nb::arg("x"), nb::arg("index"), nb::arg("sums"), nb::arg("threads"),
-        nb::arg("isa") = "auto", "See core/counts.h.");
+  m.def("label_counts", &py_label_counts, "logits"_a, "group"_a.none(), "counts"_a.noconvert(), "threads"_a, "isa"_a = "auto",
+        "counts[group[i], argmax of row i] += 1; the first row with a NaN, or -1. See core/rows/counts.h.");
+  m.def("update_best", &py_update_best, "scores"_a, "offset"_a, "first"_a, "value"_a.noconvert(), "index"_a.noconvert(), "threads"_a,
+        "isa"_a = "auto", "Running argmax over blocks of columns. See core/rows/counts.h.");
+  m.def("update_best_screened", &py_update_best_screened, "products"_a, "offset"_a, "error"_a, "x"_a, "w"_a, "first"_a,
+        "value"_a.noconvert(), "index"_a.noconvert(), "threads"_a, "isa"_a = "auto",
+        "update_best from products in bfloat16; how many scores were computed again. See core/rows/counts.h.");
+  m.def("cluster_sums", &py_cluster_sums, "x"_a, "index"_a, "sums"_a.noconvert(), "threads"_a, "isa"_a = "auto",
+        "Sums of the rows of each cluster. See core/rows/counts.h.");
 }
 
 }  // namespace dp4tl

@@ -37,8 +37,8 @@ nb::list byte_views(nb::object buffer, const Numbers& offsets, const Numbers& si
 
 void register_views(nb::module_& m) {
   m.def("byte_views", &byte_views, "buffer"_a, "offsets"_a, "sizes"_a,
-        "Pieces of a buffer, nothing copied: a list of uint8 [sizes[i]] that speak DLPack and the buffer protocol. They are for\n"
-        "reading: writing to one of a read-only mapping ends the process. IndexError: one is not inside the buffer.");
+        "Pieces of a buffer, nothing copied: a list of uint8 [sizes[i]] that speak DLPack and the buffer protocol. They are only\n"
+        "for reading: writing to a piece of a read-only mapping ends the process. IndexError: a piece is not inside the buffer.");
 }
 
 }  // namespace dp4tl

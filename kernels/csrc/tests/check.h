@@ -1,4 +1,4 @@
-// Checks for the C++ tests: a failed one says what and where, and the program ends with 1.
+// Checks for the C++ tests: a failed one reports what and where, and the program exits with 1.
 #pragma once
 
 #include <cstdio>

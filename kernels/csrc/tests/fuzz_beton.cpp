@@ -5,9 +5,9 @@
 #include <string>
 #include <vector>
 
-#include "core/beton.h"
 #include "core/error.h"
-#include "core/record_reader.h"
+#include "core/file/beton.h"
+#include "core/loader/record_reader.h"
 
 using namespace dp4tl;
 
@@ -20,10 +20,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* input, size_t size) {
     Output out;
     out.size = 16;
     std::vector<uint8_t> pixels(16 * 16 * 3);
-    RecordReader reader(beton.file, crop, out, 1, false, kernels_for("auto"));
+    RecordReader reader(beton.file, crop, out, 1, false, kernels_for(best_isa()));
     for (size_t i = 0; i < beton.records.size() && i < 64; ++i) {
       const Record r = beton.records[i];
-      if (uint32_t{r.width} * r.height > 1 << 18) continue;  // a run should take no seconds
+      if (uint32_t{r.width} * r.height > 1 << 18) continue;  // a run must stay short
       try {
         reader.run(static_cast<int64_t>(i), r, nullptr, 0, pixels.data(), 0);
       } catch (const Error&) {

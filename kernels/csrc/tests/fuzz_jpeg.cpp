@@ -2,16 +2,16 @@
 #include <algorithm>
 
 #include "core/error.h"
-#include "core/jpeg_crop.h"
-#include "core/jpeg_index.h"
-#include "core/jpeg_transcode.h"
-#include "core/kernels.h"
+#include "core/isa/kernels.h"
+#include "core/jpeg/crop_decoder.h"
+#include "core/jpeg/index.h"
+#include "core/jpeg/transcode.h"
 
 using namespace dp4tl;
 
 namespace {
 
-// The size that the header claims: decode() is only ever called with that of the .beton table. Small, so that a run takes no seconds.
+// The size that the header claims: decode() is only ever called with that of the .beton table. Small, so that a run stays short.
 bool claimed_size(const uint8_t* data, size_t size, int& width, int& height) {
   width = height = 0;
   for (size_t i = 2; i + 9 < size; ++i) {
@@ -26,11 +26,10 @@ bool claimed_size(const uint8_t* data, size_t size, int& width, int& height) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* input, size_t size) {
-  static CropDecoder* decoders[3] = {};
+  static std::vector<CropDecoder> decoders;
   static TurboDecoder turbo;
-  if (!decoders[0]) {
-    size_t i = 0;
-    for (const std::string& isa : supported_isas()) decoders[i++] = new CropDecoder(kernels_for(isa));
+  if (decoders.empty()) {
+    for (const Isa isa : supported_isas()) decoders.emplace_back(kernels_for(isa));
   }
   if (size < 8) return 0;
   const uint8_t* data = input + 4;
@@ -41,20 +40,18 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* input, size_t size) {
   r.width = 1 + input[2] * (width - r.x - 1) / 255;
   r.height = 1 + input[3] * (height - r.y - 1) / 255;
   Pixels pixels;
-  for (CropDecoder* decoder : decoders) {
-    if (decoder) decoder->decode(data, size, width, height, r, pixels, 1 << (input[1] & 3));
-  }
+  for (CropDecoder& decoder : decoders) decoder.decode(data, size, width, height, r, pixels, 1 << (input[1] & 3));
   try {
     turbo.decode(data, size, width, height, r);
   } catch (const Error&) {
   }
-  static JpegIndexer indexer(kernels_for("auto"));
+  static JpegIndexer indexer(kernels_for(best_isa()));
   if (indexer.run(data, size, 8 + input[0] % 64) == JpegIndexer::Result::kIndexed) {  // then the index is a right one
-    std::vector<uint8_t> indexed(data, data + size);
-    indexed.insert(indexed.begin() + static_cast<ptrdiff_t>(indexer.at()), indexer.segment().begin(), indexer.segment().end());
+    std::vector<uint8_t> indexed(size + indexer.added_bytes());
+    indexer.write(data, size, indexed.data());
     Pixels again;
-    const bool before = decoders[0]->decode(data, size, width, height, r, pixels);
-    if (before != decoders[0]->decode(indexed.data(), indexed.size(), width, height, r, again)) __builtin_trap();
+    const bool before = decoders[0].decode(data, size, width, height, r, pixels);
+    if (before != decoders[0].decode(indexed.data(), indexed.size(), width, height, r, again)) __builtin_trap();
   }
   try {
     make_sequential(data, size);

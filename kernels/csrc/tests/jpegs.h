@@ -11,7 +11,7 @@
 // jpeglib.h needs size_t and FILE before it.
 #include <jpeglib.h>
 
-#include "core/jpeg_index.h"
+#include "core/jpeg/index.h"
 
 namespace dp4tl::test {
 
@@ -74,8 +74,8 @@ inline std::vector<uint8_t> encode(const JpegOptions& o, unsigned seed) {
 
 // The JPEG with the indexer's segment.
 inline std::vector<uint8_t> insert_index(const JpegIndexer& indexer, const std::vector<uint8_t>& jpeg) {
-  std::vector<uint8_t> whole(jpeg);
-  whole.insert(whole.begin() + static_cast<ptrdiff_t>(indexer.at()), indexer.segment().begin(), indexer.segment().end());
+  std::vector<uint8_t> whole(jpeg.size() + indexer.added_bytes());
+  indexer.write(jpeg.data(), jpeg.size(), whole.data());
   return whole;
 }
 
@@ -120,7 +120,7 @@ inline std::vector<Reference> decode_planes(const std::vector<uint8_t>& jpeg) {
   return planes;
 }
 
-// Planes of size[c] x size[c] samples a block from its lowest frequencies, in floating point: orthonormal DCTs of both sizes.
+// Planes of size[c] x size[c] samples per block from its lowest frequencies, in floating point: orthonormal DCTs of both sizes.
 inline std::vector<Reference> shrunk_planes(const std::vector<uint8_t>& jpeg, const std::vector<int>& size) {
   jpeg_decompress_struct info;
   jpeg_error_mgr errors;

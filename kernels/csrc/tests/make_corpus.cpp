@@ -1,4 +1,5 @@
-// Writes the fuzz targets' seeds: make_corpus DIR. Four bytes that choose a crop, then a small JPEG of each kind, with an index where there can be one.
+// Writes the fuzz targets' seeds: make_corpus DIR. Four bytes that choose a crop, then a small JPEG of each kind, with an index where
+// it can have one.
 #include <cstdio>
 #include <string>
 
@@ -18,7 +19,7 @@ int main(int argc, char** argv) {
         o.progressive = progressive, o.restart_interval = restart, o.gray = h == 0;
         if (h) o.h = h, o.v = v;
         const std::vector<uint8_t> plain = encode(o, static_cast<unsigned>(++seed));
-        dp4tl::JpegIndexer indexer(dp4tl::kernels_for("auto"));
+        dp4tl::JpegIndexer indexer(dp4tl::kernels_for(dp4tl::best_isa()));
         const bool indexed = indexer.run(plain.data(), plain.size(), 8) == dp4tl::JpegIndexer::Result::kIndexed;
         const std::vector<uint8_t> jpeg = indexed ? insert_index(indexer, plain) : plain;
         std::FILE* file = std::fopen((std::string(argv[1]) + "/jpeg_" + std::to_string(seed)).c_str(), "wb");

@@ -1,5 +1,5 @@
 // The table parser: good files are read, damaged ones refused, and none makes it read or write out of bounds.
-#include "core/beton.h"
+#include "core/file/beton.h"
 
 #include <cstring>
 #include <random>

@@ -2,11 +2,14 @@
 // Run with -DDP4TL_SANITIZE=ON this also shows that no variant reads beyond a row.
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <random>
+#include <string>
 #include <vector>
 
-#include "core/counts.h"
+#include "core/error.h"
+#include "core/rows/counts.h"
 #include "tests/check.h"
 
 using namespace dp4tl;
@@ -49,11 +52,34 @@ void check_rows(Scalar scalar, Isa isa, std::mt19937& random, Convert convert) {
       std::unique_ptr<T[]> memory(new T[n + shift]);
       for (int k = 0; k < n; ++k) memory[shift + k] = convert(row[k]);
       const Best got = row_argmax(scalar, isa)(memory.get() + shift, nullptr, n), expected = plain(row);
-      CHECK(got.index == expected.index, "isa %d n %d shift %d: %ld, expected %ld", static_cast<int>(isa), n, shift,
+      CHECK(got.index == expected.index, "%s: n %d shift %d: %ld, expected %ld", name_of(isa), n, shift,
             static_cast<long>(got.index), static_cast<long>(expected.index));
-      CHECK(got.index == kNan || got.value == expected.value, "isa %d n %d", static_cast<int>(isa), n);
+      CHECK(got.index == kNan || got.value == expected.value, "%s: n %d", name_of(isa), n);
     }
   }
+}
+
+bool refuses(const std::function<void()>& what, const char* why) {
+  try {
+    what();
+  } catch (const Error& error) {
+    return std::string(error.what()).find(why) != std::string::npos;
+  }
+  return false;
+}
+
+void check_ids() {
+  const std::vector<float> rows = {1, 2, 3, 4};
+  const Matrix matrix = {rows.data(), Scalar::f32, 2, 2, 2};
+  std::vector<int64_t> counts(4, 0);
+  std::vector<double> sums(4, 0);
+  for (const int64_t bad : {INT64_MIN, int64_t{-1}, int64_t{2}, INT64_MAX}) {
+    const int64_t ids[2] = {1, bad};
+    const std::string why = std::to_string(bad) + " of row 1 is out of range: it must lie in [0, 2)";
+    CHECK(refuses([&] { label_counts(matrix, ids, 2, counts.data(), {1, best_isa()}); }, ("group id " + why).c_str()));
+    CHECK(refuses([&] { cluster_sums(matrix, ids, 2, sums.data(), {1, best_isa()}); }, ("cluster " + why).c_str()));
+  }
+  CHECK(counts == std::vector<int64_t>(4, 0), "counted before the check");
 }
 
 void check_threads() {
@@ -75,11 +101,12 @@ void check_threads() {
 
 int main() {
   std::mt19937 random(1);
-  for (int isa = 0; isa <= static_cast<int>(best_isa()); ++isa) {
-    check_rows<float>(Scalar::f32, static_cast<Isa>(isa), random, [](float x) { return x; });
-    check_rows<uint16_t>(Scalar::f16, static_cast<Isa>(isa), random, f16);
-    check_rows<uint16_t>(Scalar::bf16, static_cast<Isa>(isa), random, bf16);
+  for (const Isa isa : supported_isas()) {
+    check_rows<float>(Scalar::f32, isa, random, [](float x) { return x; });
+    check_rows<uint16_t>(Scalar::f16, isa, random, f16);
+    check_rows<uint16_t>(Scalar::bf16, isa, random, bf16);
   }
+  check_ids();
   check_threads();
   return 0;
 }

@@ -1,12 +1,12 @@
-// The own JPEG decoder gives libjpeg-turbo's samples bit for bit, in every instruction set, with and without restart markers and an
-// index; damaged data are refused or decoded, never read beyond.
-#include "core/jpeg_crop.h"
+// The crop decoder gives libjpeg-turbo's samples bit for bit, in every instruction set, with and without restart markers and an
+// index; damaged data are refused or decoded, never read out of bounds.
+#include "core/jpeg/crop_decoder.h"
 
 #include <cstring>
 #include <string>
 
 #include "core/error.h"
-#include "core/jpeg_transcode.h"
+#include "core/jpeg/transcode.h"
 #include "tests/check.h"
 #include "tests/jpegs.h"
 
@@ -78,7 +78,7 @@ std::vector<JpegOptions> ordinary() {
 void same_as_turbo(const Kernels& kernels) {
   unsigned seed = 0;
   for (const JpegOptions& o : ordinary()) {
-    const std::string what = std::string(kernels.name) + " " + std::to_string(o.width) + "x" + std::to_string(o.height) + " " +
+    const std::string what = std::string(name_of(kernels.isa)) + " " + std::to_string(o.width) + "x" + std::to_string(o.height) + " " +
                              std::to_string(o.h) + std::to_string(o.v) + " q" + std::to_string(o.quality) + " r" + std::to_string(o.restart_interval);
     const std::vector<uint8_t> jpeg = encode(o, ++seed);
     check_crops(kernels, jpeg, o, seed, what);
@@ -119,7 +119,36 @@ void index_matters(const Kernels& kernels) {
   CHECK(std::memcmp(wrong.planes[0].data, kept.data(), kept.size()) != 0, "the index was not used");
 }
 
-// Shrunk planes are within a level of the floating-point ones, and chroma keeps what it has.
+// The index is one segment more; every other byte stays as it was.
+void index_is_spliced_in(const Kernels& kernels) {
+  JpegOptions o;
+  o.width = 640, o.height = 480;
+  const std::vector<uint8_t> plain = encode(o, 3), indexed = with_index(kernels, plain, 64);
+  JpegHeader before, after;
+  CHECK(parse_jpeg(plain.data(), plain.size(), before) && parse_jpeg(indexed.data(), indexed.size(), after) && after.index);
+  const size_t segment = 4 + after.index_bytes, at = static_cast<size_t>(after.index - indexed.data()) - 4;
+  CHECK(indexed.size() == plain.size() + segment && after.scan == before.scan + segment, "%zu bytes", indexed.size());
+  CHECK(indexed[at] == 0xFF && indexed[at + 1] == 0xEF, "at %zu", at);
+  std::vector<uint8_t> rest(indexed);
+  rest.erase(rest.begin() + static_cast<ptrdiff_t>(at), rest.begin() + static_cast<ptrdiff_t>(at + segment));
+  CHECK(rest == plain);
+}
+
+// Every start, in blocks of exactly their size: stuffed FF 00, runs of FF, and an FF as the last byte are no end.
+void ends() {
+  const std::vector<uint8_t> bytes = {0xFF, 0xD8, 0xD9, 0xFF, 0x00, 0xD9, 0xFF, 0xFF, 0xD9, 1, 2, 0xFF, 0xD9, 0xFF};
+  for (size_t size = 0; size <= bytes.size(); ++size) {
+    const std::vector<uint8_t> exact(bytes.begin(), bytes.begin() + static_cast<ptrdiff_t>(size));
+    for (size_t start = 0; start <= size + 2; ++start) {
+      size_t expected = 0;
+      for (size_t i = start; !expected && i + 1 < size; ++i) expected = exact[i] == 0xFF && exact[i + 1] == 0xD9 ? i + 2 : 0;
+      const size_t got = end_of_jpeg(exact.data(), size, start);
+      CHECK(got == expected, "%zu of %zu: %zu, not %zu", start, size, got, expected);
+    }
+  }
+}
+
+// Shrunk planes are within a level of the floating-point ones, and subsampled chroma shrinks less.
 void shrunk(const Kernels& kernels) {
   unsigned seed = 50;
   for (JpegOptions o : ordinary()) {
@@ -139,7 +168,7 @@ void shrunk(const Kernels& kernels) {
           for (int x = r.x / p.step_x; x < (r.x + r.width + p.step_x - 1) / p.step_x; ++x) {
             const int got = p.data[(y - p.top) * p.stride + x - p.left];
             const int want = reference[i].samples[static_cast<size_t>(y) * reference[i].width + x];
-            CHECK(std::abs(got - want) <= 1, "%s 1/%d plane %zu sample %d,%d: %d, not %d", kernels.name, shrink, i, x, y, got, want);
+            CHECK(std::abs(got - want) <= 1, "%s 1/%d plane %zu sample %d,%d: %d, not %d", name_of(kernels.isa), shrink, i, x, y, got, want);
           }
         }
       }
@@ -161,8 +190,8 @@ void progressive(const Kernels& kernels) {
   compare(pixels, decode_planes(jpeg), all, "progressive");
 }
 
-// Any damage is either refused or decoded to something; the sanitizers watch the bounds. The bytes stand in a block of exactly their
-// size, so that one byte too far is seen.
+// Any damage is either refused or decoded to something; the sanitizers watch the bounds. The bytes are in a block of exactly their
+// size, so that one byte too far is noticed.
 void damaged(const Kernels& kernels) {
   std::mt19937 random(1);
   CropDecoder decoder(kernels);
@@ -195,14 +224,16 @@ void damaged(const Kernels& kernels) {
 }  // namespace
 
 int main() {
-  for (const std::string& isa : supported_isas()) {
+  ends();
+  for (const Isa isa : supported_isas()) {
     const Kernels& kernels = kernels_for(isa);
-    CHECK(isa == kernels.name);
+    CHECK(isa == kernels.isa);
     same_as_turbo(kernels);
+    index_is_spliced_in(kernels);
     index_matters(kernels);
     shrunk(kernels);
     progressive(kernels);
     damaged(kernels);
-    std::printf("%s: good\n", kernels.name);
+    std::printf("%s: good\n", name_of(kernels.isa));
   }
 }

@@ -1,11 +1,11 @@
 // A progressive JPEG made sequential keeps every sample; a shrunk one has the size asked for; damaged data are refused or survived,
-// never read beyond.
+// never read out of bounds.
 #include <algorithm>
 #include <string>
 
 #include "core/error.h"
-#include "core/jpeg_shrink.h"
-#include "core/jpeg_transcode.h"
+#include "core/jpeg/shrink.h"
+#include "core/jpeg/transcode.h"
 #include "tests/check.h"
 #include "tests/jpegs.h"
 
@@ -41,7 +41,7 @@ void check_sequential(JpegOptions o, unsigned seed) {
 
 // A few bytes that claim 65,500 x 65,500 pixels are refused before memory is asked for.
 void check_bombs() {
-  JpegShrinker shrinker(kernels_for("auto"));
+  JpegShrinker shrinker(kernels_for(best_isa()));
   std::vector<uint8_t> baseline = encode({}, 1);
   for (size_t i = 0; i + 9 < baseline.size(); ++i) {
     if (baseline[i] == 0xFF && baseline[i + 1] == 0xC0) baseline[i + 5] = baseline[i + 7] = 0xFF, baseline[i + 6] = baseline[i + 8] = 0xDC;
@@ -96,7 +96,7 @@ int main() {
           o.width = w, o.height = h, o.restart_interval = restart, o.gray = gray, o.quality = 30 + static_cast<int>(seed * 7 % 71);
           if (!gray) o.h = sh, o.v = sv;
           check_sequential(o, ++seed);
-          for (const std::string& isa : supported_isas()) {
+          for (const Isa isa : supported_isas()) {
             JpegShrinker shrinker(kernels_for(isa));
             check_shrunk(shrinker, o, seed);
             check_damaged(shrinker, o, seed);

@@ -1,6 +1,6 @@
-// Each instruction set's pixel kernels against plain loops that say what they compute: equal bits, at every awkward length.
+// Each instruction set's pixel kernels against plain loops that define what they compute: equal bits, at every awkward length.
 // decode_scan has a test of its own (test_jpeg.cpp).
-#include "core/kernels.h"
+#include "core/isa/kernels.h"
 
 #include <cmath>
 #include <cstring>
@@ -54,7 +54,7 @@ void rows_blend(const Kernels& kernels, std::mt19937& random) {
         std::vector<int> samples;
         for (int k = 0; k < taps; ++k) samples.push_back(from[static_cast<size_t>(k * stride + x)]);
         const int expected = blend(samples, w.data(), true);
-        CHECK(to[x] == expected, "%s: blend_rows, taps %d n %d x %d: %d, expected %d", kernels.name, taps, n, x, to[x], expected);
+        CHECK(to[x] == expected, "%s: blend_rows, taps %d n %d x %d: %d, expected %d", name_of(kernels.isa), taps, n, x, to[x], expected);
       }
     }
   }
@@ -66,7 +66,7 @@ void columns_blend(const Kernels& kernels, std::mt19937& random) {
     for (int16_t& x : rows) x = static_cast<int16_t>(random() % 32641);
     kernels.to_columns(rows.data(), n, n, columns.data());
     for (int x = 0; x < n; ++x) {
-      for (int i = 0; i < kBand; ++i) CHECK(columns[x * kBand + i] == rows[i * n + x], "%s: to_columns, x %d row %d", kernels.name, x, i);
+      for (int i = 0; i < kBand; ++i) CHECK(columns[x * kBand + i] == rows[i * n + x], "%s: to_columns, x %d row %d", name_of(kernels.isa), x, i);
     }
   }
   for (int channels : {1, 3}) {
@@ -87,7 +87,7 @@ void columns_blend(const Kernels& kernels, std::mt19937& random) {
           std::vector<int> samples;
           for (int k = 0; k < taps; ++k) samples.push_back(columns[((start[x] + k) * channels + channel) * kBand + at % kBand]);
           const int expected = blend(samples, &weight[x * taps], false);
-          CHECK(to[at] == expected, "%s: blend_columns, taps %d x %d: %d, expected %d", kernels.name, taps, x, to[at], expected);
+          CHECK(to[at] == expected, "%s: blend_columns, taps %d x %d: %d, expected %d", name_of(kernels.isa), taps, x, to[at], expected);
         }
       }
     }
@@ -108,10 +108,10 @@ void colours(const Kernels& kernels, std::mt19937& random) {
     const int rgb[3] = {within(l + product(v, 13173) + v),
                         within(l - product(u, 11277) - product(v, 23401)),
                         within(l + product(u, 25297) + u)};
-    for (int c = 0; c < 3; ++c) CHECK(planes[c][i] == rgb[c], "%s: ycc_to_rgb, channel %d of %d %d %d", kernels.name, c, l, u, v);
+    for (int c = 0; c < 3; ++c) CHECK(planes[c][i] == rgb[c], "%s: ycc_to_rgb, channel %d of %d %d %d", name_of(kernels.isa), c, l, u, v);
     // JFIF's formula itself, within the rounding of two products.
     const double exact[3] = {l + 1.402 * v, l - 0.344136 * u - 0.714136 * v, l + 1.772 * u};
-    for (int c = 0; c < 3; ++c) CHECK(std::abs(within(static_cast<int>(std::lround(exact[c]))) - rgb[c]) <= 2, "%s: ycc_to_rgb, channel %d of %d %d %d", kernels.name, c, l, u, v);
+    for (int c = 0; c < 3; ++c) CHECK(std::abs(within(static_cast<int>(std::lround(exact[c]))) - rgb[c]) <= 2, "%s: ycc_to_rgb, channel %d of %d %d %d", name_of(kernels.isa), c, l, u, v);
   }
 }
 
@@ -178,7 +178,7 @@ void outputs(const Kernels& kernels, std::mt19937& random) {
             const int c = at % 3, x = at / 3 % size, row = at / 3 / size, q7 = planes[c][x * kBand + row];
             const double got = stored(dtype, &to[at * bytes]), expected = wanted(out, q7, c);
             CHECK(got == expected && std::signbit(got) == std::signbit(expected), "%s: store_band, dtype %d size %d rows %d x %d row %d: %g, expected %g",
-                  kernels.name, static_cast<int>(dtype), size, rows, x, row, got, expected);
+                  name_of(kernels.isa), static_cast<int>(dtype), size, rows, x, row, got, expected);
           }
         }
       }
@@ -189,14 +189,14 @@ void outputs(const Kernels& kernels, std::mt19937& random) {
 }  // namespace
 
 int main() {
-  for (const std::string& isa : supported_isas()) {
+  for (const Isa isa : supported_isas()) {
     const Kernels& kernels = kernels_for(isa);
-    CHECK(isa == kernels.name);
+    CHECK(isa == kernels.isa);
     std::mt19937 random(1);
     rows_blend(kernels, random);
     columns_blend(kernels, random);
     colours(kernels, random);
     outputs(kernels, random);
-    std::printf("%s: good\n", kernels.name);
+    std::printf("%s: good\n", name_of(kernels.isa));
   }
 }

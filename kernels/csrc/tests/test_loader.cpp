@@ -1,11 +1,12 @@
 // The threads: whole epochs, abandoned ones, one by one and read ahead, in memory of their own and lent, and a file that
 // shrinks meanwhile.
-#include "core/loader.h"
+#include "core/loader/loader.h"
 
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdlib>
 #include <functional>
 #include <numeric>
@@ -93,7 +94,7 @@ void shrinking(const std::vector<int64_t>& windows) {
   CHECK(loader.failure().message.find("truncated") != std::string::npos, "%s", loader.failure().message.c_str());
 }
 
-// Memory of exactly `bytes`, so that the sanitizer sees a byte too much; who lets go of it needs the loader's lock.
+// Memory of exactly `bytes`, so that the sanitizer sees a byte too much; releasing it takes the loader's lock.
 std::shared_ptr<uint8_t> heap(Loader& loader, size_t bytes, std::atomic<int>& alive) {
   ++alive;
   return {static_cast<uint8_t*>(std::malloc(bytes)), [&loader, &alive](uint8_t* p) {
@@ -112,7 +113,26 @@ bool refuses(const std::function<void()>& what, const char* why) {
   return false;
 }
 
-// As many batches are lent memory as a consumer lends that stays `ahead` of what it has taken.
+// Options that make no sense are refused by name, before a thread is started.
+void bad_options(const std::shared_ptr<const Beton>& beton) {
+  const auto refused = [&](const std::function<void(LoaderOptions&)>& change, const char* why) {
+    LoaderOptions o = options(1);
+    change(o);
+    CHECK(refuses([&] { Loader loader(beton, o); }, why), "%s", why);
+  };
+  refused([](LoaderOptions& o) { o.output.size = 0; }, "size = 0, but it must be at least 1");
+  refused([](LoaderOptions& o) { o.views = 0; }, "views = 0");
+  refused([](LoaderOptions& o) { o.threads = -2; }, "threads = -2");
+  refused([](LoaderOptions& o) { o.batch_size = 0; }, "batch_size = 0");
+  refused([](LoaderOptions& o) { o.depth = 0; }, "depth = 0");
+  refused([](LoaderOptions& o) { o.crop.scale = {0.5, 0.25}; }, "scale = (0.5");
+  refused([](LoaderOptions& o) { o.crop.scale = {0.5, 1.5}; }, "at most 1");
+  refused([](LoaderOptions& o) { o.crop.aspect = {0, 1}; }, "aspect = (0.0");
+  refused([](LoaderOptions& o) { o.crop.crop_ratio = NAN; }, "crop_ratio = nan");
+  refused([](LoaderOptions& o) { o.isa = "mmx"; }, "instruction set 'mmx' is unknown");
+}
+
+// The consumer lends memory for `ahead` batches more than it has taken.
 void lent(const std::shared_ptr<const Beton>& beton, int threads, int views, int64_t ahead) {
   const int64_t n = 400, batches = (n + 6) / 7;
   std::vector<int64_t> order(n);
@@ -169,6 +189,7 @@ int main() {
     lent(beton, threads, 2, 3);
     lent(beton, threads, 1, 10);
   }
+  bad_options(beton);
   shrinking({});
   shrinking(steps(400, 60));
   std::printf("good\n");

@@ -1,0 +1,89 @@
+// Row primitives on AVX2: 8 columns at a time, 32 per step.
+#if defined(__x86_64__)
+#include "core/rows/rows_x86.h"
+
+#include <algorithm>
+
+namespace dp4tl {
+namespace rows {
+namespace {
+
+DP4TL_AVX2 inline __m256 load8(const float* p) { return _mm256_loadu_ps(p); }
+DP4TL_AVX2 inline __m256 load8(const F16* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+DP4TL_AVX2 inline __m256 load8(const Bf16* p) {
+  return _mm256_castsi256_ps(
+      _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
+}
+
+DP4TL_AVX2 Best argmax_avx2(const void* data, const float* offset, int64_t n) {
+  const float* row = static_cast<const float*>(data);
+  Best best = {-kInfinity, 0};
+  __m256 top = _mm256_set1_ps(best.value);
+  int64_t k = 0;
+  for (; k + 32 <= n; k += 32) {
+    __m256 larger = _mm256_setzero_ps();
+    for (int64_t j = k; j < k + 32; j += 8) {
+      __m256 x = load8(row + j);
+      if (offset) x = _mm256_add_ps(x, _mm256_loadu_ps(offset + j));
+      larger = _mm256_or_ps(larger, _mm256_cmp_ps(x, top, _CMP_NLE_UQ));  // larger, or NaN
+    }
+    if (_mm256_movemask_ps(larger) == 0) continue;
+    best = finish(row, offset, k, k + 32, best);  // rare, about log n times per row
+    if (best.index == kNan) return best;
+    top = _mm256_set1_ps(best.value);
+  }
+  return finish(row, offset, k, n, best);
+}
+
+template <class T>
+DP4TL_AVX2 Best argmax16_avx2(const void* data, const float*, int64_t n) {
+  if (n < 16) return argmax_baseline<T>(data, nullptr, n);
+  const T* row = static_cast<const T*>(data);
+  const auto load = [&](int64_t k) DP4TL_AVX2 { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + k)); };
+  __m256i top_signed = load(0), top_unsigned = top_signed;
+  for (int64_t k = 16; k < n; k += 16) {  // the last vector overlaps the one before
+    const __m256i x = load(std::min(k, n - 16));
+    top_signed = _mm256_max_epi16(top_signed, x);
+    top_unsigned = _mm256_max_epu16(top_unsigned, x);
+  }
+  const __m256i beyond = _mm256_or_si256(
+      _mm256_cmpgt_epi16(top_signed, _mm256_set1_epi16(T::kInfinityBits)),
+      _mm256_subs_epu16(top_unsigned, _mm256_set1_epi16(static_cast<int16_t>(kSign | T::kInfinityBits))));
+  if (!_mm256_testz_si256(beyond, beyond)) return kNanRow;
+  auto largest = static_cast<uint16_t>(largest_signed(top_signed));
+  if (largest & kSign) {  // all are negative
+    __m256i low = top_unsigned;
+    for (int64_t k = 0; k < n; k += 16) low = _mm256_min_epu16(low, load(std::min(k, n - 16)));
+    largest = smallest_unsigned(low);
+  }
+  const Extreme<T> top(largest);
+  const __m256i mask = _mm256_set1_epi16(static_cast<int16_t>(top.mask));
+  const __m256i bits = _mm256_set1_epi16(static_cast<int16_t>(top.bits));
+  for (int64_t k = 0;; k = std::min(k + 16, n - 16)) {
+    const __m256i equal = _mm256_cmpeq_epi16(_mm256_and_si256(load(k), mask), bits);
+    if (const unsigned found = _mm256_movemask_epi8(equal)) return {top.value, k + __builtin_ctz(found) / 2};
+  }
+}
+
+template <class T>
+DP4TL_AVX2 void add_avx2(const void* data, float* sum, int64_t n) {
+  const T* row = static_cast<const T*>(data);
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) _mm256_storeu_ps(sum + i, _mm256_add_ps(_mm256_loadu_ps(sum + i), load8(row + i)));
+  add_baseline<T>(row + i, sum + i, n - i);
+}
+
+}  // namespace
+
+const Table kAvx2 = {
+    {argmax_avx2, argmax16_avx2<F16>, argmax16_avx2<Bf16>},
+    {dot_baseline<float>, dot_baseline<F16>, dot_baseline<Bf16>},
+    {add_avx2<float>, add_avx2<F16>, add_avx2<Bf16>},
+    near_best_baseline,
+};
+
+}  // namespace rows
+}  // namespace dp4tl
+#endif

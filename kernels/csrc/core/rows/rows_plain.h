@@ -1,0 +1,123 @@
+// The row primitives in plain C++: what every instruction set computes, and what handles the columns that fill no vector.
+// Internal to rows*.cpp, which list in a table what each set has.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "core/rows/rows.h"
+
+namespace dp4tl {
+namespace rows {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr Best kNanRow = {std::numeric_limits<float>::quiet_NaN(), kNan};
+
+// A product rounded to bfloat16 is off by up to 2^-8 of the exact one; measured from the rounded one a little more.
+constexpr float kRounding = 1.01f / 256;
+// Hardware products of bfloat16 take subnormal numbers for zero.
+constexpr float kUnderflow = 1e-30f;
+
+struct F16 {
+  static constexpr int16_t kInfinityBits = 0x7c00;
+  uint16_t bits;
+};
+struct Bf16 {
+  static constexpr int16_t kInfinityBits = 0x7f80;
+  uint16_t bits;
+};
+
+inline float from_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline float widen(float x) { return x; }
+inline float widen(Bf16 x) { return from_bits(uint32_t{x.bits} << 16); }
+
+inline float widen(F16 x) {
+  const uint32_t sign = uint32_t{x.bits & 0x8000u} << 16, rest = x.bits & 0x7fffu;
+  if (rest >= 0x7c00) return from_bits(sign | 0x7f800000 | (rest & 0x3ff) << 13);     // infinity, NaN
+  if (rest < 0x400) return std::copysign(static_cast<float>(rest) * 0x1p-24f, from_bits(sign));  // zero, subnormal
+  return from_bits(sign | ((rest << 13) + (112u << 23)));  // exponent bias 15 -> 127
+}
+
+// Interval that holds the exact score of one column of screened products.
+struct Bounds { float low, high; };
+inline Bounds bounds(Bf16 product, float offset, float error, float norm) {
+  const float p = widen(product), slack = kRounding * std::fabs(p) + norm * error + kUnderflow;
+  return {p + offset - slack, p + offset + slack};
+}
+
+inline int64_t every_column(int64_t n, int32_t* out) {
+  for (int64_t k = 0; k < n; ++k) out[k] = static_cast<int32_t>(k);
+  return n;
+}
+
+// Continue at column `k` from `best`: the whole row in the baseline, the last columns elsewhere.
+template <class T>
+Best finish(const T* row, const float* offset, int64_t k, int64_t n, Best best) {
+  for (; k < n; ++k) {
+    const float x = widen(row[k]) + (offset ? offset[k] : 0.0f);
+    if (!(x <= best.value)) {  // larger, or NaN
+      if (std::isnan(x)) return kNanRow;
+      best = {x, k};
+    }
+  }
+  return best;
+}
+
+template <class T>
+Best argmax_baseline(const void* row, const float* offset, int64_t n) {
+  return finish(static_cast<const T*>(row), offset, 0, n, {-kInfinity, 0});
+}
+
+template <class T>
+void add_baseline(const void* data, float* sum, int64_t n) {
+  const T* row = static_cast<const T*>(data);
+  for (int64_t i = 0; i < n; ++i) sum[i] += widen(row[i]);
+}
+
+inline int64_t near_best_baseline(const Bf16* row, const float* offset, const float* error, float norm, int64_t n,
+                                  float* high, int32_t* out) {
+  float threshold = -kInfinity;
+  bool nan = false;
+  for (int64_t k = 0; k < n; ++k) {
+    const Bounds score = bounds(row[k], offset[k], error[k], norm);
+    high[k] = score.high;
+    nan |= std::isnan(score.low);
+    if (score.low > threshold) threshold = score.low;
+  }
+  if (nan || !std::isfinite(threshold)) return every_column(n, out);
+  int64_t count = 0;
+  for (int64_t k = 0; k < n; ++k)
+    if (high[k] >= threshold) out[count++] = static_cast<int32_t>(k);
+  return count;
+}
+
+template <class T>
+float dot_baseline(const void* left, const void* right, int64_t n) {
+  const T *a = static_cast<const T*>(left), *b = static_cast<const T*>(right);
+  float sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += widen(a[i]) * widen(b[i]);
+  return sum;
+}
+
+using NearBest = int64_t (*)(const Bf16* row, const float* offset, const float* error, float norm, int64_t n, float* high,
+                             int32_t* out);
+
+struct Table {
+  RowArgmax argmax[3];  // by Scalar: f32, f16, bf16
+  Dot dot[3];
+  AddRow add[3];
+  NearBest near_best;
+};
+
+#if defined(__x86_64__)
+extern const Table kAvx2, kAvx512;
+#endif
+
+}  // namespace rows
+}  // namespace dp4tl
