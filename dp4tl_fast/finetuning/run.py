@@ -18,7 +18,6 @@ from dp4tl_fast.common.files import write_atomically
 from dp4tl_fast.finetuning import accuracy
 from dp4tl_fast.finetuning.few_shots import few_shots
 from dp4tl_fast.finetuning.targets import open_target
-from dp4tl_fast.selection import Selection
 
 if TYPE_CHECKING:
     import torch
@@ -109,7 +108,6 @@ def finetune(
 
     from dp4tl_fast.finetuning import probes
     from dp4tl_fast.loaders import IMAGENET_MEAN, IMAGENET_STD, LoaderSpec, open_loader
-    from dp4tl_fast.pretraining.batches import crop_ratio
     from dp4tl_fast.training import checkpoint as checkpoints
     from dp4tl_fast.training import loop
     from dp4tl_fast.training.device import pick_device, pick_precision
@@ -124,7 +122,7 @@ def finetune(
     common: dict[str, Any] = {"batch_size": batch_size, "size": side, "workers": workers, "pinned": place.type == "cuda"}
 
     def plain(beton: Beton) -> BaseLoader:
-        return open_loader(beton, None, LoaderSpec(**common, crop_ratio=crop_ratio(side)), backend)
+        return open_loader(beton, None, LoaderSpec.evaluation(**common), backend)
 
     def frozen(beton: Beton) -> Features:
         with plain(beton) as loader:
@@ -135,9 +133,8 @@ def finetune(
             **common, transform="random_resized_crop", scale=(min_scale, 1.0), flip=flip, shuffle=True, seed=seed,
             with_index=True,
         )  # fmt: skip
-        few = None if records is None else Selection.of_records(train_set, records, method="shots")
         fresh, _ = checkpoints.load_model(checkpoint, arch)
-        with open_loader(train_set, few, spec, backend) as loader, plain(test_set) as test_loader:
+        with open_loader(train_set, records, spec, backend) as loader, plain(test_set) as test_loader:
             return probes.full_finetune(
                 fresh.to(place), loader, test_loader, normalise, train_set.num_classes,
                 seed=seed, epochs=epochs, lr=lr, descent=descent, precision=pick_precision(precision, place), on_epoch=bar.update,
