@@ -17,21 +17,16 @@ import torch
 from benchmarks.harness import Suite, interleave
 from benchmarks.parity import class_folders, converted
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.loaders import BaseLoader, LoaderSpec, open_loader
+from dp4tl_fast.loaders import BaseLoader, LoaderSpec, backend_class
 from dp4tl_fast.loaders.augment import parameters
 
 BACKENDS = ("native", "ffcv", "dali")
 IMAGES, BATCH, SIZE = 10_000, 256, 224
 
 
-class Repeated:
-    """Stands for a selection: every record several times, so that an epoch is long enough."""
-
-    def __init__(self, images: int) -> None:
-        self.images = images
-
-    def indices(self, beton: Beton) -> np.ndarray:
-        return np.sort(np.resize(np.arange(beton.num_samples), self.images))
+def repeated(beton: Beton, images: int) -> np.ndarray:
+    """Every record several times, so that an epoch is long enough: for loader classes, as open_loader refuses it."""
+    return np.sort(np.resize(np.arange(beton.num_samples), images))
 
 
 class Torchvision:
@@ -39,7 +34,7 @@ class Torchvision:
 
     def __init__(self, beton: Beton, images: int, spec: LoaderSpec) -> None:
         self.beton, self.spec, self.epoch = beton, spec, 0
-        self._records = Repeated(images).indices(beton)
+        self._records = repeated(beton, images)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -84,7 +79,7 @@ def measure(suite: Suite, photos: Beton, device: str, images: int, batch: int, s
         batch_size=batch, size=size, transform="random_resized_crop", flip=True, shuffle=True, dtype="float16", device=device
     )
     loaders: dict[str, BaseLoader | Torchvision] = {"torchvision": Torchvision(photos, images, spec)}
-    loaders |= {b: open_loader(photos, Repeated(images), spec, b) for b in BACKENDS}  # type: ignore[arg-type]
+    loaders |= {b: backend_class(b)(photos, repeated(photos, images), spec) for b in BACKENDS}
     busy: dict[str, list[float]] = {b: [] for b in loaders}
     try:
         speeds = interleave({b: _epoch(loader, device, busy[b]) for b, loader in loaders.items()})

@@ -46,11 +46,8 @@ def read():
     return int(next(l.split()[1] for l in open("/proc/self/io") if l.startswith("read_bytes")))
 if backend in ("ours", "backend-ffcv", "backend-dali"):
     from dp4tl_fast.loaders import LoaderSpec, open_loader
-    class Kept:
-        def indices(self, beton):
-            return records
     spec = LoaderSpec(batch_size=256, size=32, transform="random_resized_crop", shuffle=True, workers=2, max_ram=ram)
-    loader = open_loader(beton, Kept(), spec, "native" if backend == "ours" else backend.removeprefix("backend-"))
+    loader = open_loader(beton, records, spec, "native" if backend == "ours" else backend.removeprefix("backend-"))
 else:
     from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption

@@ -29,15 +29,13 @@ def native(options: dict[str, Any]) -> Callable[[], Iterable]:
     from dp4tl_fast.loaders import LoaderSpec
     from dp4tl_fast.loaders.native import NativeLoader
 
-    class Repeated:  # stands for a selection: every record several times, so that an epoch is long enough
-        def indices(self, beton: Beton) -> np.ndarray:
-            return repeated(beton.num_samples, options["images"])
-
     spec = LoaderSpec(
         batch_size=BATCH, size=options["size"], transform="random_resized_crop", flip=True, shuffle=True, dtype="float16",
         workers=options["threads"],
     )  # fmt: skip
-    loader = NativeLoader(Beton(options["file"]), Repeated(), spec)  # type: ignore[arg-type]
+    beton = Beton(options["file"])
+    # The class itself, for open_loader refuses repeated records: here they make an epoch long enough.
+    loader = NativeLoader(beton, repeated(beton.num_samples, options["images"]), spec)
     return lambda: loader
 
 

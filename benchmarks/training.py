@@ -7,7 +7,6 @@ runs an epoch when it is its turn. About 6 minutes on two cores.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -15,6 +14,7 @@ from typing import Any
 
 from benchmarks.child import Child
 from benchmarks.harness import ROUNDS, Suite, interleave
+from dp4tl_fast.common.machine import cores
 from dp4tl_fast.conversion.run import convert
 
 SUBJECTS = ("reference", "ffcv", "ours")
@@ -53,7 +53,7 @@ def run(suite: Suite) -> None:
         convert(str(root / "images"), str(root / "source.beton"))
         options = {
             "folder": str(root / "images"), "file": str(root / "source.beton"), "batch": BATCH, "size": SIZE, "arch": ARCH,
-            "threads": len(os.sched_getaffinity(0)),
+            "threads": cores(),
         }  # fmt: skip
         children: dict[str, Training] = {}
         try:

@@ -9,6 +9,7 @@ import sys
 import torch
 from torch import nn
 
+from dp4tl_fast.loaders.contract import IndexedBatch
 from dp4tl_fast.loaders.order import rank_batches
 from dp4tl_fast.training import norm, ranks
 from dp4tl_fast.training.ema import Ema
@@ -45,7 +46,7 @@ class Tensors:
         for rows in map(torch.from_numpy, self.batches):
             self.bytes_read += len(rows)
             images = tuple(v[rows] for v in self.views)
-            yield images if len(images) > 1 else images[0], self.labels[rows], rows
+            yield IndexedBatch(images if len(images) > 1 else images[0], self.labels[rows], rows)
 
     def set_epoch(self, epoch):
         pass

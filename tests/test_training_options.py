@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.loaders.contract import IndexedBatch
 from dp4tl_fast.pretraining.config import OPTIMIZERS, AttackConfig, CheckpointConfig, MocoConfig, PretrainConfig
 from dp4tl_fast.training import checkpoint, models
 from dp4tl_fast.training.ema import Ema
@@ -97,7 +98,7 @@ def gradient(batch, how):
 
 def test_accumulated_parts_give_the_gradient_of_the_batch():
     generator = torch.Generator().manual_seed(0)
-    batch = torch.randn(10, 3, 4, 4, generator=generator), torch.arange(10) % 5, torch.arange(10)
+    batch = IndexedBatch(torch.randn(10, 3, 4, 4, generator=generator), torch.arange(10) % 5, torch.arange(10))
     loss, whole, tally = gradient(batch, Stepping())
     torch.testing.assert_close(loss, F.cross_entropy(network()(batch[0]), batch[1]).detach())
     for parts in (2, 4, 99):  # 4 parts of 3, 3, 2, 2: each weighs by its images
@@ -110,7 +111,7 @@ def test_accumulated_parts_give_the_gradient_of_the_batch():
 
 def test_split_keeps_views_together():
     a, b, y, i = (torch.arange(5) + 10 * k for k in range(4))
-    parts = list(split(((a, b), y, i), 2))
+    parts = list(split(IndexedBatch((a, b), y, i), 2))
     assert [[t.tolist() for t in (*views, y, i)] for views, y, i in parts] == [
         [[0, 1, 2], [10, 11, 12], [20, 21, 22], [30, 31, 32]], [[3, 4], [13, 14], [23, 24], [33, 34]],
     ]  # fmt: skip
@@ -167,7 +168,8 @@ def test_loss_scaling_skips_a_first_step_that_overflows(name, clip_norm):
         run = Run(model, goal, optimizer, scaler)
         before = [p.detach().clone() for p in model.parameters()]
         for size in ((2.0**14, 1e-3) if skipped else (1e-3,)):
-            gradients(run, Plain(), (size * torch.ones(4, 3, 4, 4), torch.arange(4), torch.arange(4)), Stepping())
+            batch = IndexedBatch(size * torch.ones(4, 3, 4, 4), torch.arange(4), torch.arange(4))
+            gradients(run, Plain(), batch, Stepping())
             if clip_norm:
                 scaler.unscale_(optimizer)
                 nn.utils.clip_grad_norm_(run.parameters, clip_norm)

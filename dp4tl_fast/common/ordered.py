@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,16 +9,18 @@ from typing import TypeVar
 
 import numpy as np
 
+from dp4tl_fast.common.machine import cores
+
 J = TypeVar("J")
 R = TypeVar("R")
 
 
 def ordered_map(function: Callable[[J], R], jobs: Iterable[J], workers: int = 0) -> Iterator[R]:
-    """``map`` by ``workers`` threads (0: one a core), at most ``2 * workers`` results ahead of the consumer.
+    """``map`` by ``workers`` threads (0: one per core), at most ``2 * workers`` results ahead of the consumer.
 
     The first exception, in job order, is raised in the consumer; jobs that have not begun are dropped then.
     """
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or cores()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="dp4tl-convert")
     waiting: deque[Future[R]] = deque()
     try:

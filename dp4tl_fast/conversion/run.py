@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import closing, suppress
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from dp4tl_fast.beton.layout import check_layout, record_order
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.errors import SourceError, UsageError
 from dp4tl_fast.common.files import check_outputs
+from dp4tl_fast.common.machine import cores
 from dp4tl_fast.conversion.conversion import Conversion, check_space, finished
 from dp4tl_fast.conversion.images import ImageRule, make_record
 from dp4tl_fast.conversion.shards import parse_shard, shard_path
@@ -106,7 +106,7 @@ def convert(
             with Progress(len(order)) as bar:
                 conversion = Conversion(
                     source=source, order=order, rule=rule, out=target, identity=identity, progress=bar.advance,
-                    workers=workers or len(os.sched_getaffinity(0)), skip=on_error == "skip", must_resume=resume,
+                    workers=workers or cores(), skip=on_error == "skip", must_resume=resume,
                 )  # fmt: skip
                 summary, resumed = conversion.run(), conversion.resumed
     size, seconds = target.stat().st_size, time.perf_counter() - started

@@ -11,6 +11,7 @@ from typing import Any
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.files import write_atomically
+from dp4tl_fast.common.machine import cores
 
 # One recipe for all three, chosen so that the whole demo takes a few minutes on two cores. Digits must not be mirrored.
 PRETRAIN: dict[str, Any] = {
@@ -111,13 +112,11 @@ def _fresh_folder(root: Path) -> Path:
 
 def _make_data(root: Path, per_class: int, seed: int) -> tuple[Path, Path, Path]:
     """Generate and convert. Returns source, target training and target test .beton."""
-    import os
-
     from dp4tl_fast.conversion.run import convert
     from dp4tl_fast.demo import data as demo_data
 
     classes = demo_data.source_classes()
-    made = demo_data.write_source(root / "images/source", per_class=per_class, seed=seed, workers=os.cpu_count() or 1)
+    made = demo_data.write_source(root / "images/source", per_class=per_class, seed=seed, workers=cores())
     for _ in cli.progress(made, desc="generate the source", unit="class", total=len(classes)):
         pass
     demo_data.write_target(root / "images/digits", train_per_class=30, seed=seed)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dp4tl_fast.loaders.contract import Batch, IndexedBatch, Loader
 from dp4tl_fast.training import models
-from dp4tl_fast.training.feed import Batches
 from dp4tl_fast.training.loop import Normalise, Stepping, evaluate, train
 from dp4tl_fast.training.optimizer import make_optimizer
 from dp4tl_fast.training.schedule import learning_rate
@@ -33,7 +32,7 @@ class Result:
 
 @torch.inference_mode()
 def features(
-    model: nn.Module, batches: Iterable[tuple[Any, ...]], normalise: Normalise
+    model: nn.Module, batches: Iterable[Batch], normalise: Normalise
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Penultimate features ``[n, d]`` and labels ``[n]`` in eval mode, each image once.
 
@@ -109,8 +108,8 @@ def knn_probe(
 
 def full_finetune(
     model: nn.Module,
-    train_loader: Batches,
-    test_loader: Batches,
+    train_loader: Loader[IndexedBatch],
+    test_loader: Iterable[Batch],
     normalise: Normalise,
     num_classes: int,
     *,

@@ -19,7 +19,6 @@ from dp4tl_fast.finetuning import accuracy
 from dp4tl_fast.finetuning.config import FinetuneConfig
 from dp4tl_fast.finetuning.few_shots import few_shots
 from dp4tl_fast.finetuning.targets import open_target
-from dp4tl_fast.selection import Selection
 
 if TYPE_CHECKING:
     import torch
@@ -120,11 +119,8 @@ class Finetuning:
 
     def _plain(self, beton: Beton) -> BaseLoader:
         from dp4tl_fast.loaders import LoaderSpec, open_loader
-        from dp4tl_fast.pretraining.batches import crop_ratio
 
-        return open_loader(
-            beton, None, LoaderSpec(**self._loader_options(), crop_ratio=crop_ratio(self.size)), self.config.backend
-        )
+        return open_loader(beton, None, LoaderSpec.evaluation(**self._loader_options()), self.config.backend)
 
     def _frozen(self, beton: Beton) -> Features:
         from dp4tl_fast.finetuning import probes
@@ -157,9 +153,8 @@ class Finetuning:
             **self._loader_options(), transform="random_resized_crop", scale=(config.min_scale, 1.0), flip=config.flip,
             shuffle=True, seed=seed, with_index=True,
         )  # fmt: skip
-        few = None if records is None else Selection.of_records(self.train_set, records, method="shots")
         fresh, _ = checkpoint.load_model(config.checkpoint, config.arch)
-        with open_loader(self.train_set, few, spec, config.backend) as loader, self._plain(self.test_set) as test_loader:
+        with open_loader(self.train_set, records, spec, config.backend) as loader, self._plain(self.test_set) as test_loader:
             return probes.full_finetune(
                 fresh.to(self.device), loader, test_loader, self.normalise, self.train_set.num_classes,
                 seed=seed, epochs=config.epochs, lr=config.lr, optimizer=config.optimizer, weight_decay=config.weight_decay,

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import BackendError
-from dp4tl_fast.loaders.base import BaseLoader
+from dp4tl_fast.loaders.base import BaseLoader, checked_records
 from dp4tl_fast.loaders.capabilities import Capabilities
-from dp4tl_fast.loaders.spec import IMAGENET_MEAN, IMAGENET_STD, Loader, LoaderSpec
-
-if TYPE_CHECKING:
-    from dp4tl_fast.selection import Selection
+from dp4tl_fast.loaders.contract import Batch, IndexedBatch, Loader
+from dp4tl_fast.loaders.spec import IMAGENET_MEAN, IMAGENET_STD, LoaderSpec
+from dp4tl_fast.selection import Selection
 
 __all__ = [
     "BACKENDS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "BaseLoader",
+    "Batch",
     "Capabilities",
+    "IndexedBatch",
     "Loader",
     "LoaderSpec",
     "capabilities",
@@ -37,7 +39,7 @@ BACKENDS = {  # name -> (module, class); imported on use
 
 def open_loader(
     source: str | Path | Beton,
-    selection: Selection | None = None,
+    selection: Selection | np.ndarray | None = None,
     spec: LoaderSpec | None = None,
     backend: str = "native",
 ) -> BaseLoader:
@@ -45,17 +47,20 @@ def open_loader(
 
     Args:
         source: Path, or an open ``Beton``.
-        selection: Only its records are read; ``None`` reads all.
+        selection: What is read: the records of a ``Selection``, distinct record numbers in any order (integers ``[n]``), or
+            ``None`` for all records.
         spec: What to load; the default is a centre crop of 224 pixels in file order.
         backend: One of ``BACKENDS``. There is no silent fall-back.
 
     Raises:
         BackendError: Unknown backend, or one that cannot work here (the message says why).
         BetonError, SelectionError: The file or the selection is bad, or they do not belong together.
+        UsageError: The spec is bad.
     """
     cls = backend_class(backend)
     beton = source if isinstance(source, Beton) else Beton(source)
-    return cls(beton, selection, spec or LoaderSpec())
+    records = selection.indices(beton) if isinstance(selection, Selection) else checked_records(beton, selection)
+    return cls(beton, records, spec or LoaderSpec())
 
 
 def backend_class(backend: str) -> type[BaseLoader]:

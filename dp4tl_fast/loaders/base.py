@@ -1,15 +1,14 @@
-"""What all backends share: records of a selection, epochs, position, resume. A backend only turns batches of record
-numbers into tensors."""
+"""What all backends share: record numbers, epochs, position, resume. A backend only turns batches of record numbers into
+tensors."""
 
 from __future__ import annotations
 
 import warnings
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
 import numpy as np
 
@@ -18,26 +17,30 @@ from dp4tl_fast.beton.format import MODE_JPEG, MODE_RAW
 from dp4tl_fast.common.errors import BackendError, BetonError, SelectionError, UsageError
 from dp4tl_fast.loaders import order
 from dp4tl_fast.loaders.capabilities import Capabilities
+from dp4tl_fast.loaders.contract import B, Batch, Images, IndexedBatch
 from dp4tl_fast.loaders.decode import bad_record
 from dp4tl_fast.loaders.spec import LoaderSpec
 
 if TYPE_CHECKING:
     import torch
 
-    from dp4tl_fast.selection import Selection
 
-class BaseLoader(ABC):
-    """Bookkeeping of a loader over ``beton``; see ``loaders.spec.Loader`` for the contract.
+class BaseLoader(ABC, Generic[B]):
+    """Bookkeeping of a loader over ``beton``; see ``loaders.contract.Loader`` for the contract.
+
+    Args:
+        records: Record numbers to load, int64 ``[n]``, ascending and below ``beton.num_samples``, as ``open_loader`` gives
+            them; ``None`` for all.
 
     Attributes:
-        records: Surviving records, int64 ``[n]``, ascending.
+        records: The records to load, int64 ``[n]``.
         skipped: Records left out so far under ``on_error="skip"``, ``(record, message)`` each.
     """
 
     name: ClassVar[str]
     capabilities: ClassVar[Capabilities]
 
-    def __init__(self, beton: Beton, selection: Selection | None, spec: LoaderSpec) -> None:
+    def __init__(self, beton: Beton, records: np.ndarray | None, spec: LoaderSpec) -> None:
         self.beton = beton
         self.spec = spec
         self.epoch = 0
@@ -46,18 +49,20 @@ class BaseLoader(ABC):
         self._next_batch = 0  # where the next iteration of this epoch starts
         self._delivered = 0  # batches of this epoch that the consumer has had
         self._closed = False
-        self._running: weakref.ref[_Epoch] | None = None
-        self.set_selection(selection)
+        self._running: weakref.ref[_Epoch[B]] | None = None
+        self._use(np.arange(beton.num_samples) if records is None else records)
         check_device(self.name, spec.device)
 
     # -- what to load -------------------------------------------------------------------------------------------------
 
-    def set_selection(self, selection: Selection | None) -> None:
-        """Read only these records from now on (``None``: all). Takes effect at the next iteration."""
-        records = np.arange(self.beton.num_samples) if selection is None else selection.indices(self.beton)
+    def set_records(self, records: np.ndarray | None) -> None:
+        """Load these records from the next iteration on: distinct record numbers ``[n]`` in any order; ``None`` for all."""
+        self._use(checked_records(self.beton, records))
+
+    def _use(self, records: np.ndarray) -> None:
         if len(records) == 0:
             raise SelectionError(f"{self.beton.path}: no record is left to load. Keep at least one class with samples")
-        check_records(self.beton, records)
+        check_tables(self.beton, records)
         self.capabilities.check(self.name, self.spec, record_kind(self.beton, records))
         self.records: np.ndarray = records
 
@@ -90,7 +95,7 @@ class BaseLoader(ABC):
 
     # -- iterating ----------------------------------------------------------------------------------------------------
 
-    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+    def __iter__(self) -> Iterator[B]:
         """The rest of the current epoch: from its start, or from where a resumed state left off.
 
         One epoch runs at a time: a new one ends the one before it, and closing the loader ends it, too.
@@ -100,7 +105,7 @@ class BaseLoader(ABC):
         self._stop("a new iteration over the same loader")
         batches = order.rank_batches(self.epoch_order(), **self._sharding())[self._next_batch :]
         self._delivered, self._next_batch = self._next_batch, 0  # iterating again without set_epoch repeats the epoch
-        epoch = _Epoch(self, batches)
+        epoch: _Epoch[B] = _Epoch(self, batches)
         # Weak: when the consumer drops the iterator, the epoch ends at once, whoever holds the loader.
         self._running = weakref.ref(epoch)
         return epoch
@@ -111,20 +116,28 @@ class BaseLoader(ABC):
             epoch.stop(reason)
 
     @abstractmethod
-    def _load(self, batches: list[np.ndarray]) -> Generator[tuple[Any, ...], None, None]:
-        """Yield ``(images, labels[, index])`` for each array of record numbers, in order.
+    def _load(self, batches: list[np.ndarray]) -> Generator[Batch | IndexedBatch, None, None]:
+        """Yield a batch for each array of record numbers, in order.
 
         Closing the generator must end the epoch's threads and give its memory back.
         """
 
-    def _batch(self, images: Any, records: np.ndarray) -> tuple[Any, ...]:
-        """``(images, labels[, index])`` on the device, for images (a tensor, or a tuple of views) of ``records``."""
-        columns = [self.beton.labels[records]]
-        if self.spec.with_index:
-            columns.append(self.beton.index[records])
-        views = images if isinstance(images, tuple) else (images,)
+    def _batch(self, views: Iterable[torch.Tensor], records: np.ndarray) -> Batch | IndexedBatch:
+        """The batch on the device, for the views of ``records``."""
+        import torch
+
+        index = torch.from_numpy(self.beton.index[records]) if self.spec.with_index else None
+        return self._on_device(views, torch.from_numpy(self.beton.labels[records]), index)
+
+    def _on_device(
+        self, views: Iterable[torch.Tensor], labels: torch.Tensor, index: torch.Tensor | None
+    ) -> Batch | IndexedBatch:
+        """The batch with its parts on the device; ``index`` is used with ``spec.with_index`` only."""
         moved = tuple(self._to_device(view) for view in views)
-        return (moved if self.spec.views > 1 else moved[0], *(self._to_device(as_tensor(c)) for c in columns))
+        images: Images = moved if self.spec.views > 1 else moved[0]
+        if self.spec.with_index and index is not None:
+            return IndexedBatch(images, self._to_device(labels), self._to_device(index))
+        return Batch(images, self._to_device(labels))
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.spec.device == "cpu" or tensor.is_cuda:
@@ -171,22 +184,22 @@ class BaseLoader(ABC):
         self._stop("closing the loader")
         self._closed = True
 
-    def __enter__(self) -> BaseLoader:
+    def __enter__(self) -> BaseLoader[B]:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
 
-class _Epoch(Iterator[tuple[Any, ...]]):
+class _Epoch(Iterator[B]):
     """One pass over the batches; counts what was delivered. Ended early, it says so instead of looking complete."""
 
-    def __init__(self, loader: BaseLoader, batches: list[np.ndarray]) -> None:
+    def __init__(self, loader: BaseLoader[B], batches: list[np.ndarray]) -> None:
         self._loader, self._records = loader, iter(batches)
-        self._loaded = loader._load(batches)
+        self._loaded: Generator[Any, None, None] = loader._load(batches)
         self._ended_by = ""
 
-    def __next__(self) -> tuple[Any, ...]:
+    def __next__(self) -> B:
         loader = self._loader
         if self._ended_by:
             raise BackendError(f"this iteration over {loader.beton.path} was ended by {self._ended_by}")
@@ -204,7 +217,30 @@ class _Epoch(Iterator[tuple[Any, ...]]):
 # -- checks at the start, not after an hour --------------------------------------------------------------------------
 
 
-def check_records(beton: Beton, records: np.ndarray) -> None:
+def checked_records(beton: Beton, numbers: np.ndarray | None) -> np.ndarray:
+    """Record numbers from outside as loaders want them, int64 ``[n]`` ascending; ``None`` means all.
+
+    Raises:
+        SelectionError: Not integers ``[n]``, not numbers of records of ``beton``, or one of them twice.
+    """
+    if numbers is None:
+        return np.arange(beton.num_samples)
+    given = np.asarray(numbers)
+    if given.ndim != 1 or not np.issubdtype(given.dtype, np.integer):
+        raise SelectionError(
+            f"{beton.path}: record numbers must be integers [n], but these are {given.dtype} {list(given.shape)}. "
+            "Of a boolean mask, give np.flatnonzero(mask)"
+        )
+    records = np.sort(given)
+    for record in records[[0, -1]].tolist() if len(records) else ():
+        if not 0 <= record < beton.num_samples:
+            raise SelectionError(f"{beton.path}: there is no record {record}; records are 0 to {beton.num_samples - 1}")
+    if (twice := records[1:] == records[:-1]).any():
+        raise SelectionError(f"{beton.path}: record {records[twice.argmax()]} is given twice. Give each record once")
+    return records.astype(np.int64, copy=False)
+
+
+def check_tables(beton: Beton, records: np.ndarray) -> None:
     """Table-level checks of every record that will be read; decoding finds the rest.
 
     Raises:
@@ -246,16 +282,10 @@ def check_device(name: str, device: str) -> None:
 
 
 def check_file(beton: Beton) -> None:
-    """A mapped file that shrank would kill the process (SIGBUS); one ``stat`` a batch makes it an error instead."""
+    """A mapped file that shrank would kill the process (SIGBUS); one ``stat`` per batch makes it an error instead."""
     try:
         size = beton.path.stat().st_size
     except OSError as error:
         raise BetonError(f"{beton.path}: gone while it was being read: {error.strerror}") from None
     if size < beton.file_size:
         raise BetonError(f"{beton.path}: shrank from {beton.file_size} to {size} bytes while it was being read")
-
-
-def as_tensor(column: np.ndarray) -> torch.Tensor:
-    import torch
-
-    return torch.from_numpy(column)

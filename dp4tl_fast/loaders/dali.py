@@ -1,7 +1,7 @@
 """Backend ``dali``: NVIDIA DALI behind our contract, on a CPU alone or with nvJPEG on a GPU.
 
-DALI gets the surviving records as views of the mapped file, made natively, a batch at once: no byte is copied on the way
-to the decoder and no Python runs for an image. Crops and mirrors come from
+DALI gets the records as views of the mapped file, made natively, one batch at a time: no byte is copied on the way to the
+decoder and no Python runs per image. Crops and mirrors come from
 ``loaders.augment``, so DALI draws no random numbers and an epoch is the same for any number of threads, ranks and
 resumes. Batches are as long as the order says: nothing is padded or repeated.
 """
@@ -9,7 +9,6 @@ resumes. Batches are as long as the order says: nothing is padded or repeated.
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -22,18 +21,18 @@ from PIL import Image
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton.format import MODE_JPEG, MODE_RAW
 from dp4tl_fast.common.errors import BackendError, RecordError
+from dp4tl_fast.common.machine import cores
 from dp4tl_fast.kernels import _native
 from dp4tl_fast.loaders.augment import parameters
 from dp4tl_fast.loaders.base import BaseLoader, record_kind
 from dp4tl_fast.loaders.capabilities import Capabilities
+from dp4tl_fast.loaders.contract import Batch, IndexedBatch
 from dp4tl_fast.loaders.decode import decode_record
 from dp4tl_fast.loaders.readahead import fetched, no_readahead
 from dp4tl_fast.loaders.spec import LoaderSpec
 
 if TYPE_CHECKING:
     import torch
-
-    from dp4tl_fast.selection import Selection
 
 
 class DaliLoader(BaseLoader):
@@ -45,11 +44,11 @@ class DaliLoader(BaseLoader):
         install="`pip install dp4tl_fast[dali]`",
     )
 
-    def __init__(self, beton: Beton, selection: Selection | None, spec: LoaderSpec) -> None:
+    def __init__(self, beton: Beton, records: np.ndarray | None, spec: LoaderSpec) -> None:
         self._pipeline: Any = None
         self._inputs: Iterator[Any] = iter(())  # what DALI asks for, batch by batch
         self._rescued: dict[int, np.ndarray] = {}  # pixels of records that DALI could not decode
-        super().__init__(beton, selection, spec)
+        super().__init__(beton, records, spec)
         self._bytes = np.memmap(beton.path, np.uint8, mode="r")
         no_readahead(self._bytes)
         self._build()  # a DALI that cannot work here says so now, not in the first epoch
@@ -61,7 +60,7 @@ class DaliLoader(BaseLoader):
             raise BackendError(
                 f"backend 'dali' cannot be imported here: {error}. Run {self.capabilities.install}"
             ) from error
-        threads = self.spec.workers or len(os.sched_getaffinity(0))
+        threads = self.spec.workers or cores()
         kind = record_kind(self.beton, self.records)
         try:
             self._pipeline = build(self.spec, kind, threads, device_id(self.spec.device), lambda: next(self._inputs))
@@ -69,7 +68,7 @@ class DaliLoader(BaseLoader):
             raise BackendError(f"backend 'dali' cannot work here: {reason(error)}") from error
         self._built_for = (self.spec, kind)
 
-    def _load(self, batches: list[np.ndarray]) -> Generator[tuple[Any, ...], None, None]:
+    def _load(self, batches: list[np.ndarray]) -> Generator[Batch | IndexedBatch, None, None]:
         todo = deque(batches)
         while todo:
             if len(todo[0]) == 0:  # every record of it was skipped

@@ -2,9 +2,9 @@
 
 FFCV's traps, and where they end:
 
-- ``NormalizeImage`` after ``ToTensor`` on a CPU makes FFCV's graph loop for ever at start: neither is used; the
+- ``NormalizeImage`` after ``ToTensor`` on a CPU makes FFCV's graph loop forever at start: neither is used; the
   decoding stage normalises (``ffcv_stages.DecodeCrop``).
-- An exception in its loader thread leaves the consumer waiting for ever; an abandoned epoch leaks that thread; it sets
+- An exception in its loader thread leaves the consumer waiting forever; an abandoned epoch leaks that thread; it sets
   torch's thread count to its own: ``ffcv_stages.Epoch``.
 - ``drop_last=True`` is its default, its ``len`` is of the first epoch, ``QUASI_RANDOM`` is refused under DDP,
   ``distributed=True`` repeats samples, and an ``isinstance`` on the class refuses any own ``TraversalOrder``: it gets
@@ -12,12 +12,11 @@ FFCV's traps, and where they end:
 - Its readahead fetches several times the wanted bytes of a scattered selection: ``loaders.readahead``.
 - It decodes a JPEG of another size than the file states into rubbish, without a word: ``ffcv_stages.states_size``.
 - Batches live in a ring of buffers that later batches overwrite: ours own their memory.
-- Compiling takes 5 to 12 s a pipeline: our one kernel is cached on disk (``ffcv_stages.uncompiled``).
+- Compiling takes 5 to 12 s per pipeline: our one kernel is cached on disk (``ffcv_stages.uncompiled``).
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,16 +26,16 @@ import numpy as np
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import BackendError, RecordError
+from dp4tl_fast.common.machine import cores
 from dp4tl_fast.loaders.augment import parameters
 from dp4tl_fast.loaders.base import BaseLoader
 from dp4tl_fast.loaders.capabilities import Capabilities
+from dp4tl_fast.loaders.contract import Batch, IndexedBatch
 from dp4tl_fast.loaders.decode import decode_record
 from dp4tl_fast.loaders.spec import LoaderSpec
 
 if TYPE_CHECKING:
     import torch
-
-    from dp4tl_fast.selection import Selection
 
 BATCHES_AHEAD = 3
 
@@ -49,10 +48,9 @@ class FfcvLoader(BaseLoader):
         install="`pip install dp4tl_fast[ffcv]` (it needs OpenCV's and TurboJPEG's headers)",
     )
 
-    def __init__(self, beton: Beton, selection: Selection | None, spec: LoaderSpec) -> None:
-        super().__init__(beton, selection, spec)
-        cores = len(os.sched_getaffinity(0))
-        self.workers = min(spec.workers or cores, cores)  # numba refuses more than there are cores
+    def __init__(self, beton: Beton, records: np.ndarray | None, spec: LoaderSpec) -> None:
+        super().__init__(beton, records, spec)
+        self.workers = min(spec.workers or cores(), cores())  # numba refuses more than there are cores
         self._ffcv = self._open()
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="dp4tl-ffcv")
         all_there = threading.Barrier(self.workers)  # a pool grows by chance; this one has its threads from the start
@@ -88,7 +86,7 @@ class FfcvLoader(BaseLoader):
         held = pages_held(self.beton, self.epoch_order(), self.spec.batch_size) * self.beton.page_size
         return choose_os_cache(self.beton.file_size, held, available_memory() // 2)
 
-    def _load(self, batches: list[np.ndarray]) -> Generator[tuple[Any, ...], None, None]:
+    def _load(self, batches: list[np.ndarray]) -> Generator[Batch | IndexedBatch, None, None]:
         if not batches:
             return
         from dp4tl_fast.loaders.ffcv_stages import Epoch

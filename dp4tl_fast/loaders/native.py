@@ -4,7 +4,7 @@ Records come in ``BaseLoader``'s order (with ``max_ram`` smaller than the data, 
 a view shows is ``loaders/augment.py``'s pure function of (seed, epoch, record, view): the same batches come out for any
 number of threads and after a resume.
 
-Records are used where the page cache has them; the system is asked for each 64 records ahead, by its exact range. With
+Records are used where the page cache has them; the system is asked for each one 64 records ahead, by its exact range. With
 ``max_ram`` smaller than the data, blocks of 1 MiB from the whole file are read ahead into two buffers instead, and batches
 are drawn from a buffer.
 
@@ -19,7 +19,6 @@ at 1/2, 1/4 or 1/8 from their lowest frequencies: 1.2 levels then in the worst i
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +26,12 @@ import numpy as np
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import BackendError, BetonError, UsageError
+from dp4tl_fast.common.machine import cores
 from dp4tl_fast.kernels import _native
 from dp4tl_fast.loaders import order
 from dp4tl_fast.loaders.base import BaseLoader
 from dp4tl_fast.loaders.capabilities import Capabilities
+from dp4tl_fast.loaders.contract import Batch, IndexedBatch
 from dp4tl_fast.loaders.decode import bad_record
 from dp4tl_fast.loaders.pinned import held_bytes, pinned_allocator, views_in
 from dp4tl_fast.loaders.spec import LoaderSpec
@@ -38,14 +39,12 @@ from dp4tl_fast.loaders.spec import LoaderSpec
 if TYPE_CHECKING:
     import torch
 
-    from dp4tl_fast.selection import Selection
-
 DEPTH = 3  # batches that are decoded ahead
 BLOCK_BYTES = 1 << 20  # one read of slow storage; small, so that a buffer holds many places of the file
 
 
 class NativeLoader(BaseLoader):
-    """See ``loaders.spec.Loader``. Delivered tensors stay valid; their memory is used again once they are dropped."""
+    """See ``loaders.contract.Loader``. Delivered tensors stay valid; their memory is used again once they are dropped."""
 
     name = "native"
     capabilities = Capabilities(
@@ -53,8 +52,8 @@ class NativeLoader(BaseLoader):
     )
     isa = "auto"  # instruction set of the pixel kernels; tests force each
 
-    def __init__(self, beton: Beton, selection: Selection | None, spec: LoaderSpec) -> None:
-        super().__init__(beton, selection, spec)
+    def __init__(self, beton: Beton, records: np.ndarray | None, spec: LoaderSpec) -> None:
+        super().__init__(beton, records, spec)
         try:
             self._tables = _native.Beton(str(beton.path))
         except RuntimeError as error:
@@ -139,7 +138,7 @@ class NativeLoader(BaseLoader):
             output.scale = [1 / (255 * s) for s in spec.std]
             output.bias = [-m / s for m, s in zip(spec.mean, spec.std, strict=True)]
         options.views, options.batch_size, options.depth = spec.views, spec.batch_size, self._depth()
-        options.threads = spec.workers or len(os.sched_getaffinity(0))
+        options.threads = spec.workers or cores()
         options.skip, options.exact = spec.on_error == "skip", spec.exact
         options.lent, options.isa = self._allocate is not None, self.isa
         try:
@@ -154,7 +153,7 @@ class NativeLoader(BaseLoader):
         self._core.close()
         self._open_core()
 
-    def _load(self, batches: list[np.ndarray]) -> Generator[tuple[Any, ...], None, None]:
+    def _load(self, batches: list[np.ndarray]) -> Generator[Batch | IndexedBatch, None, None]:
         if not batches:
             return
         bounds = np.cumsum([0] + [len(b) for b in batches], dtype=np.int64)
@@ -191,7 +190,7 @@ class NativeLoader(BaseLoader):
 
     def _deliver(
         self, images: Any, labels: torch.Tensor, index: torch.Tensor, failures: list[tuple[int, int, str]]
-    ) -> tuple[Any, ...]:
+    ) -> Batch | IndexedBatch:
         """``images``: the views, or the memory that was lent for them."""
         views: list[torch.Tensor] = views_in(images, self.spec, len(labels)) if self._allocate else images
         if failures:
@@ -202,9 +201,7 @@ class NativeLoader(BaseLoader):
             views, labels, index = [v[keep] for v in views], labels[keep], index[keep]
             for record, _, why in sorted(failures):
                 self._skip(record, bad_record(self.beton, record, why))
-        moved = [self._to_device(v) for v in views]
-        columns = (labels, index) if self.spec.with_index else (labels,)
-        return (tuple(moved) if self.spec.views > 1 else moved[0], *(self._to_device(c) for c in columns))
+        return self._on_device(views, labels, index)
 
     def profile(self) -> dict[str, float]:
         """Where the running or last epoch's time went, in seconds: ``read`` (what is not used in place), ``decode`` (entropy

@@ -40,7 +40,7 @@ def held_bytes(size: int) -> int:
 
 def views_in(memory: torch.Tensor, spec: LoaderSpec, rows: int) -> list[torch.Tensor]:
     """The images of a batch in its memory (uint8 ``[views x batch_size x size x size x 3 items or more]``): slices
-    ``[rows, 3, size, size]``, channels-last, one a view."""
+    ``[rows, 3, size, size]``, channels-last, one per view."""
     import torch
 
     shape = (spec.views, spec.batch_size, spec.size, spec.size, 3)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from dp4tl_fast.common.errors import UsageError
 
@@ -15,24 +14,27 @@ TRANSFORMS = ("random_resized_crop", "center_crop", "resize")
 DTYPES = ("uint8", "float16", "bfloat16", "float32")
 
 
+SMALL = 64  # pixels; up to here images are small already, and nothing is cut off their edges
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoaderSpec:
     """Order, geometry, dtype and placement of the batches of one loader.
 
     Attributes:
-        batch_size: Images a batch and rank.
+        batch_size: Images per batch and rank.
         size: Output side in pixels; images are ``[batch, 3, size, size]``, channels-last in memory.
         transform: ``random_resized_crop`` (torchvision's sampling of area and aspect), ``center_crop`` (the centre
             square of side ``crop_ratio * min(h, w)``, resized to ``size``), or ``resize`` (the whole image, aspect not
             kept).
         scale, aspect: Area and aspect ranges of the random resized crop.
         crop_ratio: Side of the centre crop as a share of the shorter side.
-        flip: Horizontal flip with probability 1/2 (only with ``shuffle`` or a random crop does it make sense).
+        flip: Horizontal flip with probability 1/2 (useful only with ``shuffle`` or a random crop).
         shuffle: A new order every epoch; else file order.
         drop_last: Drop an incomplete last batch.
         dtype: ``uint8`` gives raw pixels; a float type gives ``(x / 255 - mean) / std``.
         seed: Order and augmentation are a pure function of (seed, epoch, sample index).
-        workers: Decoding threads; 0 means one a core this process may use.
+        workers: Decoding threads; 0 means one per core that this process may use.
         rank, world_size: This process's share of the records.
         device: Where batches are delivered, as torch names it.
         pinned: Who takes the batches copies them to a GPU: ``native`` decodes into page-locked memory, which a GPU reads by
@@ -70,6 +72,16 @@ class LoaderSpec:
     on_error: str = "raise"
     exact: bool = False
 
+    @classmethod
+    def evaluation(cls, *, size: int, **more: Any) -> LoaderSpec:
+        """Each record once, in file order, without augmentation: the centre 224 of 256 pixels, or all of a small image.
+
+        Args:
+            size: Output side in pixels.
+            more: Other fields.
+        """
+        return cls(size=size, crop_ratio=224 / 256 if size > SMALL else 1.0, **more)
+
     def __post_init__(self) -> None:
         def need(ok: bool, name: str, rule: str) -> None:
             if not ok:
@@ -83,30 +95,9 @@ class LoaderSpec:
         need(0 < self.scale[0] <= self.scale[1] <= 1, "scale", "an increasing pair above 0 and at most 1")
         need(0 < self.aspect[0] <= self.aspect[1], "aspect", "an increasing pair above 0")
         need(all(s > 0 for s in self.std), "std", "above 0 in every channel")
-        need(self.workers >= 0, "workers", "0 (one a core) or more")
+        need(self.workers >= 0, "workers", "0 (one per core) or more")
         need(self.world_size >= 1, "world_size", "at least 1")
         need(0 <= self.rank < self.world_size, "rank", f"below world_size = {self.world_size}")
         need(self.views >= 1, "views", "at least 1")
         need(0 <= self.seed < 2**63, "seed", "between 0 and 2^63 - 1")
         need(self.on_error in ("raise", "skip"), "on_error", "raise or skip")
-
-
-@runtime_checkable
-class Loader(Protocol):
-    """An iterable of ready batches: ``(images, labels)``, or ``(images, labels, index)`` with ``spec.with_index``.
-
-    ``images`` is ``[batch, 3, size, size]`` (channels-last), ``labels`` and ``index`` are int64 ``[batch]``. With
-    ``views > 1`` the first element is a tuple of that many image tensors.
-    """
-
-    spec: LoaderSpec
-    bytes_read: int  # record bytes delivered so far, since the loader was opened
-
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[tuple[Any, ...]]: ...
-    def set_epoch(self, epoch: int) -> None: ...
-    def state_dict(self) -> dict[str, int]: ...
-    def load_state_dict(self, state: dict[str, int]) -> None: ...
-    def close(self) -> None: ...
-    def __enter__(self) -> Loader: ...
-    def __exit__(self, *exc: object) -> None: ...

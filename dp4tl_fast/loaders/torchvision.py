@@ -4,7 +4,7 @@ crop, resize (antialiased bilinear) and mirror. Every other backend is compared 
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from dp4tl_fast.common.errors import RecordError
 from dp4tl_fast.loaders.augment import parameters
 from dp4tl_fast.loaders.base import BaseLoader
 from dp4tl_fast.loaders.capabilities import Capabilities
+from dp4tl_fast.loaders.contract import Batch, IndexedBatch
 from dp4tl_fast.loaders.decode import decode_record
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class TorchvisionLoader(BaseLoader):
         requires=("torch", "torchvision", "PIL"),
     )
 
-    def _load(self, batches: list[np.ndarray]) -> Generator[tuple[Any, ...], None, None]:
+    def _load(self, batches: list[np.ndarray]) -> Generator[Batch | IndexedBatch, None, None]:
         import torch
 
         for records in batches:

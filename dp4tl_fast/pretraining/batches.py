@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.loaders import BaseLoader, LoaderSpec, open_loader
+from dp4tl_fast.common.machine import cores
+from dp4tl_fast.loaders import BaseLoader, Batch, IndexedBatch, LoaderSpec, open_loader
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.training.device import pick_device
 from dp4tl_fast.training.ranks import rank, world_size
@@ -39,12 +40,12 @@ def share(config: PretrainConfig) -> dict[str, Any]:
             f"`batch_size={config.batch_size}`: not a multiple of {ranks} processes x {config.accumulate} parts (`accumulate`). "
             f"Use {max(1, config.batch_size // parts) * parts}"
         )
-    workers = config.workers or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    workers = config.workers or max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     pinned = pick_device(config.device).type == "cuda"
     return {"batch_size": config.batch_size // ranks, "rank": rank(), "world_size": ranks, "workers": workers, "pinned": pinned}
 
 
-def open_train(config: PretrainConfig, source: Beton, selection: Selection | None) -> BaseLoader:
+def open_train(config: PretrainConfig, source: Beton, selection: Selection | None) -> BaseLoader[IndexedBatch]:
     """Shuffled, augmented uint8 batches of the surviving records: this process's part of each."""
     spec = LoaderSpec(
         size=config.size, transform="random_resized_crop", scale=(config.min_scale, 1.0), flip=config.flip, shuffle=True,
@@ -53,16 +54,10 @@ def open_train(config: PretrainConfig, source: Beton, selection: Selection | Non
     return open_loader(source, selection, spec, config.backend)
 
 
-def open_eval(path: str | Path, selection: Selection | None, config: PretrainConfig) -> BaseLoader:
+def open_eval(path: str | Path, selection: Selection | None, config: PretrainConfig) -> BaseLoader[Batch]:
     """Every record of the surviving classes once over all processes, in file order, centre-cropped."""
     beton = Beton(path)
-    size = eval_size(config)
     mine = share(config)
     mine["batch_size"] //= config.accumulate  # what is known to fit in memory
-    spec = LoaderSpec(size=size, crop_ratio=crop_ratio(size), **mine)
+    spec = LoaderSpec.evaluation(size=eval_size(config), **mine)
     return open_loader(beton, selection.for_split(beton) if selection else None, spec, config.backend)
-
-
-def crop_ratio(size: int) -> float:
-    """The usual 224 of 256 pixels, but all of an image that is small already."""
-    return 224 / 256 if size > 64 else 1.0

@@ -19,7 +19,7 @@ from dp4tl_fast.selection import Selection
 from dp4tl_fast.training.ranks import Votes, on_rank_zero, process_group, rank, world_size
 
 if TYPE_CHECKING:
-    from dp4tl_fast.loaders import BaseLoader
+    from dp4tl_fast.loaders import BaseLoader, IndexedBatch
     from dp4tl_fast.pretraining.learner import Learner
     from dp4tl_fast.pretraining.profiling import Profiler
     from dp4tl_fast.training.state import Run
@@ -77,7 +77,7 @@ class Training:
         settings: dict[str, Any],
         selection: Selection | None,
         learner: Learner,
-        loader: BaseLoader,
+        loader: BaseLoader[IndexedBatch],
     ) -> None:
         self.config, self.settings, self.selection, self.learner, self.loader = config, settings, selection, learner, loader
         self.out = Path(config.out)

@@ -50,14 +50,14 @@ class Surrogate:
         mean, std = tuple(meta.get("mean", IMAGENET_MEAN)), tuple(meta.get("std", IMAGENET_STD))
         on_cpu = self.place.type == "cpu"  # there the loader's threads normalise, while the network runs
         self._normalise = (lambda images: images) if on_cpu else Normalise(mean, std, self.place)
-        crop_ratio = 224 / 256 if self.size > 64 else 1.0  # the evaluation transform: no augmentation
-        self._spec = LoaderSpec(
-            batch_size=config.batch_size, size=self.size, crop_ratio=crop_ratio, workers=config.workers,
+        self._spec = LoaderSpec.evaluation(
+            batch_size=config.batch_size, size=self.size, workers=config.workers,
             rank=rank(), world_size=world_size(), dtype="float32" if on_cpu else "uint8", mean=mean, std=std,
             pinned=self.place.type == "cuda",
         )  # fmt: skip
         self._backend = config.backend
         self.identity = {"arch": meta["arch"], "size": self.size, "weights_sha256": checkpoint.weights_hash(weights, self.model)}
+        crop_ratio = self._spec.crop_ratio
         self._pixels = {"mean": mean, "std": std, "crop_ratio": crop_ratio, "backend": config.backend, "device": self.place.type}
 
     def check_classifier(self, beton: Beton) -> None:
@@ -91,7 +91,7 @@ class Surrogate:
                     batch = next(iterator, None)
                     if batch is None:
                         return
-                    images, labels = self._normalise(batch[0]), batch[1].to(self.place)
+                    images, labels = self._normalise(batch.images), batch.labels.to(self.place)
                 yield images, labels
 
     def key(self, beton: Beton, what: str) -> str:

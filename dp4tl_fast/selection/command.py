@@ -28,7 +28,7 @@ def selection(*, action_and_files: list[str], source: str = "", names: str = "",
     Args:
         action_and_files: One of the actions above, and its files.
         source: The source .beton: for class names, and needed by union, intersect, export and import.
-        names: Text file of names for people: the class's name, a tab, what to show (with --source).
+        names: Text file of readable names: the class's name, a tab, what to show (with --source).
         out: File to write.
         top: Classes to list.
     """

@@ -1,4 +1,4 @@
-"""Names for people, where classes are called by an id (``n01443537``): from a list such as Tiny-ImageNet's ``words.txt``."""
+"""Readable names, where classes are named by an id (``n01443537``): from a list such as Tiny-ImageNet's ``words.txt``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dp4tl_fast.common.errors import UsageError
 
 
 def readable(names: Sequence[str], path: str) -> list[str]:
-    """The name for people of every class, by its first synonym; ``names`` themselves without a list.
+    """The readable name of every class: its first synonym; ``names`` themselves without a list.
 
     Args:
         names: Class names by class id.
-        path: Text file, one class a line: its name, a tab or spaces, what people call it, synonyms after commas. Empty for
+        path: Text file, one class per line: its name, a tab or spaces, its readable name, synonyms after commas. Empty for
             none. Classes that are not there keep their names.
 
     Raises:

@@ -21,7 +21,7 @@ from dp4tl_fast.common.errors import SelectionError
 from dp4tl_fast.common.files import npy_bytes, write_atomically
 
 SCHEMA = 1
-RECORDS = "records_sha256"  # in the fingerprint where single records are kept: there the order within a class counts, too
+RECORDS = "records_sha256"  # in the fingerprint where single records are kept: there the order within a class matters, too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,8 @@ class Selection:
     Attributes:
         method, parameters: How the scores came about; parameters hold everything needed to repeat it.
         source: Fingerprint of the source: ``samples``, ``classes``, ``labels_sha256``; ``records_sha256`` with ``records``.
-        scores: One a class; higher is kept first. Where single records are kept: the share of the class that survives.
-        tie_breaks: Second key for equal scores, one a class; equal again, the lower class id wins.
+        scores: One per class; higher is kept first. Where single records are kept: the share of the class that survives.
+        tie_breaks: Second key for equal scores, one per class; equal again, the lower class id wins.
         kept_classes: Ascending class ids.
         kept_samples: Records of those classes (or the number of ``records``).
         surrogate, targets: Identity of the network and the target files.

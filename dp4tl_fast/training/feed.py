@@ -5,26 +5,15 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
+from dp4tl_fast.loaders.contract import IndexedBatch
 from dp4tl_fast.training.tally import Tally
 
 
-class Batches(Protocol):
-    """``(images, labels, index)``: uint8 images or a tuple of views of them, int64 labels and sample ids, on the CPU."""
-
-    bytes_read: int
-
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[tuple[Any, ...]]: ...
-    def set_epoch(self, epoch: int) -> None: ...
-    def state_dict(self) -> dict[str, int]: ...
-    def load_state_dict(self, state: dict[str, int]) -> None: ...
-
-
-def timed(batches: Iterable[tuple[Any, ...]], tally: Tally) -> Iterator[tuple[Any, ...]]:
+def timed(batches: Iterable[IndexedBatch], tally: Tally) -> Iterator[IndexedBatch]:
     """Pass batches on and count the seconds spent waiting for them."""
     iterator = iter(batches)
     while True:
@@ -36,7 +25,7 @@ def timed(batches: Iterable[tuple[Any, ...]], tally: Tally) -> Iterator[tuple[An
         yield batch
 
 
-def ahead(batches: Iterator[tuple[Any, ...]], device: torch.device) -> Iterator[tuple[Any, ...]]:
+def ahead(batches: Iterator[IndexedBatch], device: torch.device) -> Iterator[IndexedBatch]:
     """Batches on a GPU, each copied while the step before it computes; on the CPU there is nothing to copy.
 
     Images that the loader did not decode into page-locked memory are copied there first. The index stays on the CPU.
@@ -51,10 +40,10 @@ def ahead(batches: Iterator[tuple[Any, ...]], device: torch.device) -> Iterator[
             return tuple(move(view) for view in x)
         return (x if x.is_cuda else x.pin_memory()).to(device, non_blocking=True)
 
-    def copy(batch: tuple[Any, ...]) -> tuple[tuple[Any, ...], torch.cuda.Event]:
+    def copy(batch: IndexedBatch) -> tuple[IndexedBatch, torch.cuda.Event]:
         with torch.cuda.stream(stream):
             images, labels, index = batch
-            return (move(images), move(labels), index), stream.record_event()
+            return IndexedBatch(move(images), move(labels), index), stream.record_event()
 
     waiting = None
     for batch in batches:
@@ -72,19 +61,19 @@ def _copying(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def _arrived(batch: tuple[Any, ...], event: torch.cuda.Event) -> tuple[Any, ...]:
+def _arrived(batch: IndexedBatch, event: torch.cuda.Event) -> IndexedBatch:
     """The batch, once the compute stream may use it; its memory is not reused before that stream is done with it."""
-    compute = torch.cuda.current_stream(batch[1].device)
+    compute = torch.cuda.current_stream(batch.labels.device)
     compute.wait_event(event)
-    for part in (*(batch[0] if isinstance(batch[0], tuple) else (batch[0],)), batch[1]):
+    for part in (*(batch.images if isinstance(batch.images, tuple) else (batch.images,)), batch.labels):
         part.record_stream(compute)
     return batch
 
 
-def split(batch: tuple[Any, ...], parts: int) -> Iterator[tuple[Any, ...]]:
+def split(batch: IndexedBatch, parts: int) -> Iterator[IndexedBatch]:
     """A batch as consecutive parts of nearly equal size, none of them empty."""
     images, labels, index = batch
     views = images if isinstance(images, tuple) else (images,)
     pieces = [x.tensor_split(min(parts, len(labels))) for x in (*views, labels, index)]
     for *some, y, i in zip(*pieces, strict=True):
-        yield tuple(some) if isinstance(images, tuple) else some[0], y, i
+        yield IndexedBatch(tuple(some) if isinstance(images, tuple) else some[0], y, i)

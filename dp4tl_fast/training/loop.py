@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dp4tl_fast.training.feed import Batches, ahead, split, timed
+from dp4tl_fast.loaders.contract import Batch, IndexedBatch, Loader
+from dp4tl_fast.training.feed import ahead, split, timed
 from dp4tl_fast.training.state import Run
 from dp4tl_fast.training.tally import Tally
 from dp4tl_fast.training.watch import LossWatch
@@ -59,7 +60,7 @@ class Stepping:
 
 def train(
     run: Run,
-    loader: Batches,
+    loader: Loader[IndexedBatch],
     prepare: Any,
     rate: Callable[[int], float],
     *,
@@ -90,20 +91,20 @@ def train(
         tally = run.tally
         before, start = loader.bytes_read - tally.bytes_read, time.perf_counter() - tally.seconds
         drawn = energy() - tally.energy_j
-        for images, labels, index in ahead(timed(loader, tally), prepare.device):
+        for batch in ahead(timed(loader, tally), prepare.device):
             for group in run.optimizer.param_groups:
                 group["lr"] = rate(run.step)
             run.draw_from(run.step)
-            loss = gradients(run, prepare, (images, labels, index), how)
+            loss = gradients(run, prepare, batch, how)
             if how.clip_norm:
                 run.scaler.unscale_(run.optimizer)
                 nn.utils.clip_grad_norm_(run.parameters, how.clip_norm)
             run.scaler.step(run.optimizer)
             run.scaler.update()
-            watch.see(run.step, loss, index)
+            watch.see(run.step, loss, batch.index)
             run.after_step()
 
-            tally.samples, tally.batches = tally.samples + len(labels), tally.batches + 1
+            tally.samples, tally.batches = tally.samples + len(batch.labels), tally.batches + 1
             tally.seconds, tally.bytes_read = time.perf_counter() - start, loader.bytes_read - before
             stop = on_step(run)
             if stop or run.step % CHECK_EVERY == 0:
@@ -120,10 +121,10 @@ def train(
     return True
 
 
-def gradients(run: Run, prepare: Any, batch: tuple[Any, ...], how: Stepping) -> torch.Tensor:
+def gradients(run: Run, prepare: Any, batch: IndexedBatch, how: Stepping) -> torch.Tensor:
     """Leave the (scaled) gradients of the mean loss of ``batch`` in the parameters. Returns that loss, on the device."""
     run.optimizer.zero_grad(set_to_none=True)
-    n, mean = len(batch[1]), torch.zeros((), device=prepare.device)
+    n, mean = len(batch.labels), torch.zeros((), device=prepare.device)
     parts = list(split(batch, how.accumulate))
     for i, (images, labels, index) in enumerate(parts):
         x, y = prepare(images, index, run.epoch), labels.to(prepare.device, non_blocking=True)
@@ -148,7 +149,7 @@ def unsynchronised(module: nn.Module) -> Any:
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    batches: Iterable[tuple[Any, ...]],
+    batches: Iterable[Batch],
     normalise: Normalise,
     count: Callable[[torch.Tensor, torch.Tensor], dict[str, torch.Tensor]],
 ) -> dict[str, float]:

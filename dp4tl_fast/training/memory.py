@@ -6,6 +6,7 @@ import gc
 
 import torch
 
+from dp4tl_fast.loaders.contract import IndexedBatch
 from dp4tl_fast.training.loop import Stepping, gradients
 from dp4tl_fast.training.state import Run
 
@@ -26,7 +27,7 @@ def most_that_fit(run: Run, prepare: object, at_most: int, side: int, views: int
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
         blank = tuple(torch.zeros(n, 3, side, side, dtype=torch.uint8) for _ in range(views))
-        batch = blank if views > 1 else blank[0], torch.zeros(n, dtype=torch.long), torch.arange(n)
+        batch = IndexedBatch(blank if views > 1 else blank[0], torch.zeros(n, dtype=torch.long), torch.arange(n))
         try:
             gradients(run, prepare, batch, Stepping(how.precision))
             run.scaler.step(run.optimizer)

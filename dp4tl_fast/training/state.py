@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from dp4tl_fast.loaders.contract import IndexedBatch, Loader
 from dp4tl_fast.training import norm, ranks
 from dp4tl_fast.training.ema import Ema
-from dp4tl_fast.training.feed import Batches
 from dp4tl_fast.training.tally import Tally, nothing_of
 
 
@@ -89,7 +89,7 @@ class Run:
         if self.ema is not None:
             self.ema.update(self.step)
 
-    def state_dict(self, loader: Batches) -> dict[str, Any]:
+    def state_dict(self, loader: Loader[IndexedBatch]) -> dict[str, Any]:
         """Called on every rank; the same on all."""
         tally = self.tally.pooled(self.parameters[0].device)
         return {
@@ -103,7 +103,7 @@ class Run:
             "scaler": self.scaler.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any], loader: Batches) -> None:
+    def load_state_dict(self, state: dict[str, Any], loader: Loader[IndexedBatch]) -> None:
         self.step, self.epoch, self.best = state["step"], state["epoch"], state["best"]
         device = self.parameters[0].device
         older = {"energy_j": math.nan}  # checkpoints of runs that did not meter it

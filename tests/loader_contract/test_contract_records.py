@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from contract_cases import CLASSES, flat, keep, spec
+from contract_cases import BATCH, CLASSES, N, flat, keep, spec
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import SelectionError
-from dp4tl_fast.loaders import open_loader
+from dp4tl_fast.loaders import Batch, IndexedBatch, Loader, open_loader
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
@@ -55,13 +55,47 @@ def test_two_ranks_share_every_record_once(backend: str, jpegs: Beton, shuffle: 
 def test_selection_changes_between_epochs(backend: str, jpegs: Beton) -> None:
     with open_loader(jpegs, keep(jpegs, 0), spec(), backend) as loader:
         assert flat(list(loader), 1) == [0] * 10
-        loader.set_selection(keep(jpegs, 2, 4))
+        loader.set_records(np.flatnonzero(np.isin(jpegs.labels, (2, 4))))
         assert len(loader) == 3
         assert flat(list(loader), 1) == [2] * 10 + [4] * 10
         with pytest.raises(SelectionError, match="no record is left"):
-            loader.set_selection(_Nothing())  # type: ignore[arg-type]
+            loader.set_records(np.empty(0, np.int64))
 
 
-class _Nothing:
-    def indices(self, beton: Beton) -> np.ndarray:
-        return np.empty(0, np.int64)
+def test_record_numbers_are_taken_in_any_order_and_integer_type(backend: str, jpegs: Beton) -> None:
+    for numbers in (np.array([41, 3, 7], np.uint8), np.array([7, 41, 3], ">i4")):
+        with open_loader(jpegs, numbers, spec(), backend) as loader:
+            assert loader.records.dtype == np.int64
+            assert flat(list(loader), 2) == jpegs.index[[3, 7, 41]].tolist()
+
+
+MISTAKES = {
+    "a mask": (np.arange(N) < 2, r"integers \[n\], but these are bool \[50\].*flatnonzero"),
+    "fractions": (np.array([0.0, 1.0]), "but these are float64"),
+    "a table": (np.array([[0, 1]]), r"int64 \[1, 2\]"),
+    "below the first": (np.array([3, -1]), "no record -1; records are 0 to 49"),
+    "past the last": (np.array([3, N]), "no record 50; records are 0 to 49"),
+    "past int64": (np.array([2**64 - 1], np.uint64), "no record 18446744073709551615"),
+    "one twice": (np.array([3, 5, 3]), "record 3 is given twice"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_what_are_no_record_numbers_is_refused(jpegs: Beton, mistake: str) -> None:
+    numbers, says = MISTAKES[mistake]
+    with pytest.raises(SelectionError, match=f"{jpegs.path}: .*{says}"):
+        open_loader(jpegs, numbers, spec())
+    with open_loader(jpegs, None, spec()) as loader:
+        with pytest.raises(SelectionError, match=says):
+            loader.set_records(numbers)
+        assert len(loader.records) == N
+
+
+def test_a_batch_names_its_parts(backend: str, jpegs: Beton) -> None:
+    for with_index in (False, True):
+        with open_loader(jpegs, None, spec(with_index=with_index), backend) as loader:
+            assert isinstance(loader, Loader)
+            batch = next(iter(loader))
+        assert type(batch) is (IndexedBatch if with_index else Batch)
+        assert batch.labels.tolist() == jpegs.labels[:BATCH].tolist()
+        assert not with_index or batch.index.tolist() == jpegs.index[:BATCH].tolist()

@@ -57,7 +57,7 @@ def test_undeclared_records_are_refused(backend: str, by_ffcv: Beton, monkeypatc
         before = loader.records
         monkeypatch.setattr(type(loader), "capabilities", LESS)
         with pytest.raises(BackendError, match="records = 'mixed', only jpeg"):
-            loader.set_selection(None)
+            loader.set_records(None)
         assert loader.records is before
     with pytest.raises(BackendError, match="records = 'mixed', only jpeg"):
         open_loader(by_ffcv, None, spec(transform="resize"), backend)
