@@ -27,8 +27,8 @@ def test_a_surrogate_of_what_the_source_was_before_is_not_reused(data, tmp_path)
                "source": str(tmp_path / "source.beton")}  # fmt: skip
     run(data, tmp_path / "a.json", method="fm", **options)
     images(tmp_path / "new/source", range(4), 12, 8)  # as many images of each class
-    (tmp_path / "new/source.beton").replace(tmp_path / "source.beton")
-    (tmp_path / "source.crc32.npy").unlink()
+    for name in ("source.beton", "source.info.zip"):
+        (tmp_path / "new" / name).replace(tmp_path / name)
     with pytest.raises(UsageError, match="holds other images by now"):
         run(data, tmp_path / "b.json", method="fm", **options)
 

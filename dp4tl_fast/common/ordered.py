@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 
 def ordered_map(function: Callable[[J], R], jobs: Iterable[J], workers: int = 0) -> Iterator[R]:
-    """``map`` by ``workers`` threads (0: one a core), at most ``2 * workers`` results ahead of the consumer.
+    """``map`` by ``workers`` threads (0: one per core), at most ``2 * workers`` results ahead of the consumer.
 
     The first exception, in job order, is raised in the consumer; jobs that have not begun are dropped then.
     """

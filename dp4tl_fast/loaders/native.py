@@ -56,7 +56,7 @@ class NativeLoader(BaseLoader):
     def __init__(self, beton: Beton, selection: Selection | None, spec: LoaderSpec) -> None:
         super().__init__(beton, selection, spec)
         try:
-            self._tables = _native.Beton(str(beton.path))
+            self._tables = _native.Beton(str(beton.real_path))
         except RuntimeError as error:
             raise BetonError(str(error)) from None
         self._allocate = pinned_allocator() if spec.pinned or spec.device != "cpu" else None

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.beton.sidecars import read_checksums
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.stopwatch import Stopwatch
@@ -79,8 +78,8 @@ class Surrogate:
 
     def key(self, beton: Beton, what: str) -> str:
         """Names what ``what`` computes from these bytes with these weights."""
-        stat = beton.path.stat()
-        checksums = read_checksums(beton.path, beton.num_samples)
+        stat = beton.real_path.stat()
+        checksums = beton.checksums()
         parts = {
             **beton.fingerprint, **self.identity, **self._pixels, "what": what,
             "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns,
