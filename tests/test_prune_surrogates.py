@@ -97,6 +97,16 @@ def test_a_surrogate_of_another_file_is_said_to_be_one(data, tmp_path, capsys):
         assert ("was not trained on" in capsys.readouterr().err) == noted
 
 
+def test_a_surrogate_of_other_classes_is_refused(data, tmp_path):
+    """As many, and images that look the same, but the ids stand for other classes."""
+    images(tmp_path / "other", range(4), 3, 5)
+    (tmp_path / "other/class0").rename(tmp_path / "other/class9")
+    convert(str(tmp_path / "other"), str(tmp_path / "other.beton"))
+    with pytest.raises(UsageError, match="was trained on classes of other names or in another order"):
+        run(data, tmp_path / "s.json", method="lm", source=str(tmp_path / "other.beton"))
+    assert sum(run(data, tmp_path / "s.json", method="fm", source=str(tmp_path / "other.beton"))["scores"]) == 9
+
+
 def test_forgetting_was_counted_for_every_record(data):
     counts = np.load(data / "surrogate/forgetting.npy")
     assert counts.shape == (48,) and counts.min() == 0  # four plain colours: some record is never forgotten

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dp4tl_fast.beton import Beton
+from dp4tl_fast.beton.fingerprint import CLASS_NAMES, difference
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.files import check_outputs
@@ -250,9 +251,23 @@ def _inputs(
                 f"--surrogate {surrogate} was pretrained without labels: its classifier was never trained. "
                 "Use --method fm with it, or a surrogate that was trained supervised"
             )
-        if found.logits and network.source not in (None, beton.fingerprint):
-            cli.message(f"note: {surrogate} was not trained on {beton.path}; its classes must be the same, in this order")
+        if found.logits:
+            _check_classes(surrogate, network.source, beton)
     return SourceInputs(beton, network, cache, groups, clusters, seed, picked, table)
+
+
+def _check_classes(surrogate: str, trained_on: dict[str, Any] | None, beton: Beton) -> None:
+    """Refuse a network that numbers other classes, as far as it says what it was trained on."""
+    if trained_on is None:
+        return
+    classes = {key: trained_on[key] for key in ("classes", CLASS_NAMES) if key in trained_on}
+    if len(classes) == 2 and any(beton.fingerprint[key] != value for key, value in classes.items()):
+        raise UsageError(
+            f"--surrogate {surrogate} was trained on classes of other names or in another order than {beton.path} has. "
+            "Use one trained on this source"
+        )
+    if difference(trained_on, beton.fingerprint):
+        cli.message(f"note: {surrogate} was not trained on {beton.path}; its classes must be the same, in this order")
 
 
 def _selection(
