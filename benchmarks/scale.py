@@ -137,7 +137,7 @@ def _records(path: Path, records: int, classes: int) -> None:
     import zlib
 
     from dp4tl_fast.beton import BetonWriter
-    from dp4tl_fast.beton.sidecars import write_checksums
+    from dp4tl_fast.beton.sidecars import Contents
 
     labels = np.arange(records) * classes // records
     pixel = b"abc"
@@ -146,5 +146,5 @@ def _records(path: Path, records: int, classes: int) -> None:
             part = np.arange(start, min(start + 4096, records))
             ones = np.ones(len(part), np.int64)
             writer.append_many([pixel] * len(part), ones, ones, ones, labels[part], part)
-        write_checksums(path, [np.full(records, zlib.crc32(pixel), np.uint32)])
-        writer.close(class_names=[f"n{c:08}" for c in range(classes)])
+        names, checksums = [f"n{c:08}" for c in range(classes)], np.full(records, zlib.crc32(pixel), np.uint32)
+        writer.close(Contents(class_names=names, checksums=[checksums]))

@@ -13,7 +13,7 @@ from dp4tl_fast.conversion.shards import merge_shards
 
 
 def merge(out: str) -> dict[str, Any]:
-    """Join OUT.shard-I-of-N.beton, made by ``convert SRC OUT --shard I/N``, to the very file of an unsharded run.
+    """Join OUT.shard-I-of-N.beton, made by ``convert SRC OUT --shard I/N``, to the file that an unsharded run writes.
 
     Args:
         out: The .beton to write; all shards must lie beside it. They are not removed.

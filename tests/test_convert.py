@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.beton.sidecars import sidecar
 from dp4tl_fast.common.errors import SourceError, UsageError
 from dp4tl_fast.conversion import pipeline
 from dp4tl_fast.conversion.run import convert
@@ -273,6 +272,6 @@ def test_command_line(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main([str(tree), str(out), "--layout", "shuffled", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["samples"] == 18
-    assert [row["name"] for row in json.loads(sidecar(out, "classes.json").read_text())] == ["n01", "n02", "n03"]
+    assert Beton(out).class_names == ["n01", "n02", "n03"]
     assert main([str(tmp_path / "no"), str(out)]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("dp4tl-fast convert: ")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
 import struct
@@ -328,8 +327,7 @@ def test_the_audit_lists_what_changed_and_nothing_else(tmp_path: Path) -> None:
     assert (result["byte_for_byte"], sum(result["changed"].values()), result["skipped"]) == (1, len(ZOO), 1)
     beton = Beton(tmp_path / "o.beton")
     names = sorted(p.name for p in folder.iterdir())
-    with open(tmp_path / "o.audit.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(beton.sidecar.audit())
     assert len(rows) == len(ZOO) + 1
     for row in rows:
         name = Path(row["source"]).stem

@@ -146,7 +146,7 @@ def test_several_targets_in_one_pass(data, tmp_path, monkeypatch):
     alone = run(data, tmp_path / "alone.json", "blue", method="fm")
     assert alone["scores"] == each[str(data / "blue.beton")].scores
     (tmp_path / "other").mkdir()
-    for name in ("red.beton", "red.classes.json"):
+    for name in ("red.beton", "red.info.zip"):
         (tmp_path / "other" / name).write_bytes((data / name.replace("red", "blue")).read_bytes())
     twins = run(data, tmp_path / "t.json", method="fm", target=[str(data / "red.beton"), str(tmp_path / "other/red.beton")])
     assert [Selection.load(p).scores for p in twins["per_target"].values()] == [s.scores for s in each.values()]

@@ -41,7 +41,7 @@ REFUSED = {
     "seed": (["--method=random", "--seed=-1"], "--seed -1"),
     "surrogate-epochs": (["--train-surrogate={d}/new", "--surrogate-epochs=0"], "--surrogate-epochs 0"),
     "two-surrogates": (["--surrogate={d}/surrogate", "--train-surrogate={d}/new"], "give one of them"),
-    "not-weights": (["--surrogate={d}/source.classes.json"], "source.classes.json: not a state dict"),
+    "not-weights": (["--surrogate={d}/source.info.zip"], "source.info.zip: not a state dict"),
     "keep-and-budget": (["--surrogate={d}/surrogate", "--keep=1", "--budget=0.1"], "give one of them"),
     "neither": (["--surrogate={d}/surrogate"], "Give --keep"),
     "no-surrogate": (["--keep=1"], "needs --surrogate"),

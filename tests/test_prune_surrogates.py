@@ -28,8 +28,8 @@ def test_a_surrogate_of_what_the_source_was_before_is_not_reused(data, tmp_path)
                "source": str(tmp_path / "source.beton")}  # fmt: skip
     run(data, tmp_path / "a.json", method="fm", **options)
     images(tmp_path / "new/source", range(4), 12, 8)  # as many images of each class
-    (tmp_path / "new/source.beton").replace(tmp_path / "source.beton")
-    (tmp_path / "source.crc32.npy").unlink()
+    for name in ("source.beton", "source.info.zip"):
+        (tmp_path / "new" / name).replace(tmp_path / name)
     with pytest.raises(UsageError, match="holds other images by now"):
         run(data, tmp_path / "b.json", method="fm", **options)
 
@@ -96,6 +96,16 @@ def test_a_surrogate_of_another_file_is_said_to_be_one(data, tmp_path, capsys):
         where = {"source": str(tmp_path / f"{source}.beton")} if source else {}
         run(data, tmp_path / "s.json", method=method, **where)
         assert ("was not trained on" in capsys.readouterr().err) == noted
+
+
+def test_a_surrogate_of_other_classes_is_refused(data, tmp_path):
+    """As many, and images that look the same, but the ids stand for other classes."""
+    images(tmp_path / "other", range(4), 3, 5)
+    (tmp_path / "other/class0").rename(tmp_path / "other/class9")
+    convert(str(tmp_path / "other"), str(tmp_path / "other.beton"))
+    with pytest.raises(UsageError, match="was trained on classes of other names or in another order"):
+        run(data, tmp_path / "s.json", method="lm", source=str(tmp_path / "other.beton"))
+    assert sum(run(data, tmp_path / "s.json", method="fm", source=str(tmp_path / "other.beton"))["scores"]) == 9
 
 
 def test_forgetting_was_counted_for_every_record(data):

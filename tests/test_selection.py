@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from dp4tl_fast.beton import Beton, BetonWriter
 from dp4tl_fast.beton.format import MODE_RAW
+from dp4tl_fast.beton.sidecars import sidecar
 from dp4tl_fast.common.errors import SelectionError
 from dp4tl_fast.selection import Selection, rank, records_of
 
@@ -99,24 +100,49 @@ def test_another_source_is_refused_with_both_fingerprints(source, tmp_path):
         select(source, [1]).union(select(other, [1]), source)
 
 
-def test_single_records_are_of_one_order_of_one_source(source, tmp_path):
-    """As many images of each class, but in another order: the same for whole classes, not for single records."""
+def test_a_selection_is_of_one_order_of_one_source(source, tmp_path):
+    """As many images of each class, but in another order."""
     with BetonWriter(tmp_path / "other.beton", capacity=8) as writer:
         for i, label in zip((1, 0, 2, 3, 4, 5, 6, 7), source.labels.tolist(), strict=True):
             writer.append(bytes([label, i, 7]), MODE_RAW, 1, 1, label=label, index=i)
         writer.close()
     other = Beton(tmp_path / "other.beton")
-    assert other.fingerprint == source.fingerprint and other.records_sha256 != source.records_sha256
-    assert select(source, [0]).indices(other).tolist() == [0, 1]
+    same = {"samples", "classes", "labels_sha256", "class_names_sha256"}
+    assert {k for k, v in source.fingerprint.items() if other.fingerprint[k] == v} == same
+    with pytest.raises(SelectionError, match="other images, or the same in another order"):
+        select(source, [0]).indices(other)
     records = Selection.of_records(source, np.array([0, 3]), method="el2n")
     records.save(tmp_path / "r.json")
     loaded = Selection.load(tmp_path / "r.json")
     assert loaded.indices(source).tolist() == [0, 3]
-    with pytest.raises(SelectionError, match="or in another order"):
+    with pytest.raises(SelectionError, match="or the same in another order"):
         loaded.indices(other)
     with pytest.raises(SelectionError, match="different sources"):
         records.union(Selection.of_records(other, np.array([0]), method="el2n"), source)
     assert records.union(select(source, [1]), source).records.tolist() == [0, 2, 3]
+
+
+def test_class_names_in_order_are_part_of_the_identity(source, tmp_path):
+    """Two sources whose tables are equal, byte for byte, but whose classes are called otherwise."""
+    saved = select(source, [1])
+    sidecar(source.path, "classes.json").write_text(json.dumps([{"id": i, "name": n} for i, n in enumerate("abcde")]))
+    named = Beton(source.path)
+    with pytest.raises(SelectionError, match=r"has classes of other names or in another order\. Prune again"):
+        saved.indices(named)
+    sidecar(source.path, "classes.json").write_text(json.dumps([{"id": i, "name": n} for i, n in enumerate("abced")]))
+    with pytest.raises(SelectionError, match="other names or in another order"):
+        select(named, [1]).indices(Beton(source.path))
+
+
+def test_selections_of_earlier_versions_are_read_with_a_note(source, tmp_path, capsys):
+    first = {key: source.fingerprint[key] for key in ("samples", "classes", "labels_sha256")}
+    for fingerprint in (first, first | {"records_sha256": source.records_sha256}):
+        replace(select(source, [1]), source=fingerprint).save(tmp_path / "old.json")
+        assert Selection.load(tmp_path / "old.json").indices(source).tolist() == [2]
+        assert "old.json is of an earlier version: it does not say which class names it is for" in capsys.readouterr().err
+    replace(select(source, [1]), source=first | {"records_sha256": "0"}).save(tmp_path / "old.json")
+    with pytest.raises(SelectionError, match="other images"):
+        Selection.load(tmp_path / "old.json").indices(source)
 
 
 def test_what_two_selections_cost_is_what_their_combination_cost(source):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from dp4tl_fast.beton.entry_points import add_entry_points
 from dp4tl_fast.beton.format import MODE_JPEG
 from dp4tl_fast.beton.layout import record_order
 from dp4tl_fast.beton.reader import Beton
-from dp4tl_fast.beton.sidecars import read_checksums, write_checksums, write_info
+from dp4tl_fast.beton.sidecars import AuditRow, Contents, info
 from dp4tl_fast.beton.writer import FIELDS, BetonWriter
 from dp4tl_fast.common.errors import BetonError, RecordError
 from dp4tl_fast.common.ordered import chunk_bounds, ordered_map
@@ -71,7 +71,8 @@ def copy_records(
     capacity: int,
     identity: dict[str, Any],
     progress: Progress | None = None,
-    info: dict[str, Any] | None = None,
+    summary: dict[str, Any] | None = None,
+    audit: Iterable[AuditRow] | None = None,
     index_jpegs: bool = False,
 ) -> dict[str, Any]:
     """Copy records of several files, one after the other, to a new one; see ``subset``.
@@ -79,11 +80,11 @@ def copy_records(
     Args:
         index_jpegs: Add entry points to JPEGs that have none.
         capacity: Records to reserve room for in the metadata table.
-        identity, info: What ``x.convert.json`` says; see ``sidecars.write_info``.
+        identity, summary, audit: What the sidecar says of the copy; see ``sidecars.Contents``.
     """
     target = Path(out)
     for beton, _ in parts:
-        if target.exists() and target.samefile(beton.path):
+        if target.exists() and target.samefile(beton.real_path):
             raise BetonError(f"{target}: would overwrite the file it is copied from. Choose another name")
     names = max((beton.class_names for beton, _ in parts), key=len)
     checksums = []
@@ -97,12 +98,11 @@ def copy_records(
                 checksums.append(chunk.checksums)
                 if progress is not None:
                     progress(len(chunk.records))
-        write_checksums(target, checksums)
-        summary = {"samples": writer.count, "classes": len(names), "listed": capacity}
-        write_info(target, identity, summary if info is None else info)
-        writer.close(class_names=names)
+        counts = {"samples": writer.count, "classes": len(names), "listed": capacity}
+        described = info(identity, counts if summary is None else summary)
+        writer.close(Contents(class_names=names, checksums=checksums, info=described, audit=audit))
     dropped = sorted({name for beton, _ in parts for name in beton.fields} - {name for name, _ in FIELDS})
-    return {**summary, "bytes": target.stat().st_size, "dropped_fields": dropped}
+    return {**counts, "bytes": target.stat().st_size, "dropped_fields": dropped}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +115,8 @@ class Payloads:
 def _payloads(beton: Beton, records: np.ndarray, index_jpegs: bool) -> Iterator[Payloads]:
     """Read records in order, several chunks ahead, and compare checksums where the file has them."""
     pointers, sizes = beton.images["data_ptr"].astype(np.int64), beton.sizes
-    known = read_checksums(beton.path, beton.num_samples)
-    fd = os.open(beton.path, os.O_RDONLY | os.O_CLOEXEC)
+    known = beton.checksums()
+    fd = os.open(beton.real_path, os.O_RDONLY | os.O_CLOEXEC)
 
     def read(job: np.ndarray) -> Payloads:
         payloads = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from dp4tl_fast.beton import format as fmt
-from dp4tl_fast.beton.sidecars import sidecar
+from dp4tl_fast.beton.fingerprint import CHECKSUMS, CLASS_NAMES, RECORDS, Fingerprint
+from dp4tl_fast.beton.sidecars import Sidecar, Stamp, stamp
 from dp4tl_fast.common.errors import BetonError, RecordError
 
 SAME_FOLDERS = "Convert both from folders of the same classes"
@@ -29,7 +31,10 @@ class Beton:
     """A read-only view of a ``.beton`` file: memory-mapped tables, no object per record.
 
     Attributes:
-        path, file_size, page_size, num_samples: As stored.
+        path: As it was given: for messages.
+        real_path: Absolute and free of links, as of opening: for everything that reads the file later.
+        sidecar: What lies beside it: class names, checksums, how it was made.
+        file_size, page_size, num_samples: As stored.
         fields: ``{name: Field}`` in file order.
         metadata: Structured array ``[num_samples]``, mapped.
 
@@ -39,8 +44,9 @@ class Beton:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.real_path = self.path.resolve()
         try:
-            with open(self.path, "rb") as file:
+            with open(self.real_path, "rb") as file:
                 self._pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
             raise BetonError(f"{self.path}: no such file. Make one with `dp4tl-fast convert SRC {self.path}`") from None
@@ -80,6 +86,12 @@ class Beton:
             self._fail(
                 f"allocation table at {self._alloc_ptr} does not fit a file of {self.file_size} bytes. Is it truncated?"
             )
+        self.sidecar = Sidecar(self.path, self._stamp)
+
+    def _stamp(self) -> Stamp:
+        crc = zlib.crc32(memoryview(self._pages)[: self.data_start])
+        self._release()
+        return stamp(self.file_size, crc)
 
     def _fail(self, message: str) -> None:
         raise BetonError(f"{self.path}: {message}")
@@ -159,7 +171,7 @@ class Beton:
     @cached_property
     def num_classes(self) -> int:
         """One more than the highest class id, or the class list's length where the sidecar has more."""
-        return max(int(self.labels.max(initial=-1)) + 1, len(self._sidecar))
+        return max(int(self.labels.max(initial=-1)) + 1, len(self.sidecar.class_names))
 
     @cached_property
     def class_counts(self) -> np.ndarray:
@@ -181,49 +193,45 @@ class Beton:
         """``class`` when every class is one run of records, in id order; else ``shuffled``."""
         return "class" if bool((np.diff(self.labels) >= 0).all()) else "shuffled"
 
-    @cached_property
-    def _sidecar(self) -> list[str]:
-        path = sidecar(self.path, "classes.json")
-        if not path.exists():
-            return []
-        try:
-            rows = json.loads(path.read_text())
-            names = [str(row["name"]) for row in rows]
-            if [row["id"] for row in rows] != list(range(len(rows))):
-                raise ValueError("ids are not 0, 1, 2, ...")
-        except (ValueError, KeyError, TypeError) as error:
-            raise BetonError(f"{path}: not a class list ({error}). Remove it, or convert again") from None
-        return names
-
     @property
     def class_names(self) -> list[str]:
         """Class names from the sidecar, or the ids as text."""
-        names = self._sidecar
+        names = self.sidecar.class_names
         return names + [str(i) for i in range(len(names), self.num_classes)]
+
+    def checksums(self) -> np.ndarray | None:
+        """The CRC-32 of every record's payload, uint32 ``[num_samples]``, read anew; ``None`` where the file has none."""
+        return self.sidecar.checksums(self.num_samples)
 
     def check_split(self, split: Beton) -> None:
         """Raise ``BetonError`` unless ``split``, a test set say, numbers its classes as this file does, as far as both tell."""
         if split.num_classes > self.num_classes:
             split._fail(f"has {split.num_classes} classes, but {self.path} only {self.num_classes}. {SAME_FOLDERS}")
-        ours, theirs = self._sidecar, split._sidecar
+        ours, theirs = self.sidecar.class_names, split.sidecar.class_names
         for i, (a, b) in enumerate(zip(ours, theirs, strict=False)):
             if a != b:
                 split._fail(f"calls class {i} {b!r}, but {self.path} calls it {a!r}. {SAME_FOLDERS}")
 
     @cached_property
-    def fingerprint(self) -> dict[str, int | str]:
-        """What identifies a source for a selection: sample count, class count, hash of the label table."""
-        return {
+    def fingerprint(self) -> Fingerprint:
+        """What identifies a source for a selection: see ``fingerprint.difference``. Takes 0.15 s per million records."""
+        found: Fingerprint = {
             "samples": self.num_samples,
             "classes": self.num_classes,
             "labels_sha256": hashlib.sha256(self.labels.astype("<i8").tobytes()).hexdigest(),
+            CLASS_NAMES: hashlib.sha256(json.dumps(self.class_names).encode()).hexdigest(),
+            RECORDS: self.records_sha256,
         }
+        checksums = self.checksums()
+        if checksums is not None:
+            found[CHECKSUMS] = hashlib.sha256(checksums.tobytes()).hexdigest()
+        return found
 
     @cached_property
     def records_sha256(self) -> str:
-        """What tells other images, or the same in another order, from these: hash of labels, ``index``, sizes and shapes.
+        """Differs for other images, or the same in another order: hash of labels, ``index``, sizes and shapes.
 
-        No image is read, so it takes about 0.1 s a million records.
+        No image is read, so it takes about 0.1 s per million records.
         """
         images = self.images
         digest = hashlib.sha256()

@@ -13,7 +13,6 @@ import numpy as np
 from dp4tl_fast.beton import format as fmt
 from dp4tl_fast.beton import jpeg
 from dp4tl_fast.beton.reader import Beton
-from dp4tl_fast.beton.sidecars import read_checksums
 from dp4tl_fast.common.errors import RecordError
 from dp4tl_fast.common.ordered import chunk_bounds, ordered_map
 
@@ -30,10 +29,10 @@ def verify(
         BetonError: The first fault found, with record and class.
     """
     _check_tables(beton)
-    checksums = read_checksums(beton.path, beton.num_samples)
+    checksums = beton.checksums()
     pointers, sizes = beton.images["data_ptr"].astype(np.int64), beton.sizes
     shapes = beton.images[["mode", "width", "height"]]
-    fd = os.open(beton.path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(beton.real_path, os.O_RDONLY | os.O_CLOEXEC)
 
     def check(records: np.ndarray) -> int:
         expected = checksums[records].tolist() if checksums is not None else itertools.repeat(None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ from types import TracebackType
 import numpy as np
 
 from dp4tl_fast.beton import format as fmt
-from dp4tl_fast.beton.sidecars import write_classes
+from dp4tl_fast.beton.sidecars import Contents, put_in_place, sidecar, stamp, write_partial
 from dp4tl_fast.common.errors import BetonError
 from dp4tl_fast.common.files import commit, naming, partial_path
 
@@ -176,8 +177,8 @@ class BetonWriter:
                         rest = rest[os.pwrite(self.fd, rest, offset + size - len(rest)) :]
                 offset += size
 
-    def close(self, class_names: list[str] | None = None) -> None:
-        """Write the tables, sync, rename. ``class_names`` goes into the sidecar ``OUT.classes.json``."""
+    def close(self, contents: Contents | None = None) -> None:
+        """Write the tables and the sidecar, sync, rename both. Without ``contents`` there is no sidecar afterwards."""
         end = fmt.round_up(self.position, self.page_size)
         rows = self.metadata[: self.count]
         allocations = np.empty(self.count, fmt.ALLOCATION)
@@ -189,13 +190,17 @@ class BetonWriter:
         for row, (name, type_id) in zip(fields, FIELDS, strict=True):
             row["type_id"] = type_id
             row["name"][: len(name)] = list(name.encode())
+        tables = header.tobytes() + fields.tobytes() + rows.tobytes()
         with naming(self.path):
             os.ftruncate(self.fd, end)
             self._write(end, [allocations.tobytes()])
-            self._write(0, [header.tobytes() + fields.tobytes() + rows.tobytes()])
+            self._write(0, [tables])
             os.fsync(self.fd)
-        if class_names is not None:
-            write_classes(self.path, class_names)
+        if contents is None:
+            sidecar(self.path).unlink(missing_ok=True)
+        else:
+            write_partial(self.path, stamp(end + allocations.nbytes, zlib.crc32(tables)), contents)
+            put_in_place(self.path)
         commit(self.partial, self.path)  # still locked
         self.release()
 

@@ -48,13 +48,21 @@ def write_atomically(path: str | Path, data: str | bytes) -> None:
 @contextmanager
 def atomically(path: Path, mode: str, **options: Any) -> Iterator[IO[Any]]:
     """A file to write to, opened like ``open`` under a temporary name; afterwards synced and renamed, on an error removed."""
+    with unnamed(path, mode, **options) as file:
+        yield file
+    commit(partial_path(path), path)
+
+
+@contextmanager
+def unnamed(path: Path, mode: str, **options: Any) -> Iterator[IO[Any]]:
+    """Like ``atomically``, but the file keeps its temporary name, ``partial_path(path)``: for ``commit``, later."""
     partial = partial_path(path)
-    with naming(path), open(partial, mode, **options) as file:
+    with naming(path):
         try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            commit(partial, path)
+            with open(partial, mode, **options) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
         except BaseException:
             partial.unlink(missing_ok=True)
             raise

@@ -1,8 +1,7 @@
 """One conversion from a source to a .beton file: written chunk by chunk, resumable, with its sidecars.
 
-Beside ``x.beton`` it leaves ``x.classes.json``, ``x.crc32.npy`` (a checksum a record), ``x.audit.csv`` (what was not
-stored byte for byte, and why) and ``x.convert.json`` (what was converted, and how). While it runs there are
-``.x.beton.partial`` and ``.x.beton.journal``.
+Beside ``x.beton`` it leaves ``x.info.zip`` (class names, checksums, what was converted and how, what is not stored byte
+for byte and why). While it runs there are ``.x.beton.partial`` and ``.x.beton.journal``.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from dp4tl_fast.beton.sidecars import audit_table, read_info, write_checksums, write_info
+from dp4tl_fast.beton.reader import Beton
+from dp4tl_fast.beton.sidecars import AuditRow, Contents, info
 from dp4tl_fast.beton.writer import BetonWriter
 from dp4tl_fast.common.errors import BetonError, UsageError
 from dp4tl_fast.common.files import partial_path
@@ -32,7 +32,7 @@ from dp4tl_fast.conversion.journal import Frame, Journal, journal_path, payloads
 from dp4tl_fast.conversion.pipeline import converted
 from dp4tl_fast.sources.base import Source
 
-SYNC_BYTES = 32 << 20  # written behind the writer's back every so often; kill -9 costs only the chunks in flight
+SYNC_BYTES = 32 << 20  # synced in the background each time so much was written; kill -9 costs only the chunks in flight
 
 
 @dataclass(kw_only=True)
@@ -40,7 +40,7 @@ class Conversion:
     """Convert the samples ``order`` (listing positions, int64 ``[n]``) of ``source`` to ``out``.
 
     Attributes:
-        identity: What decides the bytes of the output. A journal with another identity is not resumed.
+        identity: All that the bytes of the output depend on. A journal with another identity is not resumed.
         must_resume: Refuse to discard the progress of another conversion to the same file.
         progress: Called with (samples, source bytes) after every chunk.
         resumed: Samples that an interrupted run had finished.
@@ -57,6 +57,8 @@ class Conversion:
     progress: Callable[[int, int], None]
     resumed: int = 0
     _checksums: list[np.ndarray] = field(default_factory=list)
+    _changed: Counter[str] = field(default_factory=Counter)  # images not stored byte for byte, by reason
+    _skipped: int = 0
     _done: int = 0
     _restored: bool = False  # whether it is known what an interrupted run had finished
 
@@ -107,8 +109,7 @@ class Conversion:
             if not self._trusted(writer, frame, synced):
                 break
             writer.restore(frame.rows, frame.sizes)
-            self._checksums.append(frame.checksums)
-            self._done += frame.consumed
+            self._count(frame)
             intact += 1
         journal.go_on(intact)
         writer.drop_the_rest()
@@ -130,43 +131,49 @@ class Conversion:
                 payloads = [record.payload for record in chunk.records]
                 rows = writer.append_many(payloads, mode, width, height, self.source.labels[chunk.index], chunk.index)
                 sizes = writer.sizes[writer.count - len(rows) : writer.count]
-                journal.append(Frame(len(chunk.positions), syncer.position(), rows, sizes, chunk.checksums, audit))
-                self._checksums.append(chunk.checksums)
-                self._done += len(chunk.positions)
+                frame = Frame(len(chunk.positions), syncer.position(), rows, sizes, chunk.checksums, audit)
+                journal.append(frame)
+                self._count(frame)
                 self.progress(len(chunk.positions), int(self.source.sizes[chunk.positions].sum()))
 
+    def _count(self, frame: Frame) -> None:
+        self._done += frame.consumed
+        self._checksums.append(frame.checksums)
+        for _, record, what in frame.audit:
+            if record < 0:
+                self._skipped += 1
+            else:
+                self._changed[re.sub(r" from \d+x\d+| \(.*\)", "", what)] += 1
+
     def _finish(self, writer: BetonWriter, journal: Journal) -> dict[str, Any]:
-        """Sidecars first, then the file's own name: whoever sees it has all of them."""
         journal.close()
         if writer.count == 0 and "shard" not in self.identity:
             self._done = 0  # nothing to go on from
             raise BetonError(f"{self.out}: not one of {len(self.order)} images could be stored. Nothing is written")
-        counts = self._write_audit(journal)
-        write_checksums(self.out, self._checksums)
-        classes = len(self.source.class_names)
-        summary = {"samples": writer.count, "classes": classes, "listed": len(self.order), **counts}
-        write_info(self.out, self.identity, summary)
-        writer.close(class_names=self.source.class_names)
+        classes = self.source.class_names
+        summary = {
+            "samples": writer.count,
+            "classes": len(classes),
+            "listed": len(self.order),
+            "byte_for_byte": len(self.order) - self._changed.total() - self._skipped,
+            "changed": dict(sorted(self._changed.items())),
+            "skipped": self._skipped,
+        }
+        made = info(self.identity, summary)
+        audit = self._audit(journal)
+        writer.close(Contents(class_names=classes, checksums=self._checksums, info=made, audit=audit))
         journal.remove()
         return summary
 
-    def _write_audit(self, journal: Journal) -> dict[str, Any]:
-        """The audit file, streamed from the journal. Returns how many images were kept, changed (and why), skipped."""
-        skipped = 0
-        notes: Counter[str] = Counter()
-        with audit_table(self.out) as table:
-            for frame in journal.frames(self.identity) or ():
-                for i, record, what in frame.audit:
-                    table.writerow([i, record if record >= 0 else "", self.source.name(i), what])
-                    skipped += record < 0
-                    if record >= 0:
-                        notes[re.sub(r" from \d+x\d+| \(.*\)", "", what)] += 1
-        kept = len(self.order) - notes.total() - skipped
-        return {"byte_for_byte": kept, "changed": dict(sorted(notes.items())), "skipped": skipped}
+    def _audit(self, journal: Journal) -> Iterator[AuditRow]:
+        """The audit table, streamed from the journal."""
+        for frame in journal.frames(self.identity) or ():
+            for i, record, what in frame.audit:
+                yield i, record if record >= 0 else "", self.source.name(i), what
 
 
 class BackgroundSync:
-    """Brings payloads to the disk while others are being made, so that the end need not wait for all of them."""
+    """Syncs payloads to the disk while others are being converted, so that little is left to sync at the end."""
 
     def __init__(self, writer: BetonWriter) -> None:
         self._writer = writer
@@ -186,7 +193,7 @@ class BackgroundSync:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        """Wait for a sync in flight. What it failed with is raised here: the kernel tells it once, and no later sync again."""
+        """Wait for a sync in flight. Its error is raised here: the kernel reports it once, and no later sync does again."""
         self._pool.shutdown()
         if kind is None and self._running is not None:
             self._running.result()
@@ -196,10 +203,13 @@ def finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """The summary of ``out`` when it is the complete result of this very conversion, else ``None``."""
     if not out.exists() or partial_path(out).exists():
         return None
-    info = read_info(out)
-    if info is None or info["identity"] != json.loads(json.dumps(identity)):
+    try:
+        made = Beton(out).sidecar.info()
+    except BetonError:
         return None
-    return {key: value for key, value in info.items() if key not in ("format", "identity")}
+    if made is None or made["identity"] != json.loads(json.dumps(identity)):
+        return None
+    return {key: value for key, value in made.items() if key not in ("format", "identity")}
 
 
 def check_space(out: Path, needed: int) -> None:

@@ -85,7 +85,7 @@ def make_record(data: bytes, rule: ImageRule, index: int) -> Record:
     Args:
         data: The whole file.
         rule: What to store.
-        index: The sample's position in the source's listing: what ``proportion`` draws its lot from.
+        index: The sample's position in the source's listing: ``proportion`` chooses by it.
 
     Raises:
         SourceError: The bytes are no image, or a damaged one. The message does not know the file's name.
@@ -95,7 +95,7 @@ def make_record(data: bytes, rule: ImageRule, index: int) -> Record:
         return record
     try:
         payload = add_entry_points(record.payload, record.width, record.height)
-    except RuntimeError as error:  # seen only now that all of it was read: PIL has the last word
+    except RuntimeError as error:  # found only by reading all of it: PIL decides whether it can be used
         return _decoded(data, rule, "keep", f"damaged JPEG ({error})")
     if payload is record.payload:
         return record
@@ -105,7 +105,7 @@ def make_record(data: bytes, rule: ImageRule, index: int) -> Record:
 def _without_index(data: bytes, rule: ImageRule, index: int) -> Record:
     mode = rule.write_mode
     if mode == "proportion":
-        mode = "keep" if _lot(rule.seed, index) < rule.jpeg_share else "raw"
+        mode = "keep" if _random_share(rule.seed, index) < rule.jpeg_share else "raw"
     if data[:2] == jpeg.SOI and mode in ("keep", "smart"):
         kept = _kept(data, rule, mode)
         if isinstance(kept, Record):
@@ -114,7 +114,7 @@ def _without_index(data: bytes, rule: ImageRule, index: int) -> Record:
     return _decoded(data, rule, mode, "")
 
 
-def _lot(seed: int, index: int) -> float:
+def _random_share(seed: int, index: int) -> float:
     """A number in [0, 1) that depends on (seed, index) alone."""
     digest = hashlib.blake2b(b"%d %d" % (seed, index), digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64

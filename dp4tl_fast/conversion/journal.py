@@ -1,4 +1,4 @@
-"""What an interrupted conversion has finished: one frame a chunk, appended as soon as the chunk's payloads are written.
+"""What an interrupted conversion has finished: one frame per chunk, appended as soon as the chunk's payloads are written.
 
     file   = identity frame, chunk frame, chunk frame, ...
     frame  = length u4, crc32 of the body u4, body

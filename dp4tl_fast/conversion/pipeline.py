@@ -17,7 +17,7 @@ from dp4tl_fast.common.ordered import chunk_bounds, ordered_map
 from dp4tl_fast.conversion.images import ImageRule, Record, make_record
 from dp4tl_fast.sources.base import Source
 
-CHUNK_BYTES, CHUNK_RECORDS = 8 << 20, 512  # of source files; a chunk is what a worker does at once
+CHUNK_BYTES, CHUNK_RECORDS = 8 << 20, 512  # of source files; a chunk is one job of a worker
 
 
 @dataclass(frozen=True, slots=True)

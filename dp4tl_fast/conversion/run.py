@@ -45,7 +45,7 @@ def convert(
     """Convert labelled images to a .beton file that FFCV and dp4tl_fast read.
 
     JPEGs are stored without loss where every loader can read them (less EXIF and comments); all else is decoded and
-    encoded anew. OUT.audit.csv lists what is not stored byte for byte, and why. The same input and flags give the same
+    encoded anew; audit.csv in OUT's sidecar lists what is not stored byte for byte, and why. The same input and flags give the same
     bytes for any number of workers.
     An interrupted run goes on where it stopped when the same command is given again.
 
@@ -53,7 +53,7 @@ def convert(
         src: Folder of class folders, or a tar of them; ILSVRC2012_img_train.tar; ILSVRC2012_img_val.tar (with
             ``labels``); WebDataset tars (``x-{000..099}.tar``); Parquet with an image column; CSV or TSV with columns
             path and label; ``torchvision:NAME?root=DIR&split=train``; a folder, tar or Parquet file behind a URL.
-        out: The .beton file to write. ``OUT.classes.json`` with the class names goes beside it.
+        out: The .beton file to write. Its sidecar goes beside it: ``x.info.zip`` for ``x.beton``, with the class names.
         labels: ILSVRC2012_devkit_t12.tar.gz, which knows the labels of ILSVRC2012_img_val.tar.
         layout: ``class`` stores each class as one byte range, its records in random order; ``shuffled`` mixes all.
         write_mode: ``keep``, ``jpg`` (encode every image anew), ``raw`` (pixels), ``smart`` or ``proportion``.
@@ -65,7 +65,7 @@ def convert(
         entry_points: ``on`` inserts an index (2.5 % of the bytes) into JPEGs of 128 x 128 pixels and more, so that the
             native loader decodes only what a crop needs; other readers pass over it. ``off`` leaves it out.
         seed: Of the random order of records.
-        workers: Threads; 0 is one a core.
+        workers: Threads; 0 means one per core.
         on_error: ``fail`` at the first bad image, or ``skip`` it.
         resume: Do nothing when OUT is complete, and fail, instead of starting over, when an unfinished OUT was made
             from other input or flags.
@@ -94,7 +94,7 @@ def convert(
     with closing(open_source(src, labels=labels, scratch=target.absolute().parent)) as source:
         order = record_order(source.labels, layout, seed)
         identity: dict[str, Any] = {"input": source.identity(), "layout": layout, "rule": asdict(rule)}
-        identity["pillow"] = version("pillow")  # its codecs decide the bytes, too
+        identity["pillow"] = version("pillow")  # the bytes depend on its codecs, too
         if part:
             (number, parts), n = part, len(order)
             order = order[n * number // parts : n * (number + 1) // parts]
@@ -137,7 +137,7 @@ def _check_flags(on_error: str, workers: int) -> None:
     if on_error not in ("fail", "skip"):
         raise UsageError(f"convert: on_error = {on_error!r}, but it must be fail or skip")
     if workers < 0:
-        raise UsageError(f"convert: workers = {workers}, but it must be 0 (one a core) or more")
+        raise UsageError(f"convert: workers = {workers}, but it must be 0 (one per core) or more")
 
 
 def _bytes_needed(source: Source, order: np.ndarray, rule: ImageRule) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from dp4tl_fast.beton.copying import copy_records
 from dp4tl_fast.beton.reader import Beton
-from dp4tl_fast.beton.sidecars import audit_table, read_audit, read_info, sidecar
+from dp4tl_fast.beton.sidecars import AuditRow, sidecar
 from dp4tl_fast.common.errors import BetonError, UsageError
 
 ENVIRONMENTS = (  # (part, number of parts, first part's number) as launchers set them
@@ -57,28 +57,29 @@ def merge_shards(out: Path, progress: Callable[[int], None] | None = None) -> di
     paths = sorted(path for path in out.parent.glob("*.shard-*") if name.fullmatch(path.name))
     if not paths:
         raise BetonError(f"{shard_path(out, 0, 1).name.replace('0-of-1', 'I-of-N')}: none found beside {out}")
-    infos = [_info(path) for path in paths]
+    betons = [Beton(path) for path in paths]
+    infos = [_info(beton) for beton in betons]
     parts = infos[0]["identity"]["shard"][1]
-    by_part = {info["identity"]["shard"][0]: (path, info) for path, info in zip(paths, infos, strict=True)}
     identity = _without_shard(infos[0])
     for path, info in zip(paths, infos, strict=True):
         if _without_shard(info) != identity or info["identity"]["shard"][1] != parts:
             raise BetonError(f"{path}: made from other input or flags than {paths[0]}. Convert it again, or remove it")
+    by_part = {info["identity"]["shard"][0]: beton for beton, info in zip(betons, infos, strict=True)}
     if missing := sorted(set(range(parts)) - set(by_part)):
         first = shard_path(out, missing[0], parts)
         raise BetonError(f"{first}: missing; {len(missing)} of {parts} shards are yet to be made")
-    shards = [(Beton(path), info) for _, (path, info) in sorted(by_part.items())]
-    summary = _sum([info for _, info in shards])
-    _merge_audits(out, [beton for beton, _ in shards])
-    records = [(beton, np.arange(beton.num_samples)) for beton, _ in shards]
-    copied = copy_records(records, out, summary["listed"], identity, progress, summary)
+    shards = [beton for _, beton in sorted(by_part.items())]
+    summary = _sum(infos)
+    records = [(beton, np.arange(beton.num_samples)) for beton in shards]
+    audit = _joined_audits(shards)
+    copied = copy_records(records, out, summary["listed"], identity, progress, summary, audit)
     return {**summary, "bytes": copied["bytes"], "shards": parts}
 
 
-def _info(path: Path) -> dict[str, Any]:
-    info = read_info(path)
+def _info(beton: Beton) -> dict[str, Any]:
+    info = beton.sidecar.info()
     if info is None or not isinstance(info["identity"].get("shard"), list) or len(info["identity"]["shard"]) != 2:
-        raise BetonError(f"{sidecar(path, 'convert.json')}: missing or not of a shard. Convert the shard again")
+        raise BetonError(f"{sidecar(beton.path)}: missing, or not of a shard. Convert the shard again")
     return info
 
 
@@ -102,11 +103,10 @@ def _sum(infos: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _merge_audits(out: Path, shards: list[Beton]) -> None:
+def _joined_audits(shards: list[Beton]) -> Iterator[AuditRow]:
     first = 0
-    with audit_table(out) as table:
-        for beton in shards:
-            for row in read_audit(beton.path):
-                record = int(row["record"]) + first if row["record"] else ""
-                table.writerow([row["index"], record, row["source"], row["what"]])
-            first += beton.num_samples
+    for beton in shards:
+        for row in beton.sidecar.audit():
+            record = int(row["record"]) + first if row["record"] else ""
+            yield int(row["index"]), record, row["source"], row["what"]
+        first += beton.num_samples

@@ -284,7 +284,7 @@ def check_device(name: str, device: str) -> None:
 def check_file(beton: Beton) -> None:
     """A mapped file that shrank would kill the process (SIGBUS); one ``stat`` per batch makes it an error instead."""
     try:
-        size = beton.path.stat().st_size
+        size = beton.real_path.stat().st_size
     except OSError as error:
         raise BetonError(f"{beton.path}: gone while it was being read: {error.strerror}") from None
     if size < beton.file_size:

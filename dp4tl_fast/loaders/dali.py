@@ -49,7 +49,7 @@ class DaliLoader(BaseLoader):
         self._inputs: Iterator[Any] = iter(())  # what DALI asks for, batch by batch
         self._rescued: dict[int, np.ndarray] = {}  # pixels of records that DALI could not decode
         super().__init__(beton, records, spec)
-        self._bytes = np.memmap(beton.path, np.uint8, mode="r")
+        self._bytes = np.memmap(beton.real_path, np.uint8, mode="r")
         no_readahead(self._bytes)
         self._build()  # a DALI that cannot work here says so now, not in the first epoch
 

@@ -71,7 +71,7 @@ class FfcvLoader(BaseLoader):
         pipelines["image"] = PipelineSpec("image", decoder=Locate(), transforms=[DecodeCrop(self._decode)])
         with uncompiled():
             return ffcv.Loader(
-                str(self.beton.path),
+                str(self.beton.real_path),
                 batch_size=self.spec.batch_size,
                 num_workers=self.workers,
                 os_cache=self.os_cache(),

@@ -55,7 +55,7 @@ class NativeLoader(BaseLoader):
     def __init__(self, beton: Beton, records: np.ndarray | None, spec: LoaderSpec) -> None:
         super().__init__(beton, records, spec)
         try:
-            self._tables = _native.Beton(str(beton.path))
+            self._tables = _native.Beton(str(beton.real_path))
         except RuntimeError as error:
             raise BetonError(str(error)) from None
         self._allocate = pinned_allocator() if spec.pinned or spec.device != "cpu" else None

@@ -24,7 +24,7 @@ def no_readahead(mapping: np.memmap) -> None:
 
 def fetched(beton: Beton, batches: Iterable[np.ndarray]) -> Generator[np.ndarray, None, None]:
     """The batches of record numbers, each after the system was told to read the records of those that follow."""
-    fd = os.open(beton.path, os.O_RDONLY)
+    fd = os.open(beton.real_path, os.O_RDONLY)
     try:
         waiting: list[np.ndarray] = []
         for records in batches:

@@ -188,6 +188,9 @@ def _seconds(inputs: SourceInputs, watch: Stopwatch) -> dict[str, float]:
     return seconds
 
 
+# -- what is written -------------------------------------------------------------------------------------------------
+
+
 def _selection(
     path: Path, beton: Beton, inputs: SourceInputs, choice: Choice, *, parameters: dict[str, Any], **about: Any
 ) -> Selection:

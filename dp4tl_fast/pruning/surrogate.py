@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.beton.sidecars import read_checksums
+from dp4tl_fast.beton.fingerprint import CLASS_NAMES, difference
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.stopwatch import Stopwatch
@@ -72,7 +72,16 @@ class Surrogate:
                 f"`surrogate={self.path}` was pretrained without labels: its classifier was never trained. "
                 "Use `method=fm` with it, or a surrogate that was trained supervised"
             )
-        if self.source not in (None, beton.fingerprint):
+        trained_on = self.source
+        if trained_on is None:
+            return
+        classes = {key: trained_on[key] for key in ("classes", CLASS_NAMES) if key in trained_on}
+        if len(classes) == 2 and any(beton.fingerprint[key] != value for key, value in classes.items()):
+            raise UsageError(
+                f"`surrogate={self.path}` was trained on classes of other names or in another order than {beton.path} has. "
+                "Use one trained on this source"
+            )
+        if difference(trained_on, beton.fingerprint):
             cli.message(f"note: {self.path} was not trained on {beton.path}; its classes must be the same, in this order")
 
     def training_seconds(self) -> dict[str, float]:
@@ -96,8 +105,8 @@ class Surrogate:
 
     def key(self, beton: Beton, what: str) -> str:
         """Names what ``what`` computes from these bytes with these weights."""
-        stat = beton.path.stat()
-        checksums = read_checksums(beton.path, beton.num_samples)
+        stat = beton.real_path.stat()
+        checksums = beton.checksums()
         parts = {
             **beton.fingerprint, **self.identity, **self._pixels, "what": what,
             "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns,

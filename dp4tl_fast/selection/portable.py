@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from dp4tl_fast.beton import Beton
+from dp4tl_fast.beton.fingerprint import FIRST, KEYS, difference, says_class_names
 from dp4tl_fast.common.errors import SelectionError
 from dp4tl_fast.common.files import npy_bytes, write_atomically
 
 SCHEMA = 1
-RECORDS = "records_sha256"  # in the fingerprint where single records are kept: there the order within a class matters, too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Selection:
 
     Attributes:
         method, parameters: How the scores came about; parameters hold everything needed to repeat it.
-        source: Fingerprint of the source: ``samples``, ``classes``, ``labels_sha256``; ``records_sha256`` with ``records``.
+        source: Fingerprint of the source, ``Beton.fingerprint``; earlier versions wrote less of it.
         scores: One per class; higher is kept first. Where single records are kept: the share of the class that survives.
         tie_breaks: Second key for equal scores, one per class; equal again, the lower class id wins.
         kept_classes: Ascending class ids.
@@ -89,7 +89,7 @@ class Selection:
         survivors = np.bincount(beton.labels[records], minlength=beton.num_classes)
         return Selection(
             method=method,
-            source=beton.fingerprint | {RECORDS: beton.records_sha256},
+            source=dict(beton.fingerprint),
             scores=(survivors / np.maximum(beton.class_counts, 1)).tolist(),
             kept_classes=np.flatnonzero(survivors).tolist(),
             kept_samples=len(records),
@@ -147,15 +147,9 @@ class Selection:
 
     def check(self, beton: Beton) -> None:
         """Raise ``SelectionError`` unless this selection was made for ``beton``."""
-        if _labels(self.source) != beton.fingerprint:
+        if different := difference(self.source, beton.fingerprint):
             raise SelectionError(
-                f"this selection was made for another source: it names {_words(self.source)}, "
-                f"but {beton.path} has {_words(beton.fingerprint)}. Prune again with `source={beton.path}`"
-            )
-        if self.source.get(RECORDS) not in (None, beton.records_sha256):
-            raise SelectionError(
-                f"this selection keeps single records of another source: as many of each class as {beton.path} has, but other "
-                f"images, or in another order. Prune again with `source={beton.path}`"
+                f"this selection was made for another source: {beton.path} has {different}. Prune again with `source={beton.path}`"
             )
 
     def indices(self, beton: Beton) -> np.ndarray:
@@ -224,12 +218,16 @@ class Selection:
         problem = selection._problem()
         if problem:
             raise SelectionError(f"{path}: {problem}")
+        if not says_class_names(selection.source):
+            from dp4tl_fast.common import cli
+
+            cli.message(f"note: {path}, of an earlier version, does not tell the names of its classes: they are not compared")
         return selection if digest is None else replace(selection, records=_load_records(path, digest, selection))
 
     def _problem(self) -> str:
         """What is wrong with values that came from a file, or nothing."""
         classes, source = self.kept_classes, self.source
-        if not isinstance(source, dict) or set(_labels(source)) != {"samples", "classes", "labels_sha256"}:
+        if not isinstance(source, dict) or not set(FIRST) <= set(source) <= set(KEYS):
             return "its source fingerprint must have samples, classes and labels_sha256"
         if not _ints([source["samples"], source["classes"]]):
             return "its source fingerprint's counts must be whole numbers"
@@ -256,12 +254,7 @@ class Selection:
 
 def same_source(a: Selection, b: Selection) -> bool:
     """Whether two selections are of one source, as far as they tell."""
-    first, second = a.source.get(RECORDS), b.source.get(RECORDS)
-    return _labels(a.source) == _labels(b.source) and (None in (first, second) or first == second)
-
-
-def _labels(source: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in source.items() if key != RECORDS}
+    return not difference(a.source, b.source)
 
 
 def _together(a: Selection, b: Selection) -> dict[str, float]:
@@ -319,7 +312,3 @@ def _load_records(path: Path, digest: str, selection: Selection) -> np.ndarray:
 
 def _ints(values: Any) -> bool:
     return isinstance(values, list) and all(type(v) is int for v in values)
-
-
-def _words(fingerprint: dict[str, Any]) -> str:
-    return f"{fingerprint['samples']} samples, {fingerprint['classes']} classes, labels {str(fingerprint['labels_sha256'])[:12]}"

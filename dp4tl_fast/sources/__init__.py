@@ -1,4 +1,4 @@
-"""Where images come from: one module a kind, chosen by what ``SRC`` is."""
+"""Where images come from: one module per kind, chosen by what ``SRC`` is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every source of labelled images offers. Tables are arrays: no Python object an image."""
+"""What every source of labelled images offers. Tables are arrays, not one Python object per image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from dp4tl_fast.common.errors import SourceError
 
-MAX_CLASS_ID = 10_000_000  # what is more was not meant as one, and a table of so many classes would fill the memory
+MAX_CLASS_ID = 10_000_000  # a larger number is no class id, and a table of so many classes would fill the memory
 
 
 class Source(ABC):
@@ -62,7 +62,7 @@ def named_classes(src: str, names: list[str], labels: np.ndarray) -> list[str]:
 
 
 class Names:
-    """Many strings in one block of bytes: ``names[i]`` without an object a name."""
+    """Many strings in one block of bytes: ``names[i]`` without one object per name."""
 
     def __init__(self) -> None:
         self._blocks: list[bytes] = []

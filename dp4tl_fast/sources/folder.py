@@ -27,12 +27,12 @@ class FolderSource(Source):
                 visible = [entry for entry in entries if not entry.name.startswith(b".")]
                 classes = sorted(entry.name for entry in visible if entry.is_dir())
         except FileNotFoundError:
-            raise SourceError(f"{root}: no such folder. Give the folder that holds one folder a class") from None
+            raise SourceError(f"{root}: no such folder. Give the folder that holds one folder per class") from None
         except OSError as error:
             raise SourceError(f"{root}: cannot be listed: {error.strerror}") from None
         if not classes:
             found = f"{len(visible)} files but no folder" if visible else "nothing"
-            raise SourceError(f"{root}: holds {found}; it must hold one folder a class, with the images in it")
+            raise SourceError(f"{root}: holds {found}; it must hold one folder per class, with the images in it")
         self.class_names = [os.fsdecode(name) for name in classes]
         root_status = os.stat(self.root)  # noqa: PTH116  # bytes
         self._names = Names()

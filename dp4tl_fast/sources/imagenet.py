@@ -1,4 +1,4 @@
-"""ImageNet's own files: the devkit, whose class ids are not in the order of wnids that everybody trains with."""
+"""ImageNet's own files: the devkit, whose class ids are not in the order of sorted wnids, which is the usual one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def validation_labels(devkit: Path) -> tuple[list[str], list[int]]:
         devkit: ``ILSVRC2012_devkit_t12.tar.gz``, or the folder it unpacks to.
 
     Returns:
-        The wnids, sorted, and one label an image.
+        The wnids, sorted, and one label per image.
 
     Raises:
         SourceError: The devkit is missing or incomplete.

@@ -53,7 +53,7 @@ class TarSource(Source):
             self.class_names, parts = _class_folders(rows, str(self._paths[0]))
         self._names = Names()
         tables = []
-        for samples in parts:  # a part at a time becomes arrays: no object an image stays
+        for samples in parts:  # part by part, so that no object per image stays in memory
             self._names.extend([member.name for _, _, member in samples])
             rows_ = [(label, tar, m.start, m.size) for label, tar, m in samples]
             tables.append(np.array(rows_, np.int64).reshape(-1, 4))
@@ -70,7 +70,7 @@ class TarSource(Source):
         return os.pread(self._fds[tar], min(member.size, 1 << 20), member.start)
 
     def _tar_of_tars(self, rows: list[tuple[int, Member]]) -> Listing:
-        """One inner tar a class, as in ILSVRC2012_img_train.tar."""
+        """One inner tar per class, as in ILSVRC2012_img_train.tar."""
         inner = sorted((Path(os.fsdecode(m.name)).stem, tar, m) for tar, m in rows if is_visible(m.name))
 
         def images(label: int, tar: int, outer: Member) -> list[Sample]:
