@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks.environment import environment
 from benchmarks.harness import Suite
+from benchmarks.recipes import RECIPES
 
 # name -> module with run(suite); imported only when asked for, because some need torch, FFCV or DALI.
 SUITES = {
@@ -29,7 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
     names = [*SUITES, "all", "results"]
     parser.add_argument("name", choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--data", type=Path, help="folder of data sets (unpacked image folders)")
-    parser.add_argument("--work", type=Path, help="keep long suites' runs here: the same command goes on where it was")
+    parser.add_argument("--work", type=Path, help="keep long suites' runs here: the same command continues an interrupted one")
+    sizes = ", ".join(RECIPES)
+    help_ = f"what the studies train: {sizes}; auto chooses by the device"
+    parser.add_argument("--recipe", default="auto", choices=["auto", *RECIPES], metavar="NAME", help=help_)
     parser.add_argument("--out", type=Path, help="write environment, rows and goals here as JSON")
     options = parser.parse_args(arguments)
     if options.name == "results":
@@ -42,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     result: dict = {"environment": environment(), "rows": [], "goals": []}
     everywhere = [name for name in SUITES if name != "gpu"]  # that one is for a machine with a GPU
     for name in everywhere if options.name == "all" else [options.name]:
-        suite = Suite(name=name, data=options.data, work=options.work)
+        suite = Suite(name=name, data=options.data, work=options.work, recipe=options.recipe)
         try:
             importlib.import_module(SUITES[name]).run(suite)
         except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Images a second into a .beton: ``convert`` against ``ffcv.DatasetWriter``, on the same images with the same workers.
+"""Images per second into a .beton: ``convert`` against ``ffcv.DatasetWriter``, on the same images with the same workers.
 
 ``keep``: images at full size. FFCV decodes every JPEG and encodes it anew (its ``jpg`` mode); convert stores what is in
 the file, with or without entry points. ``reencode``: longer side at most 400 pixels, quality 90, in both. Every subject's
@@ -88,7 +88,7 @@ def _measure(suite: Suite, samples: Samples, tree: Path, out: Path) -> None:
         _sync(out)
 
     def fresh(subject: Callable[[], float]) -> Callable[[], float]:
-        """Deleting the previous round's file is nobody's work."""
+        """Deletes the previous round's file before the time is taken."""
 
         def seconds() -> float:
             out.unlink(missing_ok=True)

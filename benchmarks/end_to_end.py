@@ -8,7 +8,8 @@ sees, which tells classes that are missed from steps that are missed. About 85 m
 from __future__ import annotations
 
 from benchmarks.harness import Suite
-from benchmarks.study import NETWORK, ONE_EPOCH, SURROGATE, Case, Study, shown, study, votes_carried
+from benchmarks.recipes import find
+from benchmarks.study import Case, Study, shown, study, votes_carried
 from dp4tl_fast.reporting.compare import compare
 from dp4tl_fast.reporting.runs import find_runs
 
@@ -22,13 +23,14 @@ FULL = Case(name="full")
 
 
 def run(suite: Suite) -> None:
-    with study(suite, NETWORK, ("lp", "ff")) as work:
+    recipe = find(suite.recipe)
+    with study(suite, recipe, ("lp", "ff")) as work:
         # Its time counts, and ``sensitivity`` found that what it learns after an epoch is worth nothing to the target.
-        brief = {**SURROGATE, **ONE_EPOCH}
+        brief = {**recipe.surrogate, **recipe.brief}
         work.surrogate("surrogate", **brief)
         sweep = [Case(name=shown(m, k), prune={"method": m, "keep": k}) for k in KEEP for m in METHODS]
         sweep += [Case(name=f"lm {rule}", prune={"method": "lm", "keep": rule}) for rule in RULES]
-        work.run([FULL, *sweep, *(_longer(*which) for which in LONGER)], SEEDS)
+        work.run([FULL, *sweep, *(_longer(recipe.network["epochs"], *which) for which in LONGER)], SEEDS)
         work.record(suite, FULL.name)
         mapped = [case for case in sweep if case.prune and case.prune["method"] == "lm"]
         suite.add("votes carried", {case.name: [votes_carried(work.chosen(case))] for case in mapped}, "%")
@@ -37,8 +39,8 @@ def run(suite: Suite) -> None:
         _goals(suite, work)
 
 
-def _longer(method: str, keep: str) -> Case:
-    epochs = round(NETWORK["epochs"] / float(keep))
+def _longer(epochs: int, method: str, keep: str) -> Case:
+    epochs = round(epochs / float(keep))
     name = f"{shown(method, keep)}, {epochs} epochs"
     return Case(name=name, prune={"method": method, "keep": keep}, network={"epochs": epochs})
 

@@ -1,7 +1,7 @@
-"""Feeding a GPU: images a second that arrive on it as normalised fp16, how busy it is kept, and the share of the copies.
+"""Feeding a GPU: images per second that arrive on it as normalised fp16, how busy it is kept, and the share of the copies.
 
 Needs a CUDA GPU. ``native`` and ``ffcv`` decode on the CPU and copy; ``dali`` and torchvision copy JPEGs and decode there
-(nvJPEG). The same suite runs on the CPU under test, to keep it alive where there is no GPU.
+(nvJPEG). The tests run it on the CPU, so that it stays correct where there is no GPU.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def run(suite: Suite) -> None:
 
 
 def measure(suite: Suite, photos: Beton, device: str, images: int, batch: int, size: int) -> None:
-    """Images a second into a consumer that does nothing; then the device's busy share and the copies' share of the time."""
+    """Images per second into a consumer that does nothing; then the device's busy share and the copies' share of the time."""
     spec = LoaderSpec(
         batch_size=batch, size=size, transform="random_resized_crop", flip=True, shuffle=True, dtype="float16", device=device
     )
@@ -96,7 +96,7 @@ def measure(suite: Suite, photos: Beton, device: str, images: int, batch: int, s
 
 
 def _epoch(loader: BaseLoader | Torchvision, device: str, busy: list[float]) -> Callable[[], float]:
-    """A subject: images a second of one epoch. Notes the mean of the driver's utilisation, sampled at every batch."""
+    """A subject: images per second of one epoch. Notes the mean of the driver's utilisation, sampled at every batch."""
 
     def images_per_second() -> float:
         loader.set_epoch(loader.epoch + 1)
@@ -114,7 +114,7 @@ def _epoch(loader: BaseLoader | Torchvision, device: str, busy: list[float]) -> 
 
 
 def _copy_rate(device: str, spec: LoaderSpec) -> float:
-    """Images a second that a copy alone of pinned batches reaches."""
+    """Images per second that a copy alone of pinned batches reaches."""
     batch = torch.zeros((spec.batch_size, 3, spec.size, spec.size), dtype=torch.float16)
     batch = batch.pin_memory() if device != "cpu" else batch
     target = torch.empty_like(batch, device=device)

@@ -2,7 +2,7 @@
 
 A suite is a module of this package with ``run(suite: Suite) -> None``. It measures with ``interleave``, records with
 ``suite.add`` and states what the project asked for with ``suite.goal``. Nothing is compared across runs: peers and
-limits are measured in the run that needs them, a round of each in turn: a noisy machine disturbs all of them alike.
+limits are measured in the run that needs them, round by round, so that a noisy machine disturbs all of them alike.
 """
 
 from __future__ import annotations
@@ -54,9 +54,10 @@ class Goal:
 
 @dataclass(kw_only=True)
 class Suite:
-    """What a suite's ``run`` gets: its name, folders of data sets (``--data``) and for work that may go on later (``--work``).
+    """What a suite's ``run`` gets: its name, folders of data sets (``--data``) and for work that may continue later (``--work``).
 
     Attributes:
+        recipe: Of ``benchmarks.recipes``, for suites that train.
         settings: What a reader must know to judge the rows: seeds, epochs, images.
         comparison: Rows of ``dp4tl_fast.reporting.compare``, where whole runs were compared.
     """
@@ -64,6 +65,7 @@ class Suite:
     name: str
     data: Path | None = None
     work: Path | None = None
+    recipe: str = "auto"
     settings: dict[str, Any] = field(default_factory=dict)
     comparison: list[dict[str, Any]] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
@@ -113,7 +115,7 @@ class Suite:
 def interleave(
     subjects: Mapping[str, Callable[[], float]], *, rounds: int = ROUNDS, warmup: int = 1
 ) -> dict[str, list[float]]:
-    """Call every subject once a round and keep what it returns (wrap it in ``timed`` to keep seconds).
+    """Call every subject once per round and keep what it returns (wrap it in ``timed`` to keep seconds).
 
     The starting subject rotates, so that nobody always runs on the cache or the clock frequency its neighbour left.
     """

@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.child import call
+from benchmarks.children import quasi_random_labels, read_cold
 from benchmarks.harness import ROUNDS, Suite
 from benchmarks.loaders import Images
-from benchmarks.startup import child
 from dp4tl_fast.beton import Beton, BetonWriter
 from dp4tl_fast.beton.format import MODE_JPEG
 from dp4tl_fast.loaders import LoaderSpec
@@ -30,43 +31,6 @@ LAYOUTS = ("class", "shuffled")
 RAM = 512 << 20
 # backend-*: our FFCV and DALI backends; ffcv: its own loader
 SUBJECT_ROUNDS = {"ours": ROUNDS, "ours-max-ram": 2, "backend-ffcv": 1, "backend-dali": 1, "ffcv": 1, "ffcv-quasi-random": 1}
-
-CHILD = """
-import json, os, sys, time
-import numpy as np
-import torch
-path, keep, backend, ram, seed = sys.argv[1], float(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
-from benchmarks.loader_subjects import SUBJECTS
-from dp4tl_fast.beton import Beton
-beton = Beton(path)
-beton.sizes, beton.labels
-kept = np.random.default_rng(seed).permutation(beton.num_classes)[: round(keep * beton.num_classes)]
-records = np.flatnonzero(np.isin(beton.labels, kept))
-def read():
-    return int(next(l.split()[1] for l in open("/proc/self/io") if l.startswith("read_bytes")))
-if backend in ("ours", "backend-ffcv", "backend-dali"):
-    from dp4tl_fast.loaders import LoaderSpec, open_loader
-    spec = LoaderSpec(batch_size=256, size=32, transform="random_resized_crop", shuffle=True, workers=2, max_ram=ram)
-    loader = open_loader(beton, records, spec, "native" if backend == "ours" else backend.removeprefix("backend-"))
-else:
-    from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
-    from ffcv.loader import Loader, OrderOption
-    order = OrderOption.QUASI_RANDOM if backend == "ffcv-quasi-random" else OrderOption.RANDOM
-    loader = Loader(path, batch_size=256, num_workers=2, order=order, os_cache=order == OrderOption.RANDOM, indices=records,
-                    drop_last=False, pipelines={"image": [RandomResizedCropRGBImageDecoder((32, 32))], "label": [IntDecoder()],
-                                                "index": None})
-fd = os.open(path, os.O_RDONLY)
-os.fsync(fd)  # dirty pages cannot be dropped
-os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-before, start = read(), time.perf_counter()
-for _ in loader:
-    pass
-wanted = int(beton.sizes[records].sum())
-print(json.dumps({"seconds": time.perf_counter() - start, "read": read() - before, "wanted": wanted, "file": beton.file_size}))
-sys.stdout.flush()
-os._exit(0)
-"""
-
 
 def write_layouts(images: Images, by_class: Path, shuffled: Path) -> None:
     """The photographs' own JPEGs over and over until the file is FILE_BYTES long, in both layouts."""
@@ -86,23 +50,8 @@ def write_layouts(images: Images, by_class: Path, shuffled: Path) -> None:
 
 
 def measure(path: Path, keep: float, subject: str, seed: int) -> dict[str, float]:
-    backend, ram = ("ours", RAM) if subject == "ours-max-ram" else (subject, 0)
-    return child(CHILD, str(path), str(keep), backend, str(ram), str(seed))
-
-
-QUASI_RANDOM = """
-import json, os, sys
-import numpy as np
-from ffcv.fields.decoders import IntDecoder
-from ffcv.loader import Loader, OrderOption
-from dp4tl_fast.beton import Beton
-loader = Loader(sys.argv[1], batch_size=256, num_workers=2, order=OrderOption.QUASI_RANDOM, drop_last=False, seed=0,
-                pipelines={"label": [IntDecoder()], "image": None, "index": None})
-labels = Beton(sys.argv[1]).labels[loader.next_traversal_order()]
-print(json.dumps(labels.tolist()))
-sys.stdout.flush()
-os._exit(0)
-"""
+    subject, ram = ("ours", RAM) if subject == "ours-max-ram" else (subject, 0)
+    return call(read_cold, path=str(path), keep=keep, subject=subject, max_ram=ram, seed=seed)
 
 
 def mixing(labels: np.ndarray, classes: int, batch: int = 256) -> tuple[list[float], list[float]]:
@@ -119,10 +68,10 @@ def label_mixing(suite: Suite, by_class: Path) -> None:
     loaders = {name: NativeLoader(beton, None, LoaderSpec(size=32, shuffle=True, workers=1, max_ram=ram))
                for name, ram in (("ours", 0), ("ours-max-ram", RAM))}  # fmt: skip
     orders = {name: beton.labels[loader.epoch_order()] for name, loader in loaders.items()}
-    orders["ffcv-quasi-random"] = np.array(child(QUASI_RANDOM, str(by_class)))
+    orders["ffcv-quasi-random"] = np.array(call(quasi_random_labels, path=str(by_class)))
     orders["file-order"] = beton.labels
     measured = {name: mixing(labels, beton.num_classes) for name, labels in orders.items()}
-    suite.add("mixing-distinct-classes", {name: distinct for name, (distinct, _) in measured.items()}, "classes a batch")
+    suite.add("mixing-distinct-classes", {name: distinct for name, (distinct, _) in measured.items()}, "classes per batch")
     suite.add("mixing-chi-square", {name: chi for name, (_, chi) in measured.items()}, "of a true shuffle")
 
 
@@ -150,7 +99,7 @@ def excess(reading: dict[str, float]) -> float:
 
 
 def measure_all(files: dict[str, Path]) -> dict[tuple[str, str, float], list[dict[str, float]]]:
-    """What each round of (subject, layout, share kept) read; a round of everybody after the other."""
+    """What each round of (subject, layout, share kept) read, round by round."""
     reads: dict[tuple[str, str, float], list[dict[str, float]]] = {}
     for seed, keep, layout, (subject, rounds) in product(range(ROUNDS), KEEP, LAYOUTS, SUBJECT_ROUNDS.items()):
         # FFCV's own order for files that do not fit into memory is meant for neighbours: shown where it has the most of them.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from dp4tl_fast.kernels.nearest_centroid.reference import nearest_centroid as ne
 OURS = "dp4tl_fast"
 ROUNDS = 9
 ROWS, CLASSES, DEPTH = 50_000, 1_000, 512
-CHUNK = 8_192  # rows a chunk of the torch peers, as one would write it by hand
+CHUNK = 8_192  # rows per chunk of the torch peers
 WORSE_INERTIA = 1.01  # k-means runs are compared at equal quality: within 1 %
 
 Subjects = dict[str, Callable[[], object]]
@@ -65,7 +66,9 @@ def check_results(device: str, cases: int = 60) -> None:
             "linear_label_counts": torch.equal(
                 linear_label_counts(x, w, None, group, groups=groups), linear_reference(x, w, None, group, groups)[0]
             ),
-            "nearest_centroid": torch.equal(nearest.index, index) and torch.equal(nearest.distances, distances.float()),
+            "nearest_centroid": torch.equal(nearest.index, index)
+            and nearest.distances is not None
+            and torch.equal(nearest.distances, distances.float()),
         }
         if not all(agree.values()):
             wrong = [name for name, ok in agree.items() if not ok]
@@ -85,16 +88,24 @@ def _label_counts(suite: Suite) -> None:
         words = logits.view(torch.int32)  # the same bytes: what it costs to read them
         subjects: Subjects = {
             "read alone": words.amax,
-            "torch argmax+bincount": lambda x=logits: torch.bincount(x.argmax(1), minlength=CLASSES),
-            OURS: lambda x=logits: label_counts(x, CLASSES),
+            "torch argmax+bincount": partial(_argmax_bincount, logits),
+            OURS: partial(label_counts, logits, CLASSES),
         }
         if dtype == torch.float32:
-            subjects["numpy"] = lambda x=logits: np.bincount(x.numpy().argmax(1), minlength=CLASSES)
+            subjects["numpy"] = partial(_numpy_argmax_bincount, logits.numpy())
         samples = _interleave(subjects, rounds=2 * ROUNDS + 1)
         case = f"label_counts-cpu-{_name(dtype)}-{ROWS}x{CLASSES}"
         rows = suite.add(case, samples, "s", ratio_to="read alone")
         shares.append(rows[OURS].ratio or 0.0)
     suite.goal("label_counts-cpu-floor-share", goal=0.85, measured=min(shares), unit="x read floor")
+
+
+def _argmax_bincount(logits: torch.Tensor) -> torch.Tensor:
+    return torch.bincount(logits.argmax(1), minlength=CLASSES)
+
+
+def _numpy_argmax_bincount(logits: np.ndarray) -> np.ndarray:
+    return np.bincount(logits.argmax(1), minlength=CLASSES)
 
 
 def _nearest_centroid(suite: Suite) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -23,7 +24,7 @@ OURS = "dp4tl_fast"
 ROUNDS = 7
 MANY, FEW = 1_280_000, 50_000
 SHAPES = [(k, depth) for k in (1_000, 2_000) for depth in (512, 2_048)]
-CHUNK = 1 << 17  # rows a chunk of the torch peers: scores of one chunk are 262 MB in bfloat16 at 1,000 centroids
+CHUNK = 1 << 17  # rows per chunk of the torch peers: the scores of a chunk take 262 MB in bfloat16 at 1,000 centroids
 
 Subjects = dict[str, Callable[[], object]]
 
@@ -75,7 +76,10 @@ def _interleave(subjects: Subjects) -> dict[str, list[float]]:
 
 
 def _label_counts(suite: Suite, classes: int = 1_000) -> None:
-    compiled = torch.compile(lambda x: torch.bincount(x.argmax(1), minlength=classes))
+    def argmax_bincount(logits: torch.Tensor) -> torch.Tensor:
+        return torch.bincount(logits.argmax(1), minlength=classes)
+
+    compiled = torch.compile(argmax_bincount)
     shares = []
     for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "fp32")):
         logits = torch.randn(MANY, classes, device="cuda", dtype=dtype)
@@ -83,13 +87,13 @@ def _label_counts(suite: Suite, classes: int = 1_000) -> None:
         source = torch.empty(1 << 30, dtype=torch.int32, device="cuda")
         target = torch.empty_like(source)
         subjects: Subjects = {
-            "copy": lambda a=source, b=target: b.copy_(a),
-            "torch argmax+bincount": lambda x=logits: torch.bincount(x.argmax(1), minlength=classes),
-            "torch.compile": lambda x=logits: compiled(x),
-            OURS: lambda x=logits: label_counts(x, classes),
+            "copy": partial(target.copy_, source),
+            "torch argmax+bincount": partial(argmax_bincount, logits),
+            "torch.compile": partial(compiled, logits),
+            OURS: partial(label_counts, logits, classes),
         }
         for tile in label_tuning.CANDIDATES:
-            subjects[f"tile {tuple(tile)}"] = lambda x=logits, tile=tile: triton_label_counts(x, None, 1, tile)
+            subjects[f"tile {tuple(tile)}"] = partial(triton_label_counts, logits, None, 1, tile)
         seconds = _interleave(subjects)
         moved = {subject: 2 * source.numel() * 4 if subject == "copy" else size for subject in seconds}
         rates = {subject: [moved[subject] / 1e9 / t for t in times] for subject, times in seconds.items()}
@@ -143,7 +147,7 @@ def _nearest_centroid(suite: Suite, k: int, depth: int, rate: float) -> tuple[fl
     subjects: Subjects = {**peers, OURS: lambda: nearest_centroid(x, c)}
     for tile in dict.fromkeys(tuning.CANDIDATES):
         name = f"tile {tile.rows}x{tile.columns}x{tile.depth}, {tile.warps} warps, {tile.stages} stages"
-        subjects[name] = lambda tile=tile: triton_linear_argmax(x, c, offset, None, 1, tile)
+        subjects[name] = partial(triton_linear_argmax, x, c, offset, None, 1, tile)
     seconds = _interleave(subjects)
     work = 2 * MANY * k * depth / 1e12
     rates = {name: [work / t for t in times] for name, times in seconds.items()}

@@ -1,8 +1,7 @@
-"""One loader in a process of its own, told over its standard input when to run an epoch.
+"""The loaders that suite ``loaders`` compares, each in a process of its own (``benchmarks.child``).
 
-``python -m benchmarks.loader_subjects SUBJECT JSON``: JSON holds ``file`` (a .beton), ``folder`` (its images as files),
-``threads``, ``images`` (an epoch's, records repeated) and ``size``. For every line on standard input an epoch is run;
-the answer is a line with its seconds. All deliver random resized crops, mirrored at random, normalised to fp16.
+Options: ``file`` (a .beton), ``folder`` (its images as files), ``threads``, ``images`` per epoch (records are repeated) and
+``size``. All deliver random resized crops, mirrored at random, normalised to fp16.
 """
 
 from __future__ import annotations
@@ -13,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from benchmarks.child import serve
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH = 256
@@ -65,13 +62,17 @@ def dali(options: dict[str, Any]) -> Callable[[], Iterable]:
 
     paths = image_paths(options)
 
-    @pipeline_def(batch_size=BATCH, num_threads=options["threads"], device_id=None, seed=0)
+    @pipeline_def(  # type: ignore[call-overload]  # device_id None, for no GPU, is documented, not declared
+        batch_size=BATCH, num_threads=options["threads"], device_id=None, seed=0
+    )
     def pipeline() -> Any:
+        jpegs: Any
+        images: Any
         jpegs, labels = fn.readers.file(files=paths, labels=[0] * len(paths), random_shuffle=True, name="reader")
         images = fn.decoders.image_random_crop(jpegs, device="cpu", random_area=[0.08, 1.0], random_aspect_ratio=[3 / 4, 4 / 3])
         images = fn.resize(images, size=[options["size"]] * 2, antialias=True)
         return fn.crop_mirror_normalize(
-            images, dtype=types.FLOAT16, output_layout="HWC", mirror=fn.random.coin_flip(),
+            images, dtype=types.DALIDataType.FLOAT16, output_layout="HWC", mirror=fn.random.coin_flip(),
             mean=[255 * m for m in MEAN], std=[255 * s for s in STD],
         ), labels  # fmt: skip
 
@@ -158,7 +159,7 @@ SUBJECTS = {
 
 
 def subject(name: str, options: dict[str, Any]) -> Callable[[int], float]:
-    """Seconds of an epoch of the loader of that name."""
+    """What runs an epoch of the loader of that name and returns its seconds."""
     epoch = SUBJECTS[name](options)
 
     def seconds(number: int) -> float:
@@ -173,7 +174,3 @@ def subject(name: str, options: dict[str, Any]) -> Callable[[int], float]:
         return spent
 
     return seconds
-
-
-if __name__ == "__main__":
-    serve(subject)

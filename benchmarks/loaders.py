@@ -1,4 +1,4 @@
-"""Images a second of every loader on the same records: JPEG as FFCV wrote them, with entry points, raw; 1 and 2 threads.
+"""Images per second of every loader on the same records: JPEG as FFCV wrote them, with entry points, raw; 1 and 2 threads.
 
 Each subject runs in a process of its own and waits while the others work. Epochs have 10,000 images for those that
 allocate anew every epoch (FFCV) and for us; the slow ones, which do not, get fewer.
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import loader_subjects
 from benchmarks.child import Child
 from benchmarks.harness import Suite, interleave
 from dp4tl_fast.beton import Beton, BetonWriter
@@ -74,12 +75,12 @@ def write_files(source: Path, folder: Path) -> None:
 
 
 class Loading(Child):
-    """A loader's process; called, it gives the images a second of one epoch."""
+    """A loader's process; a call runs an epoch and returns its images per second."""
 
     def __init__(self, subject: str, file: Path, folder: Path, threads: int) -> None:
         self.images = SLOW_EPOCH if subject in SLOW else EPOCH
         options = {"file": str(file), "folder": str(folder), "threads": threads, "images": self.images, "size": SIZE}
-        super().__init__("benchmarks.loader_subjects", subject, options)
+        super().__init__(loader_subjects.subject, name=subject, options=options)
 
     def __call__(self) -> float:
         return self.images / self.work()

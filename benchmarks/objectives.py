@@ -7,52 +7,69 @@ linear probe and nearest neighbours. No label of the source is used for what is 
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 from benchmarks.harness import Suite
-from benchmarks.study import GPU, NETWORK, SURROGATE, Case, shown, study
+from benchmarks.recipes import Options, Recipe, find
+from benchmarks.study import Case, shown, study
 from dp4tl_fast.pretraining.config import MocoConfig
 
 KEEP = ("0.5", "0.3")
 SEEDS = (0, 1, 2)
 CLUSTERS = 200
-MOCO: dict[str, Any] = {"objective": "moco", "lr": 0.06, "schedule": "cosine", "moco": MocoConfig(queue=8192), "min_scale": 0.2}
-OBJECTIVES: dict[str, dict[str, Any]] = {
-    "moco": {
-        "network": {**NETWORK, **MOCO, "moco": MocoConfig(queue=8192, momentum=0.99), "epochs": 100 if GPU else 6},
-        "surrogate": {**SURROGATE, **MOCO, "moco": MocoConfig(queue=8192, momentum=0.99)},
-        "prune": {"method": "fm", "groups": "kmeans", "clusters": CLUSTERS},
-        "modes": ("lp", "knn"),
-    },
-    "adversarial": {
-        "network": {**NETWORK, "objective": "adversarial", "epochs": 40 if GPU else 4},
-        "surrogate": SURROGATE,
-        "prune": {"method": "lm"},
-        "modes": ("lp", "ff"),
-    },
-}
+MOCO: Options = {
+    "objective": "moco", "lr": 0.06, "schedule": "cosine", "moco": MocoConfig(queue=8192, momentum=0.99), "min_scale": 0.2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """How one objective is studied: options of ``pretrain`` and ``prune``, and the ways to judge the result."""
+
+    network: Options
+    surrogate: Options
+    prune: Options
+    modes: tuple[str, ...]
+
+
+def objectives(recipe: Recipe) -> dict[str, Objective]:
+    """By name."""
+    return {
+        "moco": Objective(
+            network={**recipe.network, **MOCO, "epochs": recipe.moco_epochs},
+            surrogate={**recipe.surrogate, **MOCO},
+            prune={"method": "fm", "groups": "kmeans", "clusters": CLUSTERS},
+            modes=("lp", "knn"),
+        ),
+        "adversarial": Objective(
+            network={**recipe.network, "objective": "adversarial", "epochs": recipe.adversarial_epochs},
+            surrogate=recipe.surrogate,
+            prune={"method": "lm"},
+            modes=("lp", "ff"),
+        ),
+    }
 
 
 def run(suite: Suite) -> None:
-    for name in OBJECTIVES:
-        run_objective(suite, name)
+    recipe = find(suite.recipe)
+    for name, objective in objectives(recipe).items():
+        run_objective(suite, recipe, name, objective)
 
 
-def run_objective(suite: Suite, name: str) -> None:
+def run_objective(suite: Suite, recipe: Recipe, name: str, how: Objective) -> None:
     """The rows of one objective; the suite's settings gain an entry of its name."""
-    how = OBJECTIVES[name]
     part = Suite(name=f"{suite.name}/{name}", data=suite.data, work=suite.work)
-    with study(part, how["network"], how["modes"]) as work:
-        work.surrogate("surrogate", **how["surrogate"])
+    with study(part, recipe, how.modes, how.network) as work:
+        work.surrogate("surrogate", **how.surrogate)
         cases = [Case(name="full")]
         for keep in KEEP:
-            chosen = {**how["prune"], "keep": f"samples:{keep}"}
+            chosen = {**how.prune, "keep": f"samples:{keep}"}
             cases += [
                 Case(name=shown(chosen["method"], keep), prune=chosen),
                 Case(name=shown("random", keep), prune={"method": "random", "keep": f"samples:{keep}"}),
             ]
         work.run(cases, SEEDS)
         work.record(part, "full")
-        work.describe(part, SEEDS, surrogate=how["surrogate"], prune=how["prune"])
+        work.describe(part, SEEDS, surrogate=how.surrogate, prune=how.prune)
     suite.rows += part.rows
     suite.settings[name] = part.settings

@@ -36,7 +36,7 @@ def run(suite: Suite) -> None:
 
         others = [name for name in BACKENDS if name != ORACLE]
         differences = {name: pixel_differences(photos, name) for name in others}
-        means = suite.add("mean-difference-of-an-image", {n: d[0] for n, d in differences.items()}, "levels")
+        means = suite.add("mean-difference-per-image", {n: d[0] for n, d in differences.items()}, "levels")
         suite.add("largest-difference", {n: [max(d[1])] for n, d in differences.items()}, "levels")
         suite.goal("native-mean-levels", goal=1, measured=means["native"].value, unit="levels", at_most=True)
 
@@ -92,7 +92,7 @@ def trained(beton: Beton) -> torch.nn.Module:
 
 @torch.inference_mode()
 def accuracy(network: torch.nn.Module, beton: Beton, backend: str) -> float:
-    """Per cent of the records classified right."""
+    """Percentage of the records that are classified correctly."""
     with open_loader(beton, None, OBJECTS, backend) as loader:
         hits = [(network(images).argmax(1) == labels).numpy() for images, labels in loader]
     return 100 * float(np.concatenate(hits).mean())

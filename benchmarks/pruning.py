@@ -2,8 +2,8 @@
 
 ``overhead``: the time of label mapping that is not the surrogate's forward pass, as a share of it, for surrogates of random
 weights (their speed does not depend on them). ``another ratio``: the whole command, process start included, once features are
-cached. ``seconds of a method``: with one trained surrogate, features of source and target cached. The survivors of label and
-feature mapping at 20 % are listed by name in the settings, to be judged by eye. About 8 minutes on two CPU cores.
+cached. ``seconds per method``: with one trained surrogate, features of source and target cached. The survivors of label and
+feature mapping at 20 % are listed by name in the settings, to be judged by a reader. About 8 minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
 from benchmarks.harness import Suite, interleave
-from benchmarks.study import SURROGATE, Study, study
+from benchmarks.recipes import Options, Recipe, find
+from benchmarks.study import Study, study
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.mapping.registry import METHODS
 from dp4tl_fast.pruning.config import PruneConfig
@@ -28,7 +30,6 @@ from dp4tl_fast.training.models import build
 
 KEEP = "0.2"
 UNTRAINED = (("small-16", 16), ("small-32", 32), ("small-64", 32), ("resnet18", 64))
-TRAINED: dict[str, Any] = {**SURROGATE, "arch": "small-32", "size": 32, "epochs": 6, "forgetting": True}
 VARIANTS: dict[str, dict[str, Any]] = {  # what a method is run with besides the surrogate and the target
     "handpicked": {"classes": ["0", "1"], "keep": ""},
     "fm, kmeans": {"method": "fm", "groups": "kmeans", "clusters": 200},
@@ -36,18 +37,24 @@ VARIANTS: dict[str, dict[str, Any]] = {  # what a method is run with besides the
 }
 
 
+def trained(recipe: Recipe) -> Options:
+    """The surrogate that every method is run with."""
+    return {**recipe.surrogate, "arch": "small-32", "size": 32, "epochs": 6, "forgetting": True}
+
+
 def run(suite: Suite) -> None:
-    with study(suite, {}, ()) as work:
+    recipe = find(suite.recipe)
+    with study(suite, recipe, ()) as work:
         _overhead(suite, work)
-        work.surrogate("surrogate", **TRAINED)
+        work.surrogate("surrogate", **trained(recipe))
         _another_ratio(suite, work)
         _every_method(suite, work)
         kept = {name: _survivors(suite, work, name) for name in ("lm", "fm")}
-        work.describe(suite, (), surrogate=TRAINED, **{f"kept by {name}": ", ".join(names) for name, names in kept.items()})
+        work.describe(suite, (), surrogate=trained(recipe), **{f"kept by {name}": ", ".join(names) for name, names in kept.items()})
 
 
 def _prune(work: Study, method: str, **options: Any) -> dict[str, Any]:
-    """One run of the command's function; what it does not need is left away."""
+    """One run of the command's function; what the method does not need is left out."""
     given: dict[str, Any] = {"surrogate": str(work.root / "surrogate"), "target": [str(work.files["train"])]}
     needs = METHODS[method].needs
     options = {"keep": KEEP, **{name: value for name, value in given.items() if name in needs}, **options}
@@ -56,12 +63,16 @@ def _prune(work: Study, method: str, **options: Any) -> dict[str, Any]:
 
 def _overhead(suite: Suite, work: Study) -> None:
     classes = Beton(work.files["source"]).num_classes
+
+    def percent(how: dict[str, Any]) -> float:
+        return 100 * _prune(work, "lm", **how)["profile"]["overhead"]
+
     subjects: dict[str, Callable[[], float]] = {}
     for arch, size in UNTRAINED:
         weights = work.root / f"{arch}.pth"
         torch.save(build(arch, classes).state_dict(), weights)
         how = {"surrogate": str(weights), "arch": arch, "size": size, "cache": "none"}
-        subjects[f"{arch} at {size} pixels"] = lambda how=how: 100 * _prune(work, "lm", **how)["profile"]["overhead"]
+        subjects[f"{arch} at {size} pixels"] = partial(percent, how)
     rows = suite.add("overhead of label mapping", interleave(subjects), "% of the forward pass")
     for subject, row in rows.items():
         suite.goal(f"overhead-{subject.replace(' ', '-')}", goal=10.0, measured=row.value, unit=row.unit, at_most=True)
@@ -73,14 +84,14 @@ def _another_ratio(suite: Suite, work: Study) -> None:
     def command(method: str, keep: str) -> float:
         files = ["--source", str(work.files["source"]), "--target", str(work.files["train"])]
         how = ["--surrogate", str(work.root / "surrogate"), "--method", method, "--keep", keep]
-        start = time.perf_counter()
         out = ["--out", str(work.root / "again.json")]
+        start = time.perf_counter()
         subprocess.run([sys.executable, "-m", "dp4tl_fast.prune", *files, *how, *out], check=True, capture_output=True)
         return time.perf_counter() - start
 
     for method in ("lm", "fm"):
         command(method, "0.5")  # caches the features
-    rows = suite.add("another ratio", interleave({m: lambda m=m: command(m, "0.3") for m in ("lm", "fm")}), "s")
+    rows = suite.add("another ratio", interleave({m: partial(command, m, "0.3") for m in ("lm", "fm")}), "s")
     worst = max(row.value for row in rows.values())
     suite.goal("another-ratio-seconds", goal=2.0, measured=worst, unit="s", at_most=True)
 
@@ -92,7 +103,7 @@ def _every_method(suite: Suite, work: Study) -> None:
     options = {**VARIANTS, "influence": {"scores": str(scores)}}
     names = [*METHODS, *(name for name in VARIANTS if name not in METHODS)]
     seconds = {name: [_prune(work, **{"method": name, **options.get(name, {})})["profile"]["total"]] for name in names}
-    suite.add("seconds of a method", seconds, "s")
+    suite.add("seconds per method", seconds, "s")
 
 
 def _survivors(suite: Suite, work: Study, method: str) -> list[str]:

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ LOADERS = {  # subject of the suite -> how the README calls it
 
 
 def _loaders() -> str:
-    """Images a second of every loader, JPEG and raw, from the committed run."""
+    """Images per second of every loader, JPEG and raw, from the committed run."""
     result = json.loads((ROOT / "benchmarks/results/loaders.json").read_text())
     rows = {(r["case"], r["subject"]): r for r in result["rows"]}
     machine = result["environment"]["machine"].split(" (")[0]
@@ -119,18 +120,23 @@ def _demo() -> str:
     rule = [":--"] + ["--:"] * (len(header) - 1)
     lines = ["| " + " | ".join(row) + " |" for row in (header, rule, *cells)]
     about = summary["environment"]
+    torch = about.get("versions", about)["torch"]  # older demos had no table of versions
     return "\n".join(lines) + (
         f"\n\nLabel mapping kept {summary['glyph_classes_kept']} of the {summary['glyph_classes']} glyph classes. Medians and mean "
         f"± standard deviation over {summary['rows'][0]['runs']} seeds; “with pruning” counts training the surrogate, scoring and "
-        f"selecting. {about['cores']} cores of {about['cpu']}, torch {about['torch']}; {summary['seconds']:.0f} s in all.\n"
+        f"selecting. {about['cores']} cores of {about['cpu']}, torch {torch}; {summary['seconds']:.0f} s in all.\n"
     )
+
+
+def _between(body: str, marks: re.Match[str]) -> str:
+    return marks[1] + body + marks[2]
 
 
 def fill(text: str) -> str:
     """The README with its blocks made anew."""
     for name, body in blocks().items():
         pattern = rf"(<!-- generated: {name} -->\n).*?(<!-- /generated -->)"
-        text, count = re.subn(pattern, lambda m, body=body: m[1] + body + m[2], text, flags=re.S)
+        text, count = re.subn(pattern, partial(_between, body), text, flags=re.S)
         if count != 1:
             raise SystemExit(f"README.md has {count} blocks named {name!r}; exactly one is needed")
     return text

@@ -12,47 +12,54 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import Suite
-from benchmarks.study import GPU, NETWORK, ONE_EPOCH, SURROGATE, Case, Study, study
+from benchmarks.recipes import Options, Recipe, find
+from benchmarks.study import Case, Study, study
 
-SEEDS = (0, 1, 2) if GPU else (0, 1)
 KEEP = "samples:0.2"
-SURROGATES: dict[str, dict[str, Any]] = {
-    "small-4, 1 epoch": {**SURROGATE, "arch": "small-4", **ONE_EPOCH},
-    "small-16, 1 epoch": {**SURROGATE, "arch": "small-16", **ONE_EPOCH},
-    "surrogate": SURROGATE,
-    "small-32": {**SURROGATE, "arch": "small-32"},
-    "resnet18": {**SURROGATE, "arch": "resnet18", "size": NETWORK["size"], "epochs": 40 if GPU else 4},
-}
 BEST = "resnet18"
 CLUSTERS = (25, 100, 400, 1600)
 
 
+def surrogates(recipe: Recipe) -> dict[str, Options]:
+    """By name; the last is the strongest."""
+    brief = {**recipe.surrogate, **recipe.brief}
+    return {
+        "small-4, 1 epoch": {**brief, "arch": "small-4"},
+        "small-16, 1 epoch": {**brief, "arch": "small-16"},
+        "surrogate": recipe.surrogate,
+        "small-32": {**recipe.surrogate, "arch": "small-32"},
+        BEST: {**recipe.surrogate, "arch": "resnet18", "size": recipe.network["size"], "epochs": recipe.strong_epochs},
+    }
+
+
 def run(suite: Suite) -> None:
-    with study(suite, NETWORK, ("lp",)) as work:
-        known = {name: work.surrogate(name, **recipe) for name, recipe in SURROGATES.items()}
-        by = {name: {"surrogate": str(work.root / name)} for name in SURROGATES}
-        cases = [Case(name=f"lm by {name}", prune={"method": "lm", "keep": KEEP, **by[name]}) for name in SURROGATES]
+    recipe = find(suite.recipe)
+    with study(suite, recipe, ("lp",)) as work:
+        recipes = surrogates(recipe)
+        known = {name: work.surrogate(name, **options) for name, options in recipes.items()}
+        by = {name: {"surrogate": str(work.root / name)} for name in recipes}
+        mapped = {name: Case(name=f"lm by {name}", prune={"method": "lm", "keep": KEEP, **by[name]}) for name in recipes}
         other: dict[str, dict[str, Any]] = {
             "lm reversed": {"method": "lm", "reverse": True},
             "fm, class means": {"method": "fm"},
             **{f"fm, {k} clusters": {"method": "fm", "groups": "kmeans", "clusters": k} for k in CLUSTERS},
             "random": {"method": "random"},
         }
-        cases += [Case(name=name, prune={"keep": KEEP, **how}) for name, how in other.items()]
-        work.run(cases, SEEDS)
+        cases = [*mapped.values(), *(Case(name=name, prune={"keep": KEEP, **how}) for name, how in other.items())]
+        work.run(cases, recipe.seeds)
         work.record_accuracy(suite)
         suite.add("classes", work.collect(lambda r: r["classes_kept"]), "classes")
         suite.add("images the surrogate learned from", {n: [s["samples"] * s["epochs"]] for n, s in known.items()}, "images")
         suite.add("surrogate's top-1 on the source's validation images", {n: [100 * s["val_top_1"]] for n, s in known.items()}, "%")
-        _agreement(suite, work, cases[: len(SURROGATES)])
-        work.describe(suite, SEEDS, surrogates=SURROGATES, keep=KEEP)
+        _agreement(suite, work, mapped)
+        work.describe(suite, recipe.seeds, surrogates=recipes, keep=KEEP)
 
 
-def _agreement(suite: Suite, work: Study, cases: list[Case]) -> None:
+def _agreement(suite: Suite, work: Study, cases: dict[str, Case]) -> None:
     """How much of what the best surrogate keeps the others keep, and how alike they rank all classes."""
     from scipy.stats import spearmanr
 
-    chosen = {name: work.chosen(case) for name, case in zip(SURROGATES, cases, strict=True)}
+    chosen = {name: work.chosen(case) for name, case in cases.items()}
     best = chosen[BEST]
     same = {n: [100 * np.isin(best.kept_classes, s.kept_classes).mean()] for n, s in chosen.items()}
     suite.add(f"kept classes of lm by {BEST} that are kept", same, "%")

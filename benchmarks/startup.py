@@ -6,50 +6,20 @@ threads, the first batch of 256. FFCV's share of compiling is in its own row.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from benchmarks.child import call
+from benchmarks.children import first_batch, open_file
 from benchmarks.harness import Suite, interleave
 from benchmarks.loaders import Images, write_with_ffcv
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton import format as fmt
 
 RECORDS = 1_280_000  # as many as ImageNet has
-
-CHILD = """
-import json, sys, time, resource
-import torch, numpy
-subject, path, images = sys.argv[1:]
-start = time.perf_counter()
-from benchmarks.loader_subjects import SUBJECTS
-loader = SUBJECTS[subject]({"file": path, "threads": 2, "images": int(images), "size": 224})()
-for batch in loader:
-    break
-print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
-import os
-os._exit(0)
-"""
-
-OPEN = """
-import json, time
-import numpy
-def private():
-    return sum(int(l.split()[1]) for l in open("/proc/self/smaps_rollup") if l.startswith("Private")) / 1024
-from dp4tl_fast.kernels import _native
-from dp4tl_fast.beton import Beton
-import sys
-before, start = private(), time.perf_counter()
-beton, core = Beton(sys.argv[1]), _native.Beton(sys.argv[1])
-beton.sizes, beton.labels
-print(json.dumps({"seconds": time.perf_counter() - start, "MiB": private() - before}))
-"""
-
 
 def many_records(source: Path, target: Path) -> None:
     """RECORDS rows that share the payloads of ``source``."""
@@ -76,27 +46,16 @@ def many_records(source: Path, target: Path) -> None:
         new.write(allocations.tobytes())
 
 
-def child(program: str, *arguments: str) -> Any:
-    """What a Python program in a process of its own printed last, as JSON."""
-    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def run(suite: Suite) -> None:
     with tempfile.TemporaryDirectory() as name:
         small, large = Path(name) / "small.beton", Path(name) / "large.beton"
         write_with_ffcv(Images(suite.require_data()), small, "jpg")
         many_records(small, large)
 
-        def first_batch(subject: str, path: Path, images: int) -> float:
-            return child(CHILD, subject, str(path), str(images))["seconds"]
-
-        subjects = {s: lambda s=s: first_batch(s, small, 1024) for s in ("ours", "ffcv")}
+        subjects = {s: partial(call, first_batch, subject=s, path=str(small), images=1024) for s in ("ours", "ffcv")}
         samples = suite.add("first-batch", interleave(subjects), "s", ratio_to="ffcv")
         suite.goal("first-batch-seconds", goal=0.2, measured=samples["ours"].value, unit="s", at_most=True)
-        opened = [child(OPEN, str(large)) for _ in range(6)][1:]
+        opened = [call(open_file, path=str(large)) for _ in range(6)][1:]
         rows = suite.add("open-1280000-records", {"ours": [o["seconds"] for o in opened]}, "s")
         suite.goal("open-seconds", goal=0.2, measured=rows["ours"].value, unit="s", at_most=True)
         rows = suite.add("open-1280000-records-memory", {"ours": [o["MiB"] for o in opened]}, "MiB")

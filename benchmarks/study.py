@@ -2,8 +2,7 @@
 ``end_to_end``, ``objectives`` and ``sensitivity`` have in common. Everything goes through the functions behind the commands.
 
 Tiny-ImageNet is the source, CIFAR-10 the target; ``--data DIR`` holds ``tiny-imagenet/{train,val}`` and
-``cifar10/{train,test}``, folders of class folders. With a GPU: ResNet-18 at 64 pixels, 40 epochs. Without one a *short run*,
-what two CPU cores manage: a network of 0.1 M parameters at 32 pixels, few epochs. That is no claim about converged training.
+``cifar10/{train,test}``, folders of class folders. How long and how large they train is in ``benchmarks/recipes.py``.
 """
 
 from __future__ import annotations
@@ -13,43 +12,24 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from benchmarks.harness import Suite
+from benchmarks.recipes import Recipe
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.conversion.run import convert
 from dp4tl_fast.finetuning.config import FinetuneConfig
 from dp4tl_fast.finetuning.run import finetune
 from dp4tl_fast.pretraining.config import CheckpointConfig, PretrainConfig
+from dp4tl_fast.pretraining.objectives import OBJECTIVES
 from dp4tl_fast.pretraining.run import pretrain
 from dp4tl_fast.pruning.config import PruneConfig
 from dp4tl_fast.pruning.run import prune
 from dp4tl_fast.selection import Selection
 
-GPU = torch.cuda.is_available()
-COMMON: dict[str, Any] = {"size": 32, "batch_size": 128, "warmup_epochs": 1.0, "weight_decay": 5e-4, "tensorboard": False}
-# Of a few tried, the best on the source's validation images for its time: half the resolution is a quarter of the work.
-SURROGATE: dict[str, Any] = {**COMMON, "arch": "small-16", "size": 16, "epochs": 6, "lr": 0.2}
-ONE_EPOCH: dict[str, Any] = {"epochs": 1, "warmup_epochs": 0.5}  # for a surrogate that is barely trained
-NETWORK: dict[str, Any] = {**COMMON, "arch": "small-16", "epochs": 12, "lr": 0.2}
-TRANSFER: dict[str, dict[str, Any]] = {
-    "lp": {"epochs": 30, "lr": 1e-2, "size": 32},
-    "ff": {"epochs": 5, "lr": 1e-3, "size": 32, "batch_size": 64},
-    "knn": {"size": 32},
-}
-if GPU:
-    COMMON |= {"size": 64, "batch_size": 256, "warmup_epochs": 2.0}
-    SURROGATE = {**COMMON, "arch": "small-32", "epochs": 10, "lr": 0.4}
-    NETWORK = {**COMMON, "arch": "resnet18", "epochs": 40, "lr": 0.4}
-    TRANSFER = {
-        "lp": {"epochs": 50, "lr": 1e-2, "size": 64},
-        "ff": {"epochs": 40, "lr": 1e-4, "size": 64},
-        "knn": {"size": 64},
-    }
 MODES = {"lp": "cifar10 linear probe", "ff": "cifar10 full finetuning", "knn": "cifar10 nearest neighbours"}
 FOLDERS = {
     "source": "tiny-imagenet/train",
@@ -75,10 +55,18 @@ class Case:
 
 
 class Study:
-    """Cases × seeds × ways to finetune, in ``root``. What is finished there is not done again."""
+    """Cases × seeds × ways to finetune, in ``root``. What is finished there is not done again.
 
-    def __init__(self, root: Path, data: Path, network: dict[str, Any], modes: Sequence[str]) -> None:
-        self.root, self.network, self.modes = root, network, modes
+    Args:
+        network: What is pretrained; the recipe's own by default.
+        modes: Ways to finetune, of the recipe's.
+    """
+
+    def __init__(
+        self, root: Path, data: Path, recipe: Recipe, modes: Sequence[str], network: dict[str, Any] | None = None
+    ) -> None:
+        self.root, self.recipe, self.modes = root, recipe, modes
+        self.network = recipe.network if network is None else network
         self.files = {name: root / f"{name}.beton" for name in FOLDERS}
         for name, file in self.files.items():
             if not file.exists():
@@ -87,8 +75,9 @@ class Study:
 
     def surrogate(self, name: str, **recipe: Any) -> dict[str, Any]:
         """Train a surrogate in ``root/name``; returns its summary."""
-        validate = {} if recipe.get("objective", "supervised").startswith("moco") else {"val": str(self.files["val"])}
-        every = {"val_every": recipe["epochs"], "checkpoint": CheckpointConfig(every=recipe["epochs"])}
+        classifies = OBJECTIVES[recipe.get("objective", "supervised")].classifies
+        validate: dict[str, Any] = {"val": str(self.files["val"])} if classifies else {}
+        every: dict[str, Any] = {"val_every": recipe["epochs"], "checkpoint": CheckpointConfig(every=recipe["epochs"])}
         out = str(self.root / name)
         return pretrain(PretrainConfig(source=str(self.files["source"]), out=out, resume=True, **validate, **every, **recipe))
 
@@ -129,7 +118,7 @@ class Study:
             if not (path / "summary.json").exists():
                 finetune(FinetuneConfig(
                     checkpoint=str(out), train=str(self.files["train"]), test=str(self.files["test"]), out=str(path),
-                    mode=mode, seeds=1, **TRANSFER[mode],
+                    mode=mode, seeds=1, **self.recipe.transfer[mode],
                 ))  # fmt: skip
             summary[mode] = 100 * json.loads((path / "summary.json").read_text())["top_1_mean"]
         return summary
@@ -152,13 +141,13 @@ class Study:
             "pretraining with pruning", self.collect(lambda r: r["pretrain_s"] + r["pruning_s"]), "s", ratio_to=reference
         )
         suite.add("bytes read", self.collect(lambda r: r["bytes_read"]), "bytes", ratio_to=reference)
-        suite.add("images a second", self.collect(lambda r: r["samples_per_s"]), "images/s")
+        suite.add("images per second", self.collect(lambda r: r["samples_per_s"]), "images/s")
         suite.add("waiting for data", self.collect(lambda r: 100 * r["data_wait_share"]), "% of the time")
 
     def record_accuracy(self, suite: Suite) -> None:
         """Rows of what each case is worth on the target."""
         for mode in self.modes:
-            suite.add(MODES[mode], self.collect(lambda r, m=mode: r[m]), "% top-1")
+            suite.add(MODES[mode], self.collect(itemgetter(mode)), "% top-1")
 
     def describe(self, suite: Suite, seeds: Sequence[int], **more: Any) -> None:
         """What a reader needs to judge the rows."""
@@ -167,7 +156,8 @@ class Study:
             "source": f"{source.num_samples:,} images of {source.num_classes} classes",
             "target": f"{train.num_samples:,} training and {test.num_samples:,} test images of {train.num_classes} classes",
             **({"seeds": len(seeds), "network": self.network} if seeds else {}),
-            **{mode: TRANSFER[mode] for mode in self.modes},
+            "recipe": self.recipe.name,
+            **{mode: self.recipe.transfer[mode] for mode in self.modes},
             **more,
         }
 
@@ -178,13 +168,13 @@ def shown(method: str, keep: str) -> str:
 
 
 @contextmanager
-def study(suite: Suite, network: dict[str, Any], modes: Sequence[str]) -> Iterator[Study]:
-    """A ``Study`` in ``--work``, to be gone on with after an interruption, or else in a temporary folder."""
+def study(suite: Suite, recipe: Recipe, modes: Sequence[str], network: dict[str, Any] | None = None) -> Iterator[Study]:
+    """A ``Study`` in ``--work``, where an interrupted one continues, or else in a temporary folder."""
     data = suite.require_data()
     with tempfile.TemporaryDirectory(prefix="dp4tl-study-") as temporary:
         root = suite.work / suite.name if suite.work else Path(temporary)
         root.mkdir(parents=True, exist_ok=True)
-        yield Study(root, data, network, modes)
+        yield Study(root, data, recipe, modes, network)
 
 
 def votes_carried(selection: Selection) -> float:

@@ -1,7 +1,7 @@
 """Training a small network on real JPEGs: the PyTorch reference ImageNet script's way, with FFCV, and ours.
 
 The same network, batch, resolution and fp32 for all; what differs is how images come and what the loop does around the
-step. Each is a process of its own with the threads its users would give it (one a core for loading, one a core for torch), and
+step. Each is a process of its own with the threads its users would give it (one per core for loading, one per core for torch), and
 runs an epoch when it is its turn. About 6 minutes on two cores.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks import training_subjects
 from benchmarks.child import Child
 from benchmarks.harness import ROUNDS, Suite, interleave
 from dp4tl_fast.common.machine import cores
@@ -22,16 +23,16 @@ IMAGES, BATCH, SIZE, ARCH = 3072, 128, 96, "small-16"
 
 
 class Training(Child):
-    """A subject's process; called, it gives the samples a second of one epoch, and keeps the share spent waiting for data."""
+    """A subject's process; a call runs an epoch, returns its samples per second and keeps the share spent waiting for data."""
 
     def __init__(self, subject: str, options: dict[str, Any]) -> None:
-        super().__init__("benchmarks.training_subjects", subject, options)
+        super().__init__(training_subjects.subject, name=subject, options=options)
         self.waits: list[float] = []
 
     def __call__(self) -> float:
-        told = self.work()
-        self.waits.append(told["wait_s"] / told["seconds"])
-        return told["samples"] / told["seconds"]
+        epoch = self.work()
+        self.waits.append(epoch["wait_s"] / epoch["seconds"])
+        return epoch["samples"] / epoch["seconds"]
 
 
 def repeat_images(data: Path, folder: Path, images: int) -> None:

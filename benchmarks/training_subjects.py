@@ -1,7 +1,7 @@
-"""One way of training in a process of its own (``benchmarks/child.py``): ``python -m benchmarks.training_subjects SUBJECT JSON``.
+"""The ways of training that suite ``training`` compares, each in a process of its own (``benchmarks.child``).
 
-JSON holds ``folder`` (class folders of images), ``file`` (the same as a .beton), ``batch``, ``size``, ``arch`` and ``threads``.
-The answer for an epoch is ``{"seconds", "samples", "wait_s", "loss"}``; ``wait_s`` is the time in which the loop had no batch.
+Options: ``folder`` (class folders of images), ``file`` (the same as a .beton), ``batch``, ``size``, ``arch`` and ``threads``.
+An epoch answers ``{"seconds", "samples", "wait_s", "loss"}``; ``wait_s`` is the time in which the loop had no batch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.child import serve
 from dp4tl_fast.training import models
 from dp4tl_fast.training.supervised import hits
 
@@ -33,11 +32,12 @@ def reference(options: dict[str, Any]) -> Epoch:
         transforms.RandomResizedCrop(options["size"], scale=(MIN_SCALE, 1.0)), transforms.RandomHorizontalFlip(),
         transforms.ToTensor(), transforms.Normalize(MEAN, STD),
     ])  # fmt: skip
+    images = datasets.ImageFolder(options["folder"], transform)
     loader = torch.utils.data.DataLoader(
-        datasets.ImageFolder(options["folder"], transform), batch_size=options["batch"], shuffle=True, drop_last=True,
+        images, batch_size=options["batch"], shuffle=True, drop_last=True,
         num_workers=options["threads"], persistent_workers=True,
     )  # fmt: skip
-    model = models.build(options["arch"], len(loader.dataset.classes)).to(memory_format=torch.contiguous_format)
+    model = models.build(options["arch"], len(images.classes)).to(memory_format=torch.contiguous_format)
     return plain_loop(model, loader)
 
 
@@ -82,7 +82,7 @@ def plain_loop(model: nn.Module, loader: Iterable[Any]) -> Epoch:
             optimizer.step()
             samples += len(labels)
             before = time.perf_counter()
-        waited += time.perf_counter() - before  # for the word that there are no more
+        waited += time.perf_counter() - before  # for the end of the epoch
         return {"seconds": time.perf_counter() - start, "samples": samples, "wait_s": waited, "loss": losses / samples}
 
     return epoch
@@ -105,17 +105,19 @@ def ours(options: dict[str, Any]) -> Epoch:
     learner = build(config, source, None, total_steps=1)
 
     def epoch(number: int) -> dict[str, float]:
-        told: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         train(
             learner.run, loader, learner.prepare, lambda step: RATE, epochs=learner.run.epoch + 1, how=learner.how,
-            on_epoch=lambda run, metrics: told.update(metrics),
+            on_epoch=lambda run, epoch_metrics: metrics.update(epoch_metrics),
         )  # fmt: skip
-        return {"seconds": told["seconds"], "samples": told["samples"], "wait_s": told["data_wait_s"], "loss": told["loss"]}
+        return {name: metrics[name] for name in ("seconds", "samples", "loss")} | {"wait_s": metrics["data_wait_s"]}
 
     return epoch
 
 
 SUBJECTS: dict[str, Callable[[dict[str, Any]], Epoch]] = {"reference": reference, "ffcv": ffcv, "ours": ours}
 
-if __name__ == "__main__":
-    serve(lambda subject, options: SUBJECTS[subject](options))
+
+def subject(name: str, options: dict[str, Any]) -> Epoch:
+    """What runs an epoch of the way of training of that name."""
+    return SUBJECTS[name](options)

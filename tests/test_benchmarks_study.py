@@ -1,12 +1,15 @@
 """The suites that train, on a few coloured pictures: the whole chain, and what they record."""
 
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 from pruning_data import images
 
-from benchmarks import end_to_end, objectives, pruning, sensitivity, study
+from benchmarks import end_to_end, objectives, pruning, recipes, sensitivity
 from benchmarks.harness import Suite
+from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.mapping.registry import METHODS
 from dp4tl_fast.pretraining.config import MocoConfig
 
@@ -21,12 +24,18 @@ def data(tmp_path, monkeypatch):
     images(folder / "tiny-imagenet/val", range(4), 4, 3)
     images(folder / "cifar10/train", [0, 2], 12, 1)
     images(folder / "cifar10/test", [0, 2], 8, 2)
-    for suite in (end_to_end, sensitivity):
-        monkeypatch.setattr(suite, "NETWORK", {**study.NETWORK, **SMALL})
-    monkeypatch.setattr(end_to_end, "SURROGATE", {**study.SURROGATE, **SMALL, "epochs": 4})
-    for mode, recipe in {"lp": {"epochs": 2}, "ff": {"epochs": 2}, "knn": {}}.items():
-        monkeypatch.setitem(study.TRANSFER, mode, {**study.TRANSFER[mode], **recipe, "size": 16, "workers": 1})
+    monkeypatch.setitem(recipes.RECIPES, "tiny", tiny(recipes.SMALL_16))
     return folder
+
+
+def tiny(recipe):
+    """The same with settings that take seconds."""
+    short = {"lp": {"epochs": 2}, "ff": {"epochs": 2}, "knn": {}}
+    return replace(
+        recipe, name="tiny", network={**recipe.network, **SMALL}, surrogate={**recipe.surrogate, **SMALL, "epochs": 4},
+        transfer={mode: {**recipe.transfer[mode], **how, "size": 16, "workers": 1} for mode, how in short.items()},
+        moco_epochs=2, adversarial_epochs=2, seeds=(0,),
+    )  # fmt: skip
 
 
 def table(suite):
@@ -38,12 +47,12 @@ def test_end_to_end_compares_with_the_full_run(data, monkeypatch, tmp_path):
     monkeypatch.setattr(end_to_end, "LONGER", (("lm", "0.5"),))
     monkeypatch.setattr(end_to_end, "RULES", ("auto",))
     monkeypatch.setattr(end_to_end, "SEEDS", (0, 1))
-    suite = Suite(name="end_to_end", data=data, work=tmp_path / "work")
+    suite = Suite(name="end_to_end", recipe="tiny", data=data, work=tmp_path / "work")
     end_to_end.run(suite)
     rows = table(suite)
     subjects = {"full", "lm 50 %", "fm 50 %", "random 50 %", "lm auto", "lm 50 %, 4 epochs"}
     costs = {"classes", "images seen", "pretraining", "pretraining with pruning", "bytes read"}
-    rates = {"images a second", "waiting for data", "cifar10 linear probe", "cifar10 full finetuning"}
+    rates = {"images per second", "waiting for data", "cifar10 linear probe", "cifar10 full finetuning"}
     assert {key for key in rows if key[0] != "votes carried"} == {(c, s) for c in costs | rates for s in subjects}
     assert {row.rounds for key, row in rows.items() if key[0] != "votes carried"} == {2}
     assert [rows["classes", f"{m} 50 %"].value for m in ("lm", "fm", "random")] == [2, 2, 2]
@@ -51,7 +60,7 @@ def test_end_to_end_compares_with_the_full_run(data, monkeypatch, tmp_path):
     assert rows["bytes read", "lm 50 %"].value < 0.6 * rows["bytes read", "full"].value
     assert rows["votes carried", "lm auto"].value >= 90
     assert rows["pretraining with pruning", "lm 50 %"].value > rows["pretraining", "lm 50 %"].value
-    assert suite.settings["seeds"] == 2 and suite.settings["network"]["epochs"] == 2
+    assert suite.settings["recipe"] == "tiny" and suite.settings["seeds"] == 2 and suite.settings["network"]["epochs"] == 2
     assert {r["name"] for r in suite.comparison} == {"full", "lm", "fm", "random"}
     goals = {goal.id: goal.measured for goal in suite.goals}
     assert goals.pop("end_to_end/speedup-at-50") == rows["pretraining with pruning", "lm 50 %"].ratio
@@ -69,16 +78,13 @@ def _mean(tmp_path, case):
 
 def test_a_study_goes_on_where_it_was(data, monkeypatch, tmp_path):
     """What is finished in --work is read, not done again: the same numbers come out, seconds included."""
-    monkeypatch.setattr(sensitivity, "SEEDS", (0,))
     monkeypatch.setattr(sensitivity, "CLUSTERS", (3,))
     known = {"surrogate": "small-4", "resnet18": "small-8"}
-    monkeypatch.setattr(
-        sensitivity, "SURROGATES", {n: {**study.SURROGATE, **SMALL, "arch": arch} for n, arch in known.items()}
-    )
+    monkeypatch.setattr(sensitivity, "surrogates", lambda r: {n: {**r.surrogate, "arch": a} for n, a in known.items()})
     monkeypatch.setattr(sensitivity, "KEEP", "samples:0.5")
 
     def run():
-        suite = Suite(name="sensitivity", data=data, work=tmp_path / "work")
+        suite = Suite(name="sensitivity", recipe="tiny", data=data, work=tmp_path / "work")
         sensitivity.run(suite)
         return table(suite)
 
@@ -92,11 +98,9 @@ def test_a_study_goes_on_where_it_was(data, monkeypatch, tmp_path):
 
 def test_objectives_without_labels_and_robust(data, monkeypatch, tmp_path):
     monkeypatch.setattr(objectives, "SEEDS", (0,))
-    for how in objectives.OBJECTIVES.values():
-        monkeypatch.setitem(how, "network", {**how["network"], **SMALL, "moco": MocoConfig(queue=16)})
-        monkeypatch.setitem(how, "surrogate", {**how["surrogate"], **SMALL, "moco": MocoConfig(queue=16)})
-    monkeypatch.setitem(objectives.OBJECTIVES["moco"]["prune"], "clusters", 4)
-    suite = Suite(name="objectives", data=data)
+    monkeypatch.setattr(objectives, "CLUSTERS", 4)
+    monkeypatch.setattr(objectives, "MOCO", {**objectives.MOCO, "moco": MocoConfig(queue=16)})
+    suite = Suite(name="objectives", recipe="tiny", data=data)
     objectives.run(suite)
     accuracies = {(row.suite, row.case): row.rounds for row in suite.rows if row.case.startswith("cifar10")}
     assert accuracies == {
@@ -112,14 +116,23 @@ def test_objectives_without_labels_and_robust(data, monkeypatch, tmp_path):
 
 def test_pruning_measures_every_method(data, monkeypatch):
     monkeypatch.setattr(pruning, "UNTRAINED", (("small-4", 16),))
-    monkeypatch.setattr(pruning, "TRAINED", {**pruning.TRAINED, **SMALL})
+    monkeypatch.setattr(pruning, "trained", lambda recipe: {**recipe.surrogate, "forgetting": True})
     for name, how in pruning.VARIANTS.items():
         monkeypatch.setitem(pruning.VARIANTS, name, {**how, "clusters": 3} if "clusters" in how else how)
-    suite = Suite(name="pruning", data=data)
+    suite = Suite(name="pruning", recipe="tiny", data=data)
     pruning.run(suite)
     rows = table(suite)
-    assert {s for case, s in rows if case == "seconds of a method"} == {*METHODS, "fm, kmeans"}
+    assert {s for case, s in rows if case == "seconds per method"} == {*METHODS, "fm, kmeans"}
     assert rows["overhead of label mapping", "small-4 at 16 pixels"].rounds == 5
     assert {row.subject for row in suite.rows if row.case == "another ratio"} == {"lm", "fm"}
     assert {goal.id for goal in suite.goals} == {"pruning/overhead-small-4-at-16-pixels", "pruning/another-ratio-seconds"}
     assert {suite.settings["kept by lm"], suite.settings["kept by fm"]} <= {f"class{c}" for c in range(4)}
+
+
+def test_the_recipe_is_chosen_by_the_device_when_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert recipes.find("auto") is recipes.SMALL_16
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert recipes.find("auto") is recipes.RESNET18 and recipes.find("small-16") is recipes.SMALL_16
+    with pytest.raises(UsageError, match="--recipe huge: known are auto, small-16"):
+        recipes.find("huge")

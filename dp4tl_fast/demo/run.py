@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dp4tl_fast.common import cli
+from dp4tl_fast.common import cli, machine
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.files import write_atomically
 from dp4tl_fast.common.machine import cores
@@ -134,7 +134,7 @@ def _finish(root: Path, chosen: dict[str, Any], seconds: float) -> dict[str, Any
     from dp4tl_fast.demo import data as demo_data
     from dp4tl_fast.reporting import plots
     from dp4tl_fast.reporting.compare import compare
-    from dp4tl_fast.reporting.page import environment, write_page
+    from dp4tl_fast.reporting.page import write_page
     from dp4tl_fast.reporting.runs import find_runs
     from dp4tl_fast.reporting.tables import print_table
     from dp4tl_fast.selection import Selection
@@ -156,7 +156,7 @@ def _finish(root: Path, chosen: dict[str, Any], seconds: float) -> dict[str, Any
         console.print(note, highlight=False)
     summary = {
         "kind": "demo", "rows": rows, "glyph_classes": glyphs, "glyph_classes_kept": kept_glyphs,
-        "seconds": seconds, "environment": environment(),
+        "seconds": seconds, "environment": machine.environment(),
     }  # fmt: skip
     write_atomically(root / "summary.json", json.dumps(summary, indent=1) + "\n")
     write_page(root / "report.html", runs, rows, title="dp4tl_fast demo", notes=notes)

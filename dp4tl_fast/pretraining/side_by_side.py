@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.common import cli
+from dp4tl_fast.common import cli, machine
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.files import write_atomically
 from dp4tl_fast.pretraining.config import PretrainConfig
@@ -77,7 +77,7 @@ def _check(out: Path, halves: tuple[PretrainConfig, ...], resume: bool) -> None:
 
 
 def _tell(out: Path) -> dict[str, Any]:
-    from dp4tl_fast.reporting.page import environment, write_page
+    from dp4tl_fast.reporting.page import write_page
 
     runs = find_runs([out])
     rows = compare(runs)
@@ -85,7 +85,7 @@ def _tell(out: Path) -> dict[str, Any]:
         "kind": "compare",
         "rows": rows,
         "runs": {str(folder.relative_to(out.resolve())): s for folder, s in runs if s["kind"] == "pretrain"},
-        "environment": environment(),
+        "environment": machine.environment(),
     }
     write_atomically(out / "summary.json", json.dumps(summary, indent=1) + "\n")  # first: it marks the page as ours
     write_page(out / "report.html", runs, rows, title=f"{out.resolve().name}: full and pruned")

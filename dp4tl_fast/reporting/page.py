@@ -86,7 +86,7 @@ def write_page(
         plots=[(caption, plots.svg(figure)) for caption, figure in figures],
         overlap=_overlap(selections),
         selections=[_describe(*entry, names) for entry in selections],
-        environment=json.dumps(environment(), indent=1),
+        environment=json.dumps(machine.environment(), indent=1),
     )
     write_atomically(out, html)
 
@@ -255,19 +255,3 @@ def first_image(beton: Beton, class_id: int) -> Any:
     if row["mode"]:
         return data.reshape(int(row["height"]), int(row["width"]), 3)
     return np.asarray(Image.open(io.BytesIO(data.tobytes())).convert("RGB"))
-
-
-def environment() -> dict[str, Any]:
-    """Machine and versions, for people who want to repeat a measurement."""
-    import platform
-    from importlib.metadata import version
-
-    names = ("torch", "torchvision", "triton", "numpy")
-    return {
-        "cpu": machine.cpu_name(),
-        "cores": machine.cores(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in names},
-    }
-
