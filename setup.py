@@ -42,7 +42,10 @@ class CMakeBuild(build_ext):
 
 setup(
     packages=find_packages(include=["dp4tl_fast", "dp4tl_fast.*"]),
-    package_data={"dp4tl_fast": ["reporting/templates/*", "recipes/*.yaml", "py.typed"]},
+    package_data={
+        "dp4tl_fast": ["reporting/templates/*", "recipes/*.yaml", "py.typed"],
+        "dp4tl_fast.kernels": ["_native.pyi"],
+    },
     ext_modules=[Extension("dp4tl_fast.kernels._native", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

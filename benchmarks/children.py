@@ -76,11 +76,11 @@ def _loader(beton: Beton, kept: np.ndarray, subject: str, max_ram: int) -> Any:
     """The loader of these classes: ``ours``, our FFCV and DALI backends (``backend-NAME``), or FFCV's own (``ffcv...``)."""
     import numpy as np
 
+    records = np.flatnonzero(np.isin(beton.labels, kept))
     if subject in ("ffcv", "ffcv-quasi-random"):
         from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
         from ffcv.loader import Loader, OrderOption
 
-        records = np.flatnonzero(np.isin(beton.labels, kept))
         quasi = subject == "ffcv-quasi-random"
         return Loader(
             str(beton.path), batch_size=256, num_workers=2, order=OrderOption.QUASI_RANDOM if quasi else OrderOption.RANDOM,
@@ -88,12 +88,10 @@ def _loader(beton: Beton, kept: np.ndarray, subject: str, max_ram: int) -> Any:
             pipelines={"image": [RandomResizedCropRGBImageDecoder((32, 32))], "label": [IntDecoder()], "index": None},
         )  # fmt: skip
     from dp4tl_fast.loaders import LoaderSpec, open_loader
-    from dp4tl_fast.selection import Selection
 
     spec = LoaderSpec(batch_size=256, size=32, transform="random_resized_crop", shuffle=True, workers=2, max_ram=max_ram)
     backend = "native" if subject == "ours" else subject.removeprefix("backend-")
-    selection = Selection.of_classes(beton, kept, method="benchmark", scores=np.zeros(beton.num_classes))
-    return open_loader(beton, selection, spec, backend)
+    return open_loader(beton, records, spec, backend)
 
 
 def quasi_random_labels(path: str) -> list[int]:

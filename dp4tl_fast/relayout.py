@@ -16,7 +16,7 @@ from dp4tl_fast.common.files import check_outputs
 def relayout(src: str, out: str, *, layout: str = "class", seed: int = 0, entry_points: str = "on") -> dict[str, Any]:
     """Copy a .beton, written by dp4tl_fast or by ffcv.DatasetWriter, into another order of records.
 
-    No image is encoded anew. From layout ``class`` a pruned run reads one byte range per class.
+    No image is re-encoded. From layout ``class`` a pruned run reads one byte range per class.
 
     Args:
         src: The .beton to copy.

@@ -1,5 +1,6 @@
 """Commands as a user meets them: flags, help, exit codes, one-line errors, JSON."""
 
+import dataclasses
 import errno
 import json
 import subprocess
@@ -12,6 +13,7 @@ from dp4tl_fast.__main__ import COMMANDS
 from dp4tl_fast.__main__ import main as dispatch
 from dp4tl_fast.beton import BetonWriter
 from dp4tl_fast.common import cli
+from dp4tl_fast.common.errors import UsageError
 
 
 def test_every_command_teaches(capsys):
@@ -209,3 +211,63 @@ def test_a_target_of_other_channels_is_refused(place, capsys):
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dp4tl-fast ")]
     assert len(lines) == 1 and "grey.beton" in lines[0] and "RGB" in lines[0]
     assert not (place / "o.json").exists()
+
+
+@dataclasses.dataclass(kw_only=True)
+class Inner:
+    """Inner settings.
+
+    Args:
+        depth: How deep.
+    """
+
+    depth: int = 1
+
+
+@dataclasses.dataclass(kw_only=True)
+class Outer:
+    """Settings.
+
+    Args:
+        path: Where.
+        inner_size: A name that looks like a former one.
+        inner: Inner settings.
+    """
+
+    RENAMED = {"inner_depth": "inner.depth", "old_size": "inner_size"}  # noqa: RUF012
+
+    path: str
+    inner_size: int = 0
+    inner: Inner = dataclasses.field(default_factory=Inner)
+
+
+def nested(config: Outer):
+    """Do it."""
+    if config.inner_size < 0:
+        raise UsageError(f"`inner_size={config.inner_size}` and `inner.depth`: `dp4tl-fast x --y` and `unknown=3` stay, `path` too")
+    return dataclasses.asdict(config)
+
+
+def test_former_names_work_in_flags_and_files_with_a_note(tmp_path, capsys):
+    expected = {"path": "p", "inner_size": 7, "inner": {"depth": 5}}
+    former = tmp_path / "former.yaml"
+    former.write_text("inner_depth: 5\nold_size: 7\n")
+    for argv in (
+        ["--path=p", "--inner-depth=5", "--old-size", "7"],
+        ["--path=p", "--inner.depth", "5", "--inner-size=7"],
+        [f"--config={former}", "--path=p"],
+        ["--config", str(former), "--path=p", "--inner.depth=5"],
+    ):
+        assert cli.run(nested, [*argv, "--json"]) == 0
+        out, err = capsys.readouterr()
+        assert json.loads(out) == expected
+        notes = [line for line in err.splitlines() if line.startswith("note: ")]
+        assert len(notes) == (0 if "--inner-size=7" in argv else 2)
+    assert notes == [f"note: {former}: inner_depth is now called inner.depth", f"note: {former}: old_size is now called inner_size"]
+
+
+def test_parameters_in_messages_become_this_commands_flags(capsys):
+    assert cli.run(nested, ["--path=p", "--inner-size=-1"]) == 2
+    assert capsys.readouterr().err == (
+        "dp4tl-fast nested: --inner-size -1 and --inner.depth: `dp4tl-fast x --y` and `unknown=3` stay, --path too\n"
+    )

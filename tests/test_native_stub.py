@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
-
-import pytest
 
 from dp4tl_fast.kernels import _native
 
 STUB = Path(__file__).parent.parent / "kernels" / "_native.pyi"
-GENERATOR = "3.1"  # nanobind's version that wrote the committed one; others word types otherwise
-
-pytest.importorskip("nanobind", reason="nanobind generates the stub")
 
 
-@pytest.mark.skipif(not version("nanobind").startswith(f"{GENERATOR}."), reason=f"needs nanobind {GENERATOR}")
 def test_committed_stub_is_the_generated_one(tmp_path: Path) -> None:
     fresh = tmp_path / "_native.pyi"
     command = [sys.executable, "-m", "nanobind.stubgen", "-q", "-m", "_native", "-o", str(fresh)]

@@ -67,8 +67,11 @@ class Parser(jsonargparse.ArgumentParser):
         former = [key for key in self.renamed if isinstance(settings, dict) and key in settings]
         for key in former:
             self._note(key, f"{path}: ")
-            group, _, name = self.renamed[key].partition(".")
-            settings.setdefault(group, {})[name] = settings.pop(key)
+            *groups, last = self.renamed[key].split(".")
+            inner = settings
+            for group in groups:
+                inner = inner.setdefault(group, {})
+            inner[last] = settings.pop(key)
         return json.dumps(settings) if former else str(path)
 
     def _note(self, former: str, where: str = "") -> None:
@@ -148,7 +151,7 @@ def run(
     parser.renamed = getattr(config_class, "RENAMED", {})
     _resolve(function, config_class)
     if variadic:
-        parser.add_argument(variadic, nargs="+", type=str)
+        parser.add_argument(variadic, nargs="+", type=str, help=_argument_help(function, variadic))
     if config_class is not None:
         parser.add_class_arguments(config_class, as_group=False)
     else:
@@ -201,6 +204,13 @@ def _resolve(function: Callable[..., Any], config_class: type | None) -> None:
 def _summary(function: Callable[..., Any]) -> str:
     """The docstring up to its ``Args:``; the arguments are listed by the parser."""
     return re.split(r"\n\s*(?:Args|Returns|Raises|Attributes):", inspect.cleandoc(function.__doc__ or ""))[0].strip()
+
+
+def _argument_help(function: Callable[..., Any], name: str) -> str:
+    """What the docstring says about one argument."""
+    from docstring_parser import parse
+
+    return next((p.description or "" for p in parse(function.__doc__ or "").params if p.arg_name == name), "")
 
 
 def _collect_seldom() -> None:

@@ -33,7 +33,7 @@ class CheckpointError(Dp4tlError):
 
 
 class TrainingError(Dp4tlError):
-    """Training cannot go on: the loss is not finite, or a batch does not fit in memory."""
+    """Training cannot continue: the loss is not finite, or a batch does not fit in memory."""
 
 
 class BackendError(Dp4tlError):

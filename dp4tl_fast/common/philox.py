@@ -17,7 +17,7 @@ _LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 def philox(seed: int, record: np.ndarray, epoch: int, view: int, block: int) -> np.ndarray:
-    """Four random 32-bit words a record: int64 ``[n]`` -> uint64 ``[4, n]``, each below 2^32."""
+    """Four random 32-bit words per record: int64 ``[n]`` -> uint64 ``[4, n]``, each below 2^32."""
     wide = record.astype(np.uint64)
     return _philox4x32([wide & _LOW, wide >> _SHIFT, np.uint64(epoch), np.uint64(view << 16 | block)], seed)
 

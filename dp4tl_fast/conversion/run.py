@@ -45,9 +45,9 @@ def convert(
     """Convert labelled images to a .beton file that FFCV and dp4tl_fast read.
 
     JPEGs are stored without loss where every loader can read them (less EXIF and comments); all else is decoded and
-    encoded anew; audit.csv in OUT's sidecar lists what is not stored byte for byte, and why. The same input and flags give the same
+    re-encoded; audit.csv in OUT's sidecar lists what is not stored byte for byte, and why. The same input and flags give the same
     bytes for any number of workers.
-    An interrupted run goes on where it stopped when the same command is given again.
+    Run the same command again to continue an interrupted run where it stopped.
 
     Args:
         src: Folder of class folders, or a tar of them; ILSVRC2012_img_train.tar; ILSVRC2012_img_val.tar (with
@@ -56,10 +56,10 @@ def convert(
         out: The .beton file to write. Its sidecar goes beside it: ``x.info.zip`` for ``x.beton``, with the class names.
         labels: ILSVRC2012_devkit_t12.tar.gz, which knows the labels of ILSVRC2012_img_val.tar.
         layout: ``class`` stores each class as one byte range, its records in random order; ``shuffled`` mixes all.
-        write_mode: ``keep``, ``jpg`` (encode every image anew), ``raw`` (pixels), ``smart`` or ``proportion``.
+        write_mode: ``keep``, ``jpg`` (re-encode every image), ``raw`` (pixels), ``smart`` or ``proportion``.
         max_side: Shrink images whose longer side has more pixels than this; 0 keeps their size.
         short_side: Shrink images whose shorter side has more pixels than this; 0 keeps their size.
-        quality: JPEG quality of images that are encoded anew.
+        quality: JPEG quality of images that are re-encoded.
         smart_threshold: Bytes of pixels up to which ``smart`` stores an image raw.
         jpeg_share: Share of images that ``proportion`` stores as JPEG, chosen at random; the rest is raw.
         entry_points: ``on`` inserts an index (2.5 % of the bytes) into JPEGs of 128 x 128 pixels and more, so that the

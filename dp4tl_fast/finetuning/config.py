@@ -1,4 +1,4 @@
-"""What finetuning is told: the flags of ``dp4tl-fast finetune``, the keys of its YAML files."""
+"""Settings of finetuning: the flags of ``dp4tl-fast finetune``, the keys of its YAML files."""
 
 from __future__ import annotations
 

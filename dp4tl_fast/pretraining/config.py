@@ -1,4 +1,4 @@
-"""What a pretraining run is told: the flags of ``dp4tl-fast pretrain``, the keys of its YAML files."""
+"""Settings of a pretraining run: the flags of ``dp4tl-fast pretrain``, the keys of its YAML files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the processor, or the GPUs, draw while something runs, where the platform tells; ``nan`` joules where it does not."""
+"""Energy that the processor, or the GPU, uses while something runs; ``nan`` joules where the platform does not report it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     import torch
 
 POWERCAP = Path("/sys/class/powercap")
-OFTEN_S = 10.0  # RAPL counters of busy servers start anew after some five minutes
+OFTEN_S = 10.0  # RAPL counters of busy servers wrap around after about five minutes
 
-Counter = tuple[Callable[[], float], float]  # reads joules; where it starts anew from 0
+Counter = tuple[Callable[[], float], float]  # reads joules; where it wraps around to 0
 
 
 class Meter:
@@ -34,7 +34,7 @@ class Meter:
         return self._joules
 
     def keep_up(self) -> None:
-        """Called often: reads in time before a counter starts anew twice."""
+        """Called often: reads before a counter can wrap around twice."""
         if time.monotonic() - self._at > OFTEN_S:
             self()
 
@@ -102,4 +102,4 @@ def _nvml(device: torch.device) -> Meter:
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
     except pynvml.NVMLError:
         return UNKNOWN
-    return Meter([(joules, 0.0)])  # 64 bits: does not start anew
+    return Meter([(joules, 0.0)])  # 64 bits: does not wrap around

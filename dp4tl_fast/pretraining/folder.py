@@ -61,7 +61,7 @@ def check_folder(out: Path, settings: dict[str, Any], resume: bool) -> dict[str,
     if not path.exists():
         return None
     if not resume:
-        raise UsageError(f"{out} already holds a run. Go on with `resume`, or give another `out`")
+        raise UsageError(f"{out} already holds a run. Continue it with `resume`, or give another `out`")
     try:
         old = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """Train a network on the surviving classes of a source and measure what it cost.
 
-    Reads only the records of the selection. Interrupted runs (Ctrl-C, SIGTERM, a crash) go on with --resume. Under torchrun
+    Reads only the records of the selection. Interrupted runs (Ctrl-C, SIGTERM, a crash) are continued by --resume. Under torchrun
     the processes share each batch, and the first writes the run folder. Shipped recipes, for --config NAME: resnet18,
     resnet50, resnet101, resnet152, vit_b_16, adversarial_resnet18 and moco_v2_resnet101 (the paper's), moco_v3_vit_b_16,
     fast_resnet50, small_32px, small_64px.
@@ -50,7 +50,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     from dp4tl_fast.pretraining.batches import open_eval, open_train
     from dp4tl_fast.pretraining.learner import build
 
-    if config.val:  # what is wrong with it is told now, and not after an epoch
+    if config.val:  # fail now, not after an epoch
         with open_eval(config.val, selection, config) as val:
             source.check_split(val.beton)
     with open_train(config, source, selection) as loader:
@@ -113,7 +113,7 @@ class Training:
             self.votes.close()
         if not done:
             self._save()
-            raise cli.Terminated(f"{self.out}: saved at step {run.step} of {self.total}; go on with `resume`")
+            raise cli.Terminated(f"{self.out}: saved at step {run.step} of {self.total}; continue with `resume`")
 
     def _train(self) -> bool:
         """Whether the end was reached. What stops the loop is put into words here."""
@@ -191,7 +191,7 @@ class Training:
         return True
 
     def _explain(self, error: NonFiniteLoss) -> TrainingError:
-        """Which images the loss failed on, and where to go on from."""
+        """Which images the loss failed on, and where to continue from."""
         from dp4tl_fast.training import checkpoint
 
         whose = "on another process"
@@ -206,7 +206,7 @@ class Training:
         )
 
     def _what_fits(self) -> str:
-        """How to go on after memory ran out."""
+        """What to do after memory ran out."""
         from dp4tl_fast.training import memory
 
         spec, config, ranks = self.loader.spec, self.config, world_size()

@@ -1,4 +1,4 @@
-"""``pretrain --compare``: the same recipe on the whole source and on a selection of it, and what that tells."""
+"""``pretrain --compare``: the same recipe on the whole source and on a selection of it, and what it saved."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _check(out: Path, halves: tuple[PretrainConfig, ...], resume: bool) -> None:
         if kind != "compare":
             raise UsageError(f"{summary} was not written by `compare`. Give another `out`")
         if not resume:
-            raise UsageError(f"{out} already holds a comparison. Go on with `resume`, or give another `out`")
+            raise UsageError(f"{out} already holds a comparison. Continue it with `resume`, or give another `out`")
     elif (out / "report.html").exists():
         raise UsageError(f"{out / 'report.html'} was not written by `compare`. Give another `out`")
 

@@ -1,4 +1,4 @@
-"""What pruning is told: the flags of ``dp4tl-fast prune``, the keys of its YAML files."""
+"""Settings of pruning: the flags of ``dp4tl-fast prune``, the keys of its YAML files."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def _telling(every: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _names(found: dict[tuple[Any, ...], Runs]) -> list[str]:
-    """The shortest name of each group that tells it from those of the same recipe, method and number of classes."""
+    """The shortest name of each group that sets it apart from those of the same recipe, method and number of classes."""
 
     def name(members: Runs, parts: int) -> str:
         method, file = members[0][1]["method"], members[0][1].get("selection")
@@ -90,7 +90,7 @@ def _names(found: dict[tuple[Any, ...], Runs]) -> list[str]:
 
 
 def _all_settings(summary: dict[str, Any]) -> dict[str, Any]:
-    """Of a run that tells its settings: those without a column, what it read, and where it ran."""
+    """Of a run that tells its settings: settings without a column, what it read, and where it ran."""
     if not _settings(summary):
         return {}
     source = {"source": Path(summary["source"]).name, "source_records": summary["source_records_sha256"][:8]}  # wherever it lay

@@ -45,7 +45,7 @@ def report(
         title: The page's title.
         note: Lines to show below the title.
         source: The selections' source .beton, for class names and thumbnails.
-        names: Text file of names for people: the class's name, a tab, what to show (Tiny-ImageNet's words.txt, say).
+        names: File of human-readable class names: the class's name, a tab, what to show (such as Tiny-ImageNet's words.txt).
     """
     files = [d for d in dirs if d.endswith(".json")]
     folders = [Path(d) for d in dirs if d not in files]
@@ -183,7 +183,7 @@ def _source(selection: Selection, path: Path) -> Beton | None:
 
 
 def _selections(runs: list[tuple[Path, dict[str, Any]]]) -> list[tuple[str, Selection, Path]]:
-    """Each scored selection of these runs once: its path, itself, its source file. Not one that was made anew since."""
+    """Each scored selection of these runs once: path, selection, source file. One that has changed since the run is left out."""
     found: dict[str, tuple[str, Selection, Path]] = {}
     for folder, summary in runs:
         path = summary.get("selection")
@@ -193,7 +193,7 @@ def _selections(runs: list[tuple[Path, dict[str, Any]]]) -> list[tuple[str, Sele
         if summary.get("selection_sha256") in (None, selection.kept_sha256):
             found[path] = (path, selection, Path(summary["source"]))
         else:
-            cli.message(f"note: {path} keeps something else now than when {folder} was trained; it is not shown")
+            cli.message(f"note: {path} keeps other classes now than when {folder} was trained; it is not shown")
     return list(found.values())
 
 

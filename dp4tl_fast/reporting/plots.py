@@ -113,7 +113,7 @@ class Curve:
 
 
 def learning_curves(curves: Sequence[Curve], value: str = "loss") -> Figure:
-    """A metric (a name in metrics.jsonl) over wall-clock seconds, the selection's included; one line a run.
+    """A metric (a name in metrics.jsonl) over wall-clock seconds, the selection's included; one line per run.
 
     Runs of one name look alike, and are named once.
     """
@@ -144,7 +144,7 @@ def learning_curves(curves: Sequence[Curve], value: str = "loss") -> Figure:
 
 
 def tradeoff(rows: list[dict[str, Any]], mode: str) -> Figure:
-    """Accuracy on the target against time spent, selection included: a line a method, through the shares it keeps.
+    """Accuracy on the target against time spent, selection included: one line per method, through the shares it keeps.
 
     The full run is a dashed line across, its spread over seeds a band. Rows of another recipe (architecture, objective,
     epochs) than the full run's are hollow, named by what differs, and joined only to their like.
@@ -192,7 +192,7 @@ def _main(rows: list[dict[str, Any]]) -> tuple[Any, ...]:
 
 
 def _apart(row: dict[str, Any], main: tuple[Any, ...]) -> list[str]:
-    """What tells a row's recipe from the figure's, in words."""
+    """What sets a row's recipe apart from the figure's, in words."""
     arch, objective, epochs, settings = recipe(row)
     words = [word for word, a, b in zip((arch, objective, f"{epochs} epochs"), recipe(row), main, strict=False) if a != b]
     return words + [f"{key.replace('_', ' ')} {value}" for key, value in settings if (key, value) not in main[-1]]

@@ -1,4 +1,4 @@
-"""Rows of ``compare`` as a table for people."""
+"""Rows of ``compare`` as a table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table for people.
+    """A column of the table.
 
     Attributes:
         cell: A row's text; empty where the row has no such value.
@@ -50,7 +50,7 @@ COLUMNS = (
     Column("FF %", _percent("ff")),
     Column("kNN %", _percent("knn"), always=False),
 )
-# What tells recipes apart, and targets, shown where the rows differ in it; settings follow.
+# Columns that set recipes and targets apart, shown where the rows differ in it; settings follow.
 RECIPE = tuple(Column(t, _number(k, "{}")) for t, k in (("network", "arch"), ("objective", "objective"), ("epochs", "epochs")))
 TARGET = Column("target", _number("target", "{}"))
 
@@ -67,7 +67,7 @@ def _differences(rows: list[dict[str, Any]]) -> list[Column]:
 
 
 def table_rows(rows: list[dict[str, Any]], wide: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Header and cells for people; ``wide`` adds what the training cost besides time, and what tells recipes apart."""
+    """Header and cells as text; ``wide`` adds what the training cost besides time, and what sets recipes apart."""
     columns = [c for c in COLUMNS if wide or not c.wide]
     if wide:
         columns[1:1] = _differences(rows)

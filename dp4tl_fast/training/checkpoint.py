@@ -1,4 +1,4 @@
-"""Checkpoints: weights as safetensors that plain torchvision loads, and everything else the loop needs to go on.
+"""Checkpoints: weights as safetensors that plain torchvision loads, and everything else the loop needs to continue.
 
 ``DIR/<step>/`` holds ``weights.safetensors``, ``ema.safetensors`` (averaged weights, if asked for) and ``state.pt``. It is
 written under a temporary name, synced and renamed, so that one that is there is complete. Nothing is ever unpickled
@@ -60,7 +60,7 @@ def save(
     except (OSError, SafetensorError, RuntimeError) as error:  # torch.save raises RuntimeError where a write fails
         shutil.rmtree(partial_path(final), ignore_errors=True)
         last = checkpoints(directory)[-1:]
-        remedy = f"Free some space and go on from {last[0]} with `resume`" if last else "Nothing was saved before"
+        remedy = f"Free some space and continue from {last[0]} with `resume`" if last else "Nothing was saved before"
         raise CheckpointError(f"{final}: cannot be written ({error}). {remedy}") from None
     for old in checkpoints(directory)[:-keep]:
         if old.name != f"{best:010d}":

@@ -1,6 +1,6 @@
 """Batch normalisation over several ranks.
 
-Without ``synchronise`` every rank normalises with its own images, as is usual from some 32 images a rank on; the running
+Without ``synchronise`` every rank normalises with its own images, as is usual from about 32 images per rank; the running
 statistics are then averaged over ranks after every step (``running``), so that all ranks hold the same network. With it, the
 statistics of a step are those of the global batch: what one process would compute.
 """

@@ -22,7 +22,7 @@ _was_one_of_several = False  # this process has been in a process group
 
 @contextmanager
 def process_group() -> Iterator[int]:
-    """Join the others under torchrun (gloo on the CPU, NCCL on GPUs, one GPU a process). Yields this process's rank.
+    """Join the others under torchrun (gloo on the CPU, NCCL on GPUs, one GPU per process). Yields this process's rank.
 
     Alone it does not import torch. Within another ``process_group`` it is that one.
 

@@ -51,7 +51,7 @@ class Run:
         model: What is evaluated and saved.
         network: What the objective is given: ``model``, or it without its classifier.
         ema: Averaged weights beside the model's own.
-        seed: Random numbers of a step (dropout, attacks, permutations) are drawn anew from (seed, step, rank).
+        seed: Random numbers of a step (dropout, attacks, permutations) are a function of (seed, step, rank).
         best: Step and value of the best checkpoint so far.
     """
 
