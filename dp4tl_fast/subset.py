@@ -26,7 +26,7 @@ def subset(src: str, out: str, *, selection: str = "", classes: list[str] = []) 
     """
     started = time.perf_counter()
     if bool(selection) == bool(classes):
-        raise UsageError("subset: give either `selection=SEL.json` or `classes`")
+        raise UsageError("give either `selection=SEL.json` or `classes`")
     check_outputs([("out", out)], [src])
     beton = Beton(src)
     if selection:
@@ -45,7 +45,7 @@ def _class_id(beton: Beton, name: str) -> int:
         return beton.class_names.index(name)
     if name.isdecimal() and int(name) < beton.num_classes:
         return int(name)
-    raise UsageError(f"subset: classes = {name!r}, but {beton.path} has no such class. `dp4tl-fast inspect` lists them")
+    raise UsageError(f"`classes={name}`: {beton.path} has no such class. `dp4tl-fast inspect` lists them")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,7 +3,7 @@ over it; the image's own bytes stay as they are. The segment's layout: ``kernels
 
 from __future__ import annotations
 
-from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.common.checks import require_one_of
 
 ENTRY_POINT_PIXELS = 128 * 128  # a crop of a smaller image needs most of it
 ENTRY_POINT_DISTANCE = 64  # pixels in a row: half of it decodes 2 % faster and takes twice the 2.5 % of bytes
@@ -15,8 +15,7 @@ def wants_entry_points(value: str) -> bool:
     Raises:
         UsageError: It is neither on nor off.
     """
-    if value not in ("on", "off"):
-        raise UsageError(f"entry_points = {value!r}, but it must be on or off")
+    require_one_of("entry_points", value, ("on", "off"))
     return value == "on"
 
 

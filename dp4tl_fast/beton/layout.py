@@ -6,14 +6,13 @@ import math
 
 import numpy as np
 
-from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.common.checks import require, require_one_of
 
 LAYOUTS = ("class", "shuffled")
 
 
 def check_layout(layout: str) -> None:
-    if layout not in LAYOUTS:
-        raise UsageError(f"layout = {layout!r}, but it must be one of {', '.join(LAYOUTS)}")
+    require_one_of("layout", layout, LAYOUTS)
 
 
 def record_order(labels: np.ndarray, layout: str, seed: int, index: np.ndarray | None = None) -> np.ndarray:
@@ -24,8 +23,7 @@ def record_order(labels: np.ndarray, layout: str, seed: int, index: np.ndarray |
     Philox's raw output is the key: it is the same in every version of NumPy.
     """
     check_layout(layout)
-    if not 0 <= seed < 2**63:
-        raise UsageError(f"seed = {seed}, but it must be from 0 to 2^63 - 1")
+    require(0 <= seed < 2**63, "seed", seed, "from 0 to 2^63 - 1")
     n = len(labels)
     if index is None or n == 0:
         keys = np.random.Philox(key=seed).random_raw(n)

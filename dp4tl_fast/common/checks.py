@@ -15,4 +15,5 @@ def require(ok: bool, name: str, value: object, rule: str) -> None:
 
 def require_one_of(name: str, value: str, known: Collection[str]) -> None:
     """Raise ``UsageError`` unless ``value`` is one of ``known``, which the message lists."""
-    require(value in known, name, value, f"one of {', '.join(known)}")
+    *most, last = known
+    require(value in known, name, value, f"{', '.join(most)} or {last}")

@@ -20,7 +20,8 @@ from typing import NamedTuple
 from dp4tl_fast.beton import format as fmt
 from dp4tl_fast.beton import jpeg
 from dp4tl_fast.beton.entry_points import add_entry_points
-from dp4tl_fast.common.errors import SourceError, UsageError
+from dp4tl_fast.common.checks import require
+from dp4tl_fast.common.errors import SourceError
 
 WRITE_MODES = ("keep", "jpg", "raw", "smart", "proportion")
 
@@ -60,8 +61,7 @@ class ImageRule:
 
     def __post_init__(self) -> None:
         def need(ok: bool, name: str, rule: str) -> None:
-            if not ok:
-                raise UsageError(f"convert: {name} = {getattr(self, name)!r}, but it must be {rule}")
+            require(ok, name, getattr(self, name), rule)
 
         need(self.write_mode in WRITE_MODES, "write_mode", f"one of {', '.join(WRITE_MODES)}")
         need(0 <= self.max_side <= fmt.MAX_SIDE, "max_side", f"from 0 (no limit) to {fmt.MAX_SIDE}")

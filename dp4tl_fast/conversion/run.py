@@ -14,7 +14,8 @@ import numpy as np
 from dp4tl_fast.beton.entry_points import wants_entry_points
 from dp4tl_fast.beton.layout import check_layout, record_order
 from dp4tl_fast.common import cli
-from dp4tl_fast.common.errors import SourceError, UsageError
+from dp4tl_fast.common.checks import require, require_one_of
+from dp4tl_fast.common.errors import SourceError
 from dp4tl_fast.common.files import check_outputs
 from dp4tl_fast.common.machine import cores
 from dp4tl_fast.conversion.conversion import Conversion, check_space, finished
@@ -134,10 +135,8 @@ class Progress:
 
 
 def _check_flags(on_error: str, workers: int) -> None:
-    if on_error not in ("fail", "skip"):
-        raise UsageError(f"convert: on_error = {on_error!r}, but it must be fail or skip")
-    if workers < 0:
-        raise UsageError(f"convert: workers = {workers}, but it must be 0 (one per core) or more")
+    require_one_of("on_error", on_error, ("fail", "skip"))
+    require(workers >= 0, "workers", workers, "0 (one per core) or more")
 
 
 def _bytes_needed(source: Source, order: np.ndarray, rule: ImageRule) -> int:

@@ -31,7 +31,7 @@ def parse_shard(shard: str) -> tuple[int, int] | None:
         shard = _from_environment()
     match = re.fullmatch(r"(\d+)/(\d+)", shard)
     if not match or int(match[1]) >= int(match[2]):
-        raise UsageError(f"convert: shard = {shard!r}, but it must be I/N with 0 <= I < N, or auto")
+        raise UsageError(f"`shard={shard}`: must be I/N with 0 <= I < N, or auto")
     return int(match[1]), int(match[2])
 
 
@@ -40,7 +40,7 @@ def _from_environment() -> str:
         if part in os.environ and parts in os.environ:
             return f"{int(os.environ[part]) - int(os.environ.get(first or '', '0'))}/{os.environ[parts]}"
     names = " nor ".join(part for part, _, _ in ENVIRONMENTS)
-    raise UsageError(f"convert: shard = 'auto', but neither {names} is set. Give `shard=I/N`")
+    raise UsageError(f"`shard=auto`: neither {names} is set. Give `shard=I/N`")
 
 
 def shard_path(out: Path, part: int, parts: int) -> Path:

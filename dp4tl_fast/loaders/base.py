@@ -14,6 +14,7 @@ import numpy as np
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton.format import MODE_JPEG, MODE_RAW
+from dp4tl_fast.common.checks import require
 from dp4tl_fast.common.errors import BackendError, BetonError, SelectionError, UsageError
 from dp4tl_fast.loaders import order
 from dp4tl_fast.loaders.capabilities import Capabilities
@@ -72,8 +73,7 @@ class BaseLoader(ABC, Generic[B]):
 
     def set_epoch(self, epoch: int) -> None:
         """Start of epoch ``epoch``: the next iteration begins with its first batch."""
-        if not 0 <= epoch < 2**32:
-            raise UsageError(f"loader: epoch = {epoch}, but it must be between 0 and 2^32 - 1")
+        require(0 <= epoch < 2**32, "epoch", epoch, "between 0 and 2^32 - 1")
         self.epoch, self._next_batch, self._delivered = epoch, 0, 0
 
     def __len__(self) -> int:
@@ -273,7 +273,7 @@ def check_device(name: str, device: str) -> None:
     try:
         found = torch.cuda.is_available() and (torch.device(device).index or 0) < torch.cuda.device_count()
     except RuntimeError as error:
-        raise UsageError(f"loader: device = {device!r}: {error}") from None
+        raise UsageError(f"`device={device}`: {error}") from None
     if not found:
         raise BackendError(
             f"backend {name!r}: device {device!r} is not there ({torch.cuda.device_count()} CUDA devices are usable). "

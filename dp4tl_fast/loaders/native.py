@@ -92,7 +92,7 @@ class NativeLoader(BaseLoader):
         block = max(BLOCK_BYTES, int(sizes.max()))
         if room < 4 * block:
             need = (self._depth() + 2) * self._held_bytes() + 4 * block
-            raise UsageError(f"loader: max_ram = {self.spec.max_ram}, but batches and buffers need at least {need} bytes")
+            raise UsageError(f"`max_ram={self.spec.max_ram}`: batches and buffers need at least {need} bytes")
         return room // 2 - block
 
     # -- order --------------------------------------------------------------------------------------------------------

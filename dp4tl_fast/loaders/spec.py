@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.common.checks import require
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -84,8 +84,7 @@ class LoaderSpec:
 
     def __post_init__(self) -> None:
         def need(ok: bool, name: str, rule: str) -> None:
-            if not ok:
-                raise UsageError(f"loader: {name} = {getattr(self, name)!r}, but it must be {rule}")
+            require(ok, name, getattr(self, name), rule)
 
         need(self.batch_size >= 1, "batch_size", "at least 1")
         need(1 <= self.size <= 16384, "size", "between 1 and 16384")
