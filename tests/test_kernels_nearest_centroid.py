@@ -28,7 +28,7 @@ from kernel_cases import (
 
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.kernels import _native, linear_label_counts, nearest_centroid
-from dp4tl_fast.kernels.linear_argmax import _native as native_argmax
+from dp4tl_fast.kernels.linear_argmax.native_impl import linear_argmax as native_argmax
 from dp4tl_fast.kernels.linear_label_counts.reference import linear_label_counts as linear_reference
 from dp4tl_fast.kernels.nearest_centroid.reference import nearest_centroid as reference
 
@@ -38,8 +38,8 @@ DEPTHS = st.sampled_from([1, 2, 3, 17, 31, 64, 65, 130])
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Many tiles of scores on the CPU, ragged in both directions."""
-    monkeypatch.setattr("dp4tl_fast.kernels.linear_argmax.TILE_ROWS", 24)
-    monkeypatch.setattr("dp4tl_fast.kernels.linear_argmax.TILE_COLUMNS", 20)
+    monkeypatch.setattr("dp4tl_fast.kernels.linear_argmax.native_impl.TILE_ROWS", 24)
+    monkeypatch.setattr("dp4tl_fast.kernels.linear_argmax.native_impl.TILE_COLUMNS", 20)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -210,7 +210,7 @@ def test_screening_in_bfloat16_loses_no_winner(isa, screen, rows, k, depth, dtyp
     x = (torch.randn(rows, depth, generator=generator(seed)) + shift).to(dtype)
     w = (torch.randn(k, depth, generator=generator(seed + 1)) + shift).to(dtype)
     offset = torch.randn(k, generator=generator(seed + 2))
-    index, value = native_argmax(x, w, offset, isa, screen)
+    index, value, _ = native_argmax(x, w, offset, None, 1, isa, screen)
     scores = x.double() @ w.double().T + offset
     error = dot_error(x, w, offset)
     assert_winners(index, scores, error)
@@ -224,8 +224,8 @@ def test_undecided_tiles_turn_screening_off(monkeypatch):
     dtypes = []
     product = torch.mm
     monkeypatch.setattr(torch, "mm", lambda a, b, out: dtypes.append(a.dtype) or product(a, b, out=out))
-    monkeypatch.setattr("dp4tl_fast.kernels.linear_argmax.TILE_ROWS", 30)
-    index, _ = native_argmax(x, w, torch.zeros(300), screen=True)
+    monkeypatch.setattr("dp4tl_fast.kernels.linear_argmax.native_impl.TILE_ROWS", 30)
+    index, *_ = native_argmax(x, w, torch.zeros(300), None, 1, screen=True)
     assert dtypes == [torch.bfloat16] + 3 * [torch.float32]
     assert_winners(index, x.double() @ w.double().T, dot_error(x, w, torch.zeros(300)))
 
@@ -239,5 +239,5 @@ def test_screening_allows_for_the_rounding_of_its_factors(dtype, seed):
     direction = x.float() / x.float().norm()
     wanted = torch.linspace(-0.05, 0.05, 60)[torch.randperm(60, generator=generator(seed))]
     w = (w - (w @ direction.T) * direction + wanted[:, None] * direction).to(dtype)
-    index, _ = native_argmax(x, w, torch.zeros(60), screen=True)
+    index, *_ = native_argmax(x, w, torch.zeros(60), None, 1, screen=True)
     assert_winners(index, x.double() @ w.double().T, dot_error(x, w, torch.zeros(60)))
