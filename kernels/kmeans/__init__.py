@@ -25,7 +25,7 @@ class KMeans:
     centroids: torch.Tensor  # float32 [k, depth], the same on every process
     index: torch.Tensor  # int64 [rows]: the centroid of each row of this process, lowest among equals
     counts: torch.Tensor  # int64 [k]: rows of each centroid, over all processes
-    inertia: float  # sum of squared distances to the own centroid, over all processes
+    inertia: float  # sum of squared distances of the rows to their centroids, over all processes
     history: list[float]  # inertia after each assignment; never rises
 
 
@@ -56,7 +56,7 @@ def kmeans(
         progress: called with (iteration, inertia) after each assignment.
         implementation: ``"auto"``, ``"native"``, ``"triton"`` or ``"reference"``.
 
-    A cluster that loses all rows restarts at the row farthest from its own centroid. Assignments use the centroids
+    A cluster that loses all rows restarts at the row that is farthest from its centroid. Assignments use the centroids
     rounded to the dtype of ``features``.
 
     Raises:
