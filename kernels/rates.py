@@ -3,7 +3,7 @@
 The rates are measured in a few milliseconds when a choice is first needed. They are kept for the process, and for later
 ones on this CPU with these versions in the user's cache folder: ``$XDG_CACHE_HOME/dp4tl_fast/rates``, by default below
 ``~/.cache``. The environment can make the choice instead: ``DP4TL_FAST_WAYS=linear_argmax=float32``, with commas between
-several. ``dp4tl-fast doctor`` shows the rates.
+several. ``dp4tl-fast doctor`` measures again and shows the rates: worth doing if the machine was busy the first time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dp4tl_fast.common.files import write_atomically
 from dp4tl_fast.common.machine import cores, cpu_name
 
 VARIABLE = "DP4TL_FAST_WAYS"
-ROUNDS = 3  # of all ways in turn, after one to warm up; the fastest call counts, the others were held up by other work
+ROUNDS = 6  # of all ways in turn, after one to warm up; the fastest call counts, the others were held up by other work
 _known: dict[str, dict[str, float]] = {}  # the rates that this process has measured or read
 
 
@@ -58,16 +58,16 @@ class Race:
         rates = self.rates()
         return max(rates, key=rates.__getitem__)
 
-    def rates(self) -> dict[str, float]:
-        """GFLOP/s of every way, as measured by this process or an earlier one."""
+    def rates(self, again: bool = False) -> dict[str, float]:
+        """GFLOP/s of every way, as measured by this process or an earlier one, or ``again``."""
         about = [self.name, self.versions, sorted(self.ways), cpu_name(), cores()]
         key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-        if key not in _known:
-            with suppress(OSError):  # a cache that cannot be used costs the next process a few milliseconds
-                _known[key] = _read(folder() / f"{key}.json", self.ways)
-                return _known[key]
-            _known[key] = self._run()
+        if not again and key not in _known:
             with suppress(OSError):
+                _known[key] = _read(folder() / f"{key}.json", self.ways)
+        if again or key not in _known:
+            _known[key] = self._run()
+            with suppress(OSError):  # a cache that cannot be written costs the next process a few milliseconds
                 write_atomically(folder() / f"{key}.json", json.dumps({"about": about, "rates": _known[key]}))
         return _known[key]
 

@@ -35,6 +35,13 @@ from dp4tl_fast.kernels.nearest_centroid.reference import nearest_centroid as re
 DEPTHS = st.sampled_from([1, 2, 3, 17, 31, 64, 65, 130])
 
 
+def almost_orthogonal(x: torch.Tensor, wanted: torch.Tensor, seed: int) -> torch.Tensor:
+    """Random columns [len(wanted), depth] whose products with x / ‖x‖ are ``wanted``, up to rounding."""
+    w = torch.randn(len(wanted), len(x), generator=generator(seed)).double()
+    direction = x.double() / x.double().norm()
+    return (w + (wanted - w @ direction)[:, None] * direction).float()
+
+
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Many tiles of scores on the CPU, ragged in both directions."""
@@ -229,16 +236,17 @@ def test_products_and_threads_do_not_change_a_bit(isa, rows, k, depth, dtype, se
 
 
 @pytest.mark.parametrize("isa", _native.isas())
-@pytest.mark.parametrize("products", ["float32", "bfloat16"])
-def test_tiles_do_not_change_a_bit(monkeypatch, isa, products):
-    # Near ties in every row: w has each column three times, the copies off by about one part in 2^24.
-    x, w = torch.randn(500, 96, generator=generator(0)), torch.randn(70, 96, generator=generator(1)).repeat(3, 1)
-    w *= 1 + torch.randn(w.shape, generator=generator(2)) * 2**-24
-    whole = native_argmax(x, w, torch.zeros(210), None, 1, isa, products)
-    monkeypatch.setattr("dp4tl_fast.kernels.linear_argmax.native_impl.TILE_ROWS", 7)
-    monkeypatch.setattr("dp4tl_fast.kernels.linear_argmax.native_impl.TILE_COLUMNS", 33)
-    for ours, theirs in zip(native_argmax(x, w, torch.zeros(210), None, 1, isa, products), whole, strict=True):
-        assert torch.equal(ours, theirs)
+@pytest.mark.parametrize("seed", range(5))
+def test_products_and_tiles_do_not_decide_near_ties(monkeypatch, isa, seed):
+    # Columns almost orthogonal to all rows: their products, at most 1e-6, are within the rounding errors of their sums.
+    x = torch.randn(1, 130, generator=generator(seed)).repeat(40, 1)
+    w = almost_orthogonal(x[0], torch.linspace(-1e-6, 1e-6, 210)[torch.randperm(210, generator=generator(seed))], seed)
+    first = native_argmax(x, w, torch.zeros(210), None, 1, isa, "float32")
+    for products, rows, columns in (("float32", 7, 33), ("bfloat16", 8192, 1024), ("bfloat16", 40, 11)):
+        monkeypatch.setattr("dp4tl_fast.kernels.linear_argmax.native_impl.TILE_ROWS", rows)
+        monkeypatch.setattr("dp4tl_fast.kernels.linear_argmax.native_impl.TILE_COLUMNS", columns)
+        again = native_argmax(x, w, torch.zeros(210), None, 1, isa, products)
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(again, first, strict=True))
 
 
 def test_undecided_tiles_turn_screening_off(monkeypatch):
@@ -259,9 +267,7 @@ def test_undecided_tiles_turn_screening_off(monkeypatch):
 def test_screening_allows_for_the_rounding_of_its_factors(dtype, seed):
     # Columns almost orthogonal to the row: the products are tiny, the rounding errors of their terms are not.
     x = torch.randn(1, 130, generator=generator(seed)).to(dtype)
-    w = torch.randn(60, 130, generator=generator(seed + 100))
-    direction = x.float() / x.float().norm()
     wanted = torch.linspace(-0.05, 0.05, 60)[torch.randperm(60, generator=generator(seed))]
-    w = (w - (w @ direction.T) * direction + wanted[:, None] * direction).to(dtype)
+    w = almost_orthogonal(x[0], wanted, seed + 100).to(dtype)
     index, *_ = native_argmax(x, w, torch.zeros(60), None, 1, products="bfloat16")
     assert_winners(index, x.double() @ w.double().T, dot_error(x, w, torch.zeros(60)))

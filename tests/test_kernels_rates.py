@@ -10,8 +10,9 @@ import sys
 import pytest
 import torch
 
+from dp4tl_fast import doctor
 from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.kernels import nearest_centroid, rates
+from dp4tl_fast.kernels import _native, nearest_centroid, rates
 from dp4tl_fast.kernels.linear_argmax import native_impl
 
 
@@ -38,6 +39,8 @@ def test_rates_are_measured_once_and_kept_for_the_next_process(cache, monkeypatc
     assert race(calls).rates() == measured and len(calls) == 2 * (rates.ROUNDS + 1)
     race(calls, versions="2").rates()  # another version is measured anew
     assert len(calls) == 4 * (rates.ROUNDS + 1) and len(list(cache.iterdir())) == 2
+    renewed = race(calls).rates(again=True)
+    assert len(calls) == 6 * (rates.ROUNDS + 1) and renewed in [json.loads(f.read_text())["rates"] for f in cache.iterdir()]
 
 
 def test_the_fastest_is_that_of_the_kept_rates(cache, monkeypatch):
@@ -92,9 +95,18 @@ def test_the_environment_decides(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_real_race_has_a_rate_for_each_way(cache, dtype):
     found = native_impl.race(dtype, 100)
-    assert set(found.rates()) == set(native_impl.PRODUCTS) and found.fastest() in native_impl.PRODUCTS
+    assert set(found.rates()) == ({"float32", "bfloat16"} if _native.has_bf16_products() else {"float32"})
+    assert found.fastest() in found.rates()
     about = json.loads(next(cache.iterdir()).read_text())["about"]
     assert about[0] == f"linear_argmax of {str(dtype)[6:]}, depth 128, threads {torch.get_num_threads()}"
+
+
+def test_doctor_shows_the_rates_and_what_is_taken(capsys):
+    doctor.rates()
+    shown = json.loads(capsys.readouterr().out)
+    assert f"linear_argmax of float32, depth 512, threads {torch.get_num_threads()}" in shown and len(shown) == len(doctor.RATES)
+    for found in shown.values():
+        assert found["chosen"] == max(found["gflops"], key=found["gflops"].get)
 
 
 LARGE = """
@@ -115,3 +127,4 @@ def test_no_choice_changes_a_bit_of_the_result(cache):
         for way in ways
     ]
     assert len({run.stdout for run in runs}) == 1 and len(runs[0].stdout.strip()) == 64
+    assert cache.exists() == _native.has_bf16_products()  # measured, where there is a choice

@@ -63,11 +63,12 @@ def faster_products(dtype: torch.dtype, depth: int, work: int = MEASURED) -> str
 
 
 def race(dtype: torch.dtype, depth: int) -> Race:
-    """Small tiles of both kinds of products, at this depth rounded up to a power of two."""
-    width = min(max(64, 1 << (depth - 1).bit_length()), 2048)
+    """Small tiles of each kind of products that the CPU has, at this depth, up to 1,024, rounded up to a power of two."""
+    width = min(max(64, 1 << (depth - 1).bit_length()), 1024)
     generator = torch.Generator().manual_seed(0)
     x, w = (torch.randn(SAMPLE, width, generator=generator).to(dtype) for _ in range(2))
-    ways = {name: partial(_winners, x, w, torch.zeros(SAMPLE), "auto", way) for name, way in PRODUCTS.items()}
+    possible = PRODUCTS if _native.has_bf16_products() else {"float32": torch.float32}
+    ways = {name: partial(_winners, x, w, torch.zeros(SAMPLE), "auto", way) for name, way in possible.items()}
     name = f"linear_argmax of {str(dtype).removeprefix('torch.')}, depth {width}, threads {torch.get_num_threads()}"
     versions = f"torch {torch.__version__}, core of {Path(_native.__file__).stat().st_mtime_ns}"
     return Race(name, versions, ways, work=2e-9 * SAMPLE * SAMPLE * width)
