@@ -37,7 +37,7 @@ def doctor(*, require: str = "") -> dict[str, Any]:
 
     The native, FFCV and DALI backends each decode a batch of real JPEG records; Triton runs a kernel (in its interpreter
     where there is no GPU). ``rates`` are GFLOP/s of the ways that a CPU kernel can take to the same result, and the one
-    that it takes on this machine.
+    that it takes on this machine (the environment can force one: DP4TL_FAST_WAYS=linear_argmax=float32).
 
     Args:
         require: Comma-separated parts that must work; exit 2 when one does not. E.g. native,ffcv,dali,triton.
