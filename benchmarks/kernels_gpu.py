@@ -18,7 +18,7 @@ from dp4tl_fast.kernels.label_counts import tuning as label_tuning
 from dp4tl_fast.kernels.label_counts.triton_impl import label_counts as triton_label_counts
 from dp4tl_fast.kernels.linear_argmax import tuning
 from dp4tl_fast.kernels.linear_argmax.triton_impl import linear_argmax as triton_linear_argmax
-from dp4tl_fast.kernels.nearest_centroid import squared_norms
+from dp4tl_fast.kernels.precision import squared_norms
 
 OURS = "dp4tl_fast"
 ROUNDS = 7

@@ -24,12 +24,9 @@ def label_counts(logits: Annotated[torch.Tensor, dict(shape=(None, None), device
     counts[group[i], argmax of row i] += 1; the first row with a NaN, or -1. See core/rows/counts.h.
     """
 
-def update_best(scores: Annotated[torch.Tensor, dict(shape=(None, None), device='cpu', writable=False)], offset: Annotated[torch.Tensor, dict(dtype='float32', shape=(None,), order='C', device='cpu', writable=False)], first: int, value: Annotated[torch.Tensor, dict(dtype='float32', shape=(None,), order='C', device='cpu')], index: Annotated[torch.Tensor, dict(dtype='int64', shape=(None,), order='C', device='cpu')], threads: int, isa: str = 'auto') -> None:
-    """Running argmax over blocks of columns. See core/rows/counts.h."""
-
-def update_best_screened(products: Annotated[torch.Tensor, dict(shape=(None, None), device='cpu', writable=False)], offset: Annotated[torch.Tensor, dict(dtype='float32', shape=(None,), order='C', device='cpu', writable=False)], error: Annotated[torch.Tensor, dict(dtype='float32', shape=(None,), order='C', device='cpu', writable=False)], x: Annotated[torch.Tensor, dict(shape=(None, None), device='cpu', writable=False)], w: Annotated[torch.Tensor, dict(shape=(None, None), device='cpu', writable=False)], first: int, value: Annotated[torch.Tensor, dict(dtype='float32', shape=(None,), order='C', device='cpu')], index: Annotated[torch.Tensor, dict(dtype='int64', shape=(None,), order='C', device='cpu')], threads: int, isa: str = 'auto') -> int:
+def update_best(products: Annotated[torch.Tensor, dict(shape=(None, None), device='cpu', writable=False)], offset: Annotated[torch.Tensor, dict(dtype='float32', shape=(None,), order='C', device='cpu', writable=False)], error: Annotated[torch.Tensor, dict(dtype='float32', shape=(None,), order='C', device='cpu', writable=False)], x: Annotated[torch.Tensor, dict(shape=(None, None), device='cpu', writable=False)], w: Annotated[torch.Tensor, dict(shape=(None, None), device='cpu', writable=False)], first: int, value: Annotated[torch.Tensor, dict(dtype='float32', shape=(None,), order='C', device='cpu')], index: Annotated[torch.Tensor, dict(dtype='int64', shape=(None,), order='C', device='cpu')], threads: int, isa: str = 'auto') -> int:
     """
-    update_best from products in bfloat16; how many scores were computed again. See core/rows/counts.h.
+    Running argmax over blocks of columns; how many scores were computed again. See core/rows/counts.h.
     """
 
 def cluster_sums(x: Annotated[torch.Tensor, dict(shape=(None, None), device='cpu', writable=False)], index: Annotated[torch.Tensor, dict(dtype='int64', shape=(None,), order='C', device='cpu', writable=False)], sums: Annotated[torch.Tensor, dict(dtype='float64', shape=(None, None), order='C', device='cpu')], threads: int, isa: str = 'auto') -> None:

@@ -1,13 +1,14 @@
-"""What every operation shares: which implementation runs, what an argument may be, what a histogram of winners is.
+"""What every operation shares: choosing the implementation, checking arguments, counting the winners.
 
 Implementations: ``native`` (C++, CPU), ``triton`` (GPU, or the CPU under ``TRITON_INTERPRET=1``), ``reference`` (plain
-torch, the truth). ``auto`` takes the one made for the tensor's device; nothing falls back in silence.
+torch, the truth). ``auto`` takes the one made for the tensor's device; nothing falls back silently.
 """
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from dp4tl_fast.common.errors import BackendError, UsageError
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 IMPLEMENTATIONS = ("auto", "native", "triton", "reference")
+MODULES = {"native": "native_impl", "triton": "triton_impl", "reference": "reference"}  # in the folder of each operation
 
 
 def choose(implementation: str, device: torch.device) -> str:
@@ -33,8 +35,13 @@ def choose(implementation: str, device: torch.device) -> str:
     return implementation
 
 
+def load(operation: str, implementation: str) -> Any:
+    """The function ``operation`` of that implementation, which ``choose`` returned; torch and Triton are imported here."""
+    return getattr(import_module(f"dp4tl_fast.kernels.{operation}.{MODULES[implementation]}"), operation)
+
+
 def require_native() -> None:
-    """Raises BackendError with the reason and the remedy if the compiled module is not there."""
+    """Raise BackendError with the reason and the remedy if the compiled module is missing."""
     try:
         from dp4tl_fast.kernels import _native  # noqa: F401
     except ImportError as error:
@@ -43,7 +50,7 @@ def require_native() -> None:
 
 
 def require_matrix(name: str, matrix: torch.Tensor) -> None:
-    """A [rows, columns >= 1] tensor of float32, float16 or bfloat16."""
+    """Raise UsageError unless ``matrix`` is [rows, columns >= 1] of float32, float16 or bfloat16."""
     import torch
 
     if matrix.ndim != 2 or matrix.shape[1] < 1:
@@ -55,23 +62,23 @@ def require_matrix(name: str, matrix: torch.Tensor) -> None:
 def require_groups(
     group: torch.Tensor | None, groups: int | None, rows: int, device: torch.device
 ) -> tuple[torch.Tensor | None, int]:
-    """Check one integer id a row and return it as contiguous int64 on ``device``, with the number of groups.
+    """Check one integer id per row and return it as contiguous int64 on ``device``, with the number of groups.
 
-    Without ``groups`` that is the largest id + 1. Ids outside [0, groups) raise UsageError.
+    Without ``groups``, the number is the largest id + 1. Ids outside [0, groups) raise UsageError.
     """
     import torch
 
     if group is None:
         if groups not in (None, 1):
-            raise UsageError(f"groups={groups} without group ids: give one id a row in `group`")
+            raise UsageError(f"groups={groups} without group ids: give one id per row in `group`")
         return None, 1
     if group.ndim != 1 or len(group) != rows or group.is_floating_point() or group.dtype == torch.bool:
-        raise UsageError(f"group is {group.dtype} of shape {list(group.shape)}: expected {rows} integers, one a row")
+        raise UsageError(f"group is {group.dtype} of shape {list(group.shape)}: expected {rows} integers, one per row")
     group = group.to(device=device, dtype=torch.int64).contiguous()
     low, high = (int(x) for x in group.aminmax()) if rows else (0, -1)
     groups = high + 1 if groups is None else groups
     if low < 0 or high >= groups:
-        raise UsageError(f"group ids reach from {low} to {high}: they must lie in [0, {groups})")
+        raise UsageError(f"group ids range from {low} to {high}: they must lie in [0, {groups})")
     return group, groups
 
 
@@ -84,9 +91,9 @@ def histogram(index: torch.Tensor, group: torch.Tensor | None, groups: int, clas
 
 
 def require_no_nan(row: int, what: str) -> None:
-    """Raise UsageError if ``row``, the first one with a NaN, is one (-1: none)."""
+    """Raise UsageError if there is a first row with a NaN; ``row`` -1 means there is none."""
     if row >= 0:
-        raise UsageError(f"row {row} of {what} has a NaN: fix what produced it, or leave such rows out by nan='skip'")
+        raise UsageError(f"row {row} of {what} has a NaN: fix what produced it, or skip such rows with nan='skip'")
 
 
 def require_nan_policy(nan: str) -> None:

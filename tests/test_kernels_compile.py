@@ -15,7 +15,7 @@ import json, sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from dp4tl_fast.kernels.kmeans import triton_impl as kmeans
+from dp4tl_fast.kernels.cluster_sums import triton_impl as clusters
 from dp4tl_fast.kernels.label_counts import triton_impl as labels, tuning as label_tuning
 from dp4tl_fast.kernels.linear_argmax import triton_impl as linear, tuning
 
@@ -47,8 +47,8 @@ for dtype, size, precision in (("bf16", 2, "ieee"), ("fp16", 2, "ieee"), ("fp32"
     constants = {"class_stride": 1, "HAS_GROUP": True, "BLOCK_ROWS": height, "BLOCK_CLASSES": width}
     results[f"label_counts-{dtype}"] = compiled(labels._kernel, arguments, constants, label_tuning.DEFAULT.warps, 3)
     arguments = {"x": pointer, "order": "*i64", "start": "*i64", "sums": "*fp64", "depth": "i32", "row_stride": "i32"}
-    constants = {"depth_stride": 1, "BLOCK_ROWS": kmeans.BLOCK_ROWS, "BLOCK_DEPTH": kmeans.BLOCK_DEPTH}
-    results[f"cluster_sums-{dtype}"] = compiled(kmeans._kernel, arguments, constants, 4, 3)
+    constants = {"depth_stride": 1, "BLOCK_ROWS": clusters.BLOCK_ROWS, "BLOCK_DEPTH": clusters.BLOCK_DEPTH}
+    results[f"cluster_sums-{dtype}"] = compiled(clusters._kernel, arguments, constants, 4, 3)
 print(json.dumps(results))
 """
 

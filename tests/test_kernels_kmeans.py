@@ -16,9 +16,10 @@ from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 
 from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.kernels import _native, kmeans, minibatch_kmeans, nearest_centroid
-from dp4tl_fast.kernels.kmeans import _cluster_sums, _restart_empty
-from dp4tl_fast.kernels.kmeans.reference import cluster_sums as reference_sums
+from dp4tl_fast.kernels import _native, kmeans, nearest_centroid
+from dp4tl_fast.kernels.cluster_sums import cluster_sums
+from dp4tl_fast.kernels.cluster_sums.reference import cluster_sums as reference_sums
+from dp4tl_fast.kernels.kmeans import _restart_empty
 from dp4tl_fast.kernels.kmeans.shard import Shard
 
 
@@ -37,7 +38,7 @@ def test_cluster_sums_are_exact_on_integers(implementation, rows, depth, cluster
     device = device_of(implementation)
     x = strided(integers(seed, rows, depth, high=100).to(dtype).to(device), layout)
     index = torch.randint(0, clusters, (rows,), generator=generator(seed)).to(device)
-    assert torch.equal(_cluster_sums(x, index, clusters, implementation), reference_sums(x, index, clusters))
+    assert torch.equal(cluster_sums(x, index, clusters, implementation), reference_sums(x, index, clusters))
 
 
 @pytest.mark.parametrize("isa", _native.isas())
@@ -134,28 +135,38 @@ def test_fewer_distinct_rows_than_clusters():
     assert got.inertia == 0 and got.counts.tolist() == [10, 0, 0, 0] and bool((got.centroids == 1).all())
 
 
-def test_minibatches_find_the_blobs():
-    x, label = blobs(4000, 6, 8, 0.3, seed=2)
-    seen = []
-    centroids = minibatch_kmeans(x.split(500), 8, seed=0, progress=lambda i, error: seen.append((i, error)))
-    assert [i for i, _ in seen] == list(range(8))
-    index = nearest_centroid(x, centroids).index
-    assert adjusted_rand_score(label, index) == 1.0
-    # Every centroid is the mean of the rows it has won, whatever the batch they came in.
-    for cluster in range(8):
-        assert torch.allclose(centroids[cluster], x[index == cluster].mean(dim=0), atol=1e-4)
+MAPPED = """
+import resource, sys
+import numpy as np, torch
+from dp4tl_fast.kernels import kmeans
+x = torch.from_numpy(np.load(sys.argv[1], mmap_mode="c"))
+kmeans(x[:20_000], 10, seed=0, max_iterations=2)  # load the libraries, start the threads
+used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData"))
+resource.setrlimit(resource.RLIMIT_DATA, ((used << 10) + (64 << 20),) * 2)
+print(kmeans(x, 10, seed=0, max_iterations=3).counts.sum().item())
+"""
+
+
+def test_mapped_features_are_never_copied(tmp_path):
+    # 256 MB of features in a file, of which 64 MB of memory could not hold a copy in any dtype.
+    rows, depth = 1_000_000, 64
+    features = np.lib.format.open_memmap(tmp_path / "features.npy", "w+", np.float32, (rows, depth))
+    features[:] = np.random.default_rng(0).standard_normal((1000, depth), np.float32)[np.arange(rows) % 1000]
+    features.flush()
+    command = [sys.executable, "-c", MAPPED, str(tmp_path / "features.npy")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) == rows
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: kmeans(torch.zeros(3, 2), 4, 0), "k=4 clusters of 3 rows"),
-        (lambda: kmeans(torch.zeros(3, 2), 0, 0), "k must lie between 1"),
+        (lambda: kmeans(torch.zeros(3, 2), 0, 0), "k must be from 1"),
         (lambda: kmeans(torch.zeros(3, 2), 2, 0, centroids=torch.zeros(3, 2)), r"expected \[2, 2\]"),
         (lambda: kmeans(torch.tensor([[0.0], [torch.nan]]), 1, 0), "row 1 of features has a NaN, an infinity"),
         (lambda: kmeans(torch.zeros(3, 2), 1, 0, distributed=True), "torchrun"),
-        (lambda: minibatch_kmeans([], 1, 0), "no batches"),
-        (lambda: minibatch_kmeans([torch.zeros(2, 2)], 3, 0), "at least k=3"),
     ],
 )
 def test_bad_arguments(call, message):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 from hypothesis import given
@@ -25,8 +23,8 @@ from kernel_cases import (
 
 from dp4tl_fast.common.errors import BackendError, UsageError
 from dp4tl_fast.kernels import _native, label_counts
-from dp4tl_fast.kernels.label_counts import _native as native_label_counts
-from dp4tl_fast.kernels.label_counts import tuning
+from dp4tl_fast.kernels.label_counts import native_impl, tuning
+from dp4tl_fast.kernels.label_counts.native_impl import label_counts as native_label_counts
 from dp4tl_fast.kernels.label_counts.reference import label_counts as reference
 
 
@@ -125,8 +123,7 @@ def test_triton_walks_many_classes_in_blocks(classes, monkeypatch):
 @pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "reference"])
 @pytest.mark.parametrize("columns_first", [False, True])
 def test_nan_is_an_error_that_names_the_first_row(implementation, columns_first, monkeypatch):
-    # The package's attribute of this name is the function, not the module.
-    monkeypatch.setattr(sys.modules["dp4tl_fast.kernels.label_counts"], "CHUNK_ELEMENTS", 40)  # several chunks
+    monkeypatch.setattr(native_impl, "CHUNK_ELEMENTS", 40)  # several chunks
     logits = torch.zeros(100, 10, device=device_of(implementation))
     logits[[41, 93], 7] = torch.nan
     logits = logits.T.contiguous().T if columns_first else logits

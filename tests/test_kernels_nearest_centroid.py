@@ -28,18 +28,25 @@ from kernel_cases import (
 
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.kernels import _native, linear_label_counts, nearest_centroid
-from dp4tl_fast.kernels.linear_argmax import _native as native_argmax
+from dp4tl_fast.kernels.linear_argmax.native_impl import linear_argmax as native_argmax
 from dp4tl_fast.kernels.linear_label_counts.reference import linear_label_counts as linear_reference
 from dp4tl_fast.kernels.nearest_centroid.reference import nearest_centroid as reference
 
 DEPTHS = st.sampled_from([1, 2, 3, 17, 31, 64, 65, 130])
 
 
+def almost_orthogonal(x: torch.Tensor, wanted: torch.Tensor, seed: int) -> torch.Tensor:
+    """Random columns [len(wanted), depth] whose products with x / ‖x‖ are ``wanted``, up to rounding."""
+    w = torch.randn(len(wanted), len(x), generator=generator(seed)).double()
+    direction = x.double() / x.double().norm()
+    return (w + (wanted - w @ direction)[:, None] * direction).float()
+
+
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Many tiles of scores on the CPU, ragged in both directions."""
-    monkeypatch.setattr("dp4tl_fast.kernels.linear_argmax.TILE_ROWS", 24)
-    monkeypatch.setattr("dp4tl_fast.kernels.linear_argmax.TILE_COLUMNS", 20)
+    monkeypatch.setattr("dp4tl_fast.kernels.linear_argmax.native_impl.TILE_ROWS", 24)
+    monkeypatch.setattr("dp4tl_fast.kernels.linear_argmax.native_impl.TILE_COLUMNS", 20)
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -200,21 +207,46 @@ def test_memory_is_bounded(dtype):
 
 @pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("isa", _native.isas())
-@pytest.mark.parametrize("screen", [False, True])
 @SOME
 @given(
-    rows=ROWS, k=SIZES, depth=DEPTHS, dtype=st.sampled_from(DTYPES), seed=SEEDS, shift=st.sampled_from([0.0, 4.0, 100.0])
-)
-def test_screening_in_bfloat16_loses_no_winner(isa, screen, rows, k, depth, dtype, seed, shift):
-    # A shift makes products large against their differences: screening alone could not tell most columns apart.
+    rows=ROWS, k=SIZES, depth=DEPTHS, dtype=st.sampled_from(DTYPES), seed=SEEDS, shift=st.sampled_from([0.0, 4.0, 100.0]),
+    special=st.booleans(),
+)  # fmt: skip
+def test_products_and_threads_do_not_change_a_bit(isa, rows, k, depth, dtype, seed, shift, special):
+    # A shift makes products large against their differences: screening in bfloat16 can tell few columns apart, and
+    # float32 products in another order of summation would decide some near ties differently.
     x = (torch.randn(rows, depth, generator=generator(seed)) + shift).to(dtype)
     w = (torch.randn(k, depth, generator=generator(seed + 1)) + shift).to(dtype)
     offset = torch.randn(k, generator=generator(seed + 2))
-    index, value = native_argmax(x, w, offset, isa, screen)
-    scores = x.double() @ w.double().T + offset
-    error = dot_error(x, w, offset)
-    assert_winners(index, scores, error)
-    assert bool(((value - scores.gather(1, index[:, None])[:, 0]).abs() <= error).all())
+    if special:
+        x[::5, 0], x[1::7, 0], offset[::3] = torch.inf, torch.nan, -torch.inf
+    index, value, _ = native_argmax(x, w, offset, None, 1, isa, "float32")
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        again, same, _ = native_argmax(x, w, offset, None, 1, isa, "bfloat16")
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(again, index) and torch.equal(same.view(torch.int32), value.view(torch.int32))
+    if not special:
+        scores = x.double() @ w.double().T + offset
+        error = dot_error(x, w, offset)
+        assert_winners(index, scores, error)
+        assert bool(((value - scores.gather(1, index[:, None])[:, 0]).abs() <= error).all())
+
+
+@pytest.mark.parametrize("isa", _native.isas())
+@pytest.mark.parametrize("seed", range(5))
+def test_products_and_tiles_do_not_decide_near_ties(monkeypatch, isa, seed):
+    # Columns almost orthogonal to all rows: their products, at most 1e-6, are within the rounding errors of their sums.
+    x = torch.randn(1, 130, generator=generator(seed)).repeat(40, 1)
+    w = almost_orthogonal(x[0], torch.linspace(-1e-6, 1e-6, 210)[torch.randperm(210, generator=generator(seed))], seed)
+    first = native_argmax(x, w, torch.zeros(210), None, 1, isa, "float32")
+    for products, rows, columns in (("float32", 7, 33), ("bfloat16", 8192, 1024), ("bfloat16", 40, 11)):
+        monkeypatch.setattr("dp4tl_fast.kernels.linear_argmax.native_impl.TILE_ROWS", rows)
+        monkeypatch.setattr("dp4tl_fast.kernels.linear_argmax.native_impl.TILE_COLUMNS", columns)
+        again = native_argmax(x, w, torch.zeros(210), None, 1, isa, products)
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(again, first, strict=True))
 
 
 def test_undecided_tiles_turn_screening_off(monkeypatch):
@@ -224,8 +256,8 @@ def test_undecided_tiles_turn_screening_off(monkeypatch):
     dtypes = []
     product = torch.mm
     monkeypatch.setattr(torch, "mm", lambda a, b, out: dtypes.append(a.dtype) or product(a, b, out=out))
-    monkeypatch.setattr("dp4tl_fast.kernels.linear_argmax.TILE_ROWS", 30)
-    index, _ = native_argmax(x, w, torch.zeros(300), screen=True)
+    monkeypatch.setattr("dp4tl_fast.kernels.linear_argmax.native_impl.TILE_ROWS", 30)
+    index, *_ = native_argmax(x, w, torch.zeros(300), None, 1, products="bfloat16")
     assert dtypes == [torch.bfloat16] + 3 * [torch.float32]
     assert_winners(index, x.double() @ w.double().T, dot_error(x, w, torch.zeros(300)))
 
@@ -235,9 +267,7 @@ def test_undecided_tiles_turn_screening_off(monkeypatch):
 def test_screening_allows_for_the_rounding_of_its_factors(dtype, seed):
     # Columns almost orthogonal to the row: the products are tiny, the rounding errors of their terms are not.
     x = torch.randn(1, 130, generator=generator(seed)).to(dtype)
-    w = torch.randn(60, 130, generator=generator(seed + 100))
-    direction = x.float() / x.float().norm()
     wanted = torch.linspace(-0.05, 0.05, 60)[torch.randperm(60, generator=generator(seed))]
-    w = (w - (w @ direction.T) * direction + wanted[:, None] * direction).to(dtype)
-    index, _ = native_argmax(x, w, torch.zeros(60), screen=True)
+    w = almost_orthogonal(x[0], wanted, seed + 100).to(dtype)
+    index, *_ = native_argmax(x, w, torch.zeros(60), None, 1, products="bfloat16")
     assert_winners(index, x.double() @ w.double().T, dot_error(x, w, torch.zeros(60)))

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.mapping import baselines
+from dp4tl_fast.mapping import feature_mapping as fm
+from dp4tl_fast.mapping import label_mapping as lm
 from dp4tl_fast.mapping.feature_mapping import class_groups, class_means, feature_mapping, kmeans_groups, nearest_groups
 from dp4tl_fast.mapping.label_mapping import label_mapping
 from dp4tl_fast.mapping.registry import METHODS, find
@@ -43,6 +45,26 @@ def test_votes_and_probabilities(n, classes, batch, seed):
 def test_no_images():
     result = label_mapping(torch.nn.Identity(), [], 4)
     assert result.votes.tolist() == [0] * 4 and result.probability.tolist() == [0.0] * 4
+
+
+@FEW
+@given(st.integers(1, 60), st.integers(2, 12), st.integers(1, 9), st.booleans(), SEEDS)
+def test_votes_by_target_class(m, classes, d, bias, seed):
+    """Integers, so that every product is exact: one target class after the other through the plain definitions."""
+    t, ty = labelled(seed, m, 5, d)
+    _, y = labelled(seed + 1, 8 * classes, classes, d)
+    classifier = torch.nn.Linear(d, classes, bias=bias)
+    groups = fm.Groups("classes", torch.from_numpy(labelled(seed + 2, classes, 2, d)[0]), torch.from_numpy(y))
+    with torch.no_grad():
+        for weights in classifier.parameters():
+            weights.copy_(weights.mul(10).round())
+    features, labels = torch.from_numpy(t), torch.from_numpy(ty)
+    for_lm, for_fm = lm.votes_by_target_class(features, labels, classifier), fm.votes_by_target_class(features, labels, groups)
+    assert for_lm.dtype == for_fm.dtype == np.int64 and for_lm.shape == for_fm.shape == (ty.max() + 1, classes)
+    for c in range(ty.max() + 1):
+        rows = features[labels == c]
+        assert for_lm[c].tolist() == label_mapping(classifier, [rows], classes).votes.tolist()
+        assert for_fm[c].tolist() == (feature_mapping(rows, groups).votes.tolist() if len(rows) else [0] * classes)
 
 
 # -- feature mapping --------------------------------------------------------------------------------------------------

@@ -12,9 +12,10 @@ from pruning_data import PER_CLASS, forward_passes, run
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.stopwatch import Stopwatch
-from dp4tl_fast.mapping.registry import METHODS
+from dp4tl_fast.mapping.registry import METHODS, Scores
 from dp4tl_fast.pretraining.config import PretrainConfig
 from dp4tl_fast.pretraining.run import pretrain
+from dp4tl_fast.pruning.choose import KeptVotes, kept_votes
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.training import checkpoint
 
@@ -159,6 +160,26 @@ def test_several_targets_in_one_pass(data, tmp_path, monkeypatch):
         run(data, tmp_path / "t.json", "red", "blue", surrogate=str(tmp_path / "t.red.json"))
     union = run(data, tmp_path / "u.json", "red", "blue", method="fm", merge="union", keep="1")
     assert union["kept_classes"] == [0, 2]
+
+
+@pytest.mark.parametrize("method", ["lm", "fm"])
+def test_the_share_of_each_target_that_is_kept(data, tmp_path, capsys, method):
+    result = run(data, tmp_path / "s.json", "red", "blue", method=method, keep="1")
+    red, blue = (str(data / f"{name}.beton") for name in ("red", "blue"))
+    kept = {path: Selection.load(result["per_target"][path]).scores[0] / n for path, n in ((red, 9), (blue, 5))}
+    assert result["kept_classes"] == [0] and kept[red] > kept[blue]
+    for path, name in ((red, "class0"), (blue, "class2")):  # a target of one class
+        assert result["votes_kept"].pop(path) == {"share": kept[path], "per_class": {name: kept[path]}}
+    assert result["votes_kept"] == {}
+    assert f"red.beton: the kept classes have {kept[red]:.0%} of the votes\n" in capsys.readouterr().err
+    assert run(data, tmp_path / "c.json", "red", method="cmt")["votes_kept"] == {}  # counts no votes
+
+
+def test_target_classes_that_are_served_least_are_named():
+    votes = np.array([[3, 1], [0, 0], [1, 3], [4, 0]])  # of four target classes for two source classes
+    found = kept_votes(Scores(np.zeros(2), votes_by_target_class=lambda: votes), np.array([0]), ["cat", "dog", "elk", "fox"])
+    assert found == KeptVotes(8 / 12, {"cat": 0.75, "elk": 0.25, "fox": 1.0})  # no dog was seen
+    assert str(found) == "67% of the votes; least of elk 25%"
 
 
 # -- rules, surrogates, outputs ---------------------------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""Scores for source classes. Takes iterables of batches and modules; opens no file and names no backend."""
+"""Scores for source classes and records. Takes tensors, batches and modules; opens no file and names no backend."""

@@ -2,8 +2,8 @@
 
     s(k) = | { t in target training set : argmin_j |g(t) - m_j|^2 = k } |
 
-for features g of a surrogate and group means m_k of the source: a group is a class, or a K-means cluster where there are
-no labels. The unit that is kept or dropped is the whole group.
+for the features g of a surrogate and the mean m_k of each source group: a group is a class, or a K-means cluster where
+there are no labels. Whole groups are kept or dropped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CHUNK = 1 << 16  # rows that are held in float64 at a time
 
 @dataclass(frozen=True)
 class Groups:
-    """The source in groups: float32 ``centroids`` ``[k, d]`` and int64 ``index`` ``[n]``, the group of every record."""
+    """The source in groups: float32 ``centroids`` m ``[k, d]``, and int64 ``index`` ``[n]``, the group of each record."""
 
     kind: str
     centroids: torch.Tensor
@@ -29,13 +29,13 @@ class Groups:
 
     @property
     def sizes(self) -> torch.Tensor:
-        """Records of each group, int64 ``[k]``."""
+        """Records per group, int64 ``[k]``."""
         return torch.bincount(self.index, minlength=len(self.centroids))
 
 
 @dataclass(frozen=True)
 class FeatureMapping:
-    """``votes``: int64 ``[k]``. ``distance``: float64 ``[k]``, mean squared distance of the target to each centroid.
+    """``votes`` s(k): int64 ``[k]``. ``distance``: float64 ``[k]``, mean squared distance of the target to each centroid.
 
     Most groups get no vote. The paper leaves their order undefined; here the smaller mean distance ranks equal votes.
     """
@@ -47,7 +47,7 @@ class FeatureMapping:
 def class_means(x: torch.Tensor, y: torch.Tensor, num_classes: int) -> torch.Tensor:
     """m_c = mean of the features ``x`` ``[n, d]`` whose label ``y`` ``[n]`` is c: float32 ``[num_classes, d]``.
 
-    Summed in float64. A class without records has the mean 0 and must not be voted for (``Groups.sizes``).
+    Summed in float64. A class without records has the mean 0 and must not get votes (``Groups.sizes``).
     """
     sums = torch.zeros(num_classes, x.shape[1], dtype=torch.float64, device=x.device)
     for xs, ys in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
@@ -69,7 +69,7 @@ def kmeans_groups(x: torch.Tensor, k: int, seed: int, distributed: bool = False)
 
 
 def nearest_groups(x: torch.Tensor, centroids: torch.Tensor) -> Groups:
-    """Clusters of an earlier run used again: every record joins the nearest of their centroids."""
+    """The clusters of an earlier run as groups: each record joins the nearest of their centroids."""
     if centroids.shape[1] != x.shape[1]:
         raise UsageError(f"`groups`: centroids of {centroids.shape[1]} features, but the surrogate has {x.shape[1]}")
     return Groups("kmeans", centroids, nearest_centroid(x, centroids, return_counts=False).index)
@@ -77,15 +77,30 @@ def nearest_groups(x: torch.Tensor, centroids: torch.Tensor) -> Groups:
 
 def feature_mapping(t: torch.Tensor, groups: Groups) -> FeatureMapping:
     """Count how many target features ``t`` ``[m, d]`` are nearest to each group's centroid."""
-    there = groups.sizes > 0
-    m = groups.centroids[there]
-    counts = nearest_centroid(t, m).counts
-    assert counts is not None  # asked for by default
-    votes = torch.zeros(len(there), dtype=torch.int64, device=t.device)
-    votes[there] = counts
+    votes = _votes(t, groups)
     # mean_t |t - m|^2 = mean_t |t|^2 - 2 (mean_t t) . m + |m|^2
+    there = groups.sizes > 0
+    m = groups.centroids[there].double()
     t_mean, t_norm = t.mean(0, dtype=torch.float64), t.double().square().sum(1).mean()
-    near = t_norm - 2 * (m.double() @ t_mean) + m.double().square().sum(1)
+    near = t_norm - 2 * (m @ t_mean) + m.square().sum(1)
     distance = torch.full((len(votes),), float(near.max()), dtype=torch.float64, device=t.device)
     distance[there] = near
     return FeatureMapping(votes.cpu().numpy(), distance.cpu().numpy())
+
+
+def votes_by_target_class(t: torch.Tensor, ty: torch.Tensor, groups: Groups) -> np.ndarray:
+    """The votes s(k) of each target class separately, to report what a selection keeps of them.
+
+    ``t`` are target features ``[m, d]``, ``ty`` their labels, int64 ``[m]``. int64 ``[target classes, k]``.
+    """
+    return _votes(t, groups, ty).cpu().numpy()
+
+
+def _votes(t: torch.Tensor, groups: Groups, ty: torch.Tensor | None = None) -> torch.Tensor:
+    """int64 ``[k]``, or ``[target classes, k]`` with labels; a group without records gets none."""
+    there = groups.sizes > 0
+    counts = nearest_centroid(t, groups.centroids[there], ty).counts
+    assert counts is not None  # returned by default
+    votes = counts.new_zeros(*counts.shape[:-1], len(there))
+    votes[..., there] = counts
+    return votes

@@ -1,11 +1,11 @@
-"""GraNd (arXiv 2107.07075): how strongly one image pulls at the weights.
+"""GraNd (arXiv 2107.07075): the norm of the loss gradient of a single image.
 
     g(x, y) = | d CE(f_w(x), y) / d w |
 
 over all weights w, in eval mode: batch normalisation uses its running statistics, so that an image's gradient does not
-depend on its neighbours. ``grand_by_vmap`` is this definition through torch.func. ``grand`` computes the same from one
-backward pass of the whole batch, without ever holding one image's gradient: a layer's part of it is a product of what
-goes into the layer and the loss's gradient by what comes out.
+depend on the rest of its batch. ``grand_by_vmap`` computes this definition with torch.func. ``grand`` computes the same
+from one backward pass over the whole batch, without storing any image's gradient: in each layer it is a product of the
+layer's input and the gradient of the loss with respect to its output.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from torch.nn import functional as F
 
 
 def grand(model: nn.Module, images: torch.Tensor, y: torch.Tensor, chunk: int = 32) -> np.ndarray:
-    """Norm of every image's gradient. The hard are kept first.
+    """Norm of every image's gradient. Hard images are kept first.
 
     Args:
         model: In eval mode: images ``[batch, 3, h, w]`` -> logits ``[batch, classes]``.
         images: float ``[n, 3, h, w]``.
         y: int64 ``[n]``.
-        chunk: Images of one backward pass.
+        chunk: Images per backward pass.
 
     Returns:
-        float64 ``[n]``. Networks with other layers than linear, convolution and batch normalisation (see ``decomposes``)
-        go through ``grand_by_vmap``, which is several times slower.
+        float64 ``[n]``. Networks that have weights in other layers than linear, convolution and batch normalisation (see
+        ``decomposes``) use ``grand_by_vmap``, which is several times slower.
     """
     norms = _norms_by_layer if decomposes(model) else grand_by_vmap
     parts = [norms(model, xs, ys) for xs, ys in zip(images.split(chunk), y.split(chunk), strict=True)]
@@ -38,7 +38,7 @@ def grand(model: nn.Module, images: torch.Tensor, y: torch.Tensor, chunk: int = 
 
 
 def grand_by_vmap(model: nn.Module, images: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """As the definition says; holds the gradients of all ``images``. float32 ``[n]``."""
+    """The definition; holds the gradients of all ``images`` in memory. float32 ``[n]``."""
     from torch.func import functional_call, grad, vmap
 
     weights = {k: v.detach() for k, v in model.named_parameters()}
@@ -56,12 +56,12 @@ def grand_by_vmap(model: nn.Module, images: torch.Tensor, y: torch.Tensor) -> to
 
 
 # -- by layer ---------------------------------------------------------------------------------------------------------
-# n images, i and o channels in and out, p positions of an output map. a is a layer's input, e the loss's gradient by its
-# output; all in float32.
+# n images, i input and o output channels, p positions of an output map. a is a layer's input, e the gradient of the loss
+# with respect to its output; all in float32.
 
 
 def decomposes(model: nn.Module) -> bool:
-    """Whether every weight is of a plain linear, convolution or batch normalisation layer, and of one alone."""
+    """Whether every weight belongs to exactly one layer, a plain linear, convolution or batch normalisation layer."""
     owners = _owners(model)
     owned = [p for m in owners for p in m.parameters(recurse=False)]
     apart = len({id(p) for p in owned}) == len(owned) and all(p.requires_grad for p in owned)
@@ -84,7 +84,7 @@ class _Sums:
 
     squares: torch.Tensor
     seen: set[nn.Module] = field(default_factory=set)
-    irregular: bool = False  # a layer ran twice, or on something else than one row an image
+    irregular: bool = False  # a layer ran twice, or on other than one row per image
 
     def add(self, layer: nn.Module, a: torch.Tensor, e: torch.Tensor) -> None:
         if layer in self.seen or len(e) != len(self.squares) or (isinstance(layer, nn.Linear) and a.ndim != 2):
@@ -99,13 +99,13 @@ def _norms_by_layer(model: nn.Module, images: torch.Tensor, y: torch.Tensor) -> 
 
     def watch(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         a = inputs[0].detach()
-        output.register_hook(lambda e: sums.add(layer, a, e))  # even if a ReLU overwrites the output afterwards
+        output.register_hook(lambda e: sums.add(layer, a, e))  # also if a ReLU overwrites the output afterwards
 
     owners = _owners(model)
     handles = [m.register_forward_hook(watch) for m in owners]
     try:
         with torch.enable_grad():
-            x = images.detach().requires_grad_()  # all that is asked for, so that no weight's gradient is computed
+            x = images.detach().requires_grad_()  # the only gradient requested, so that none of a weight is computed
             torch.autograd.grad(F.cross_entropy(model(x), y, reduction="sum"), x)
     finally:
         for handle in handles:
@@ -116,20 +116,20 @@ def _norms_by_layer(model: nn.Module, images: torch.Tensor, y: torch.Tensor) -> 
 
 
 def _linear(layer: nn.Linear, a: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
-    """The weight's gradient is e a^T, its norm |e| |a|. ``a`` ``[n, i]``, ``e`` ``[n, o]`` -> ``[n]``."""
+    """The weight's gradient is e a^T, and its norm |e| |a|. ``a`` ``[n, i]``, ``e`` ``[n, o]`` -> squares ``[n]``."""
     return e.square().sum(1) * (a.square().sum(1) + (layer.bias is not None))
 
 
 def _convolution(layer: nn.Conv2d, a: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
-    """For every place k of the kernel the gradient is G_k = E^T A_k, with A_k ``[p, i]`` what k sees from each position.
+    """At kernel offset k the gradient is G_k = E^T A_k; A_k ``[p, i]`` are the inputs that k reads at each position.
 
-    |G_k|^2 is the sum of squares of ``[o, i]``, or, which is cheaper on small maps, the inner product of E E^T and
+    |G_k|^2 is the sum of squares of G_k ``[o, i]``; on small maps it is cheaper as the inner product of E E^T and
     A_k A_k^T, both ``[p, p]``.
     """
     groups, (n, channels, height, width) = layer.groups, e.shape
     p, i, o = height * width, a.shape[1] // groups, channels // groups
     rows = e.permute(0, 2, 3, 1).reshape(n, p, groups, o).transpose(1, 2).reshape(n * groups, p, o)
-    assert not isinstance(layer.padding, str)  # decomposes has looked
+    assert not isinstance(layer.padding, str)  # checked by decomposes
     (pad_y, pad_x), (step_y, step_x), (gap_y, gap_x) = layer.padding, layer.stride, layer.dilation
     seen = F.pad(a, (pad_x, pad_x, pad_y, pad_y)).permute(0, 2, 3, 1)
     places = layer.kernel_size[0] * layer.kernel_size[1]
@@ -148,8 +148,8 @@ def _convolution(layer: nn.Conv2d, a: torch.Tensor, e: torch.Tensor) -> torch.Te
 
 
 def _batch_norm(layer: nn.BatchNorm2d, a: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
-    """In eval mode an affine map of every channel: the gradients are sums over positions of e and e (a - mean) / std."""
-    assert layer.running_mean is not None and layer.running_var is not None  # decomposes has looked
+    """In eval mode an affine map per channel: the gradients are the sums over positions of e and of e (a - mean) / std."""
+    assert layer.running_mean is not None and layer.running_var is not None  # checked by decomposes
     scale = (e * (a - layer.running_mean[:, None, None])).sum((2, 3)) * (layer.running_var + layer.eps).rsqrt()
     return e.sum((2, 3)).square().sum(1) + scale.square().sum(1)
 

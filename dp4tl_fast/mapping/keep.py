@@ -1,4 +1,4 @@
-"""How much to keep. The unit is what a method scores: classes, clusters or single records."""
+"""How many units to keep. A unit is what a method scores: a class, a cluster or a single record."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Keep:
     """A rule, parsed.
 
     Attributes:
-        rule: ``fraction`` of the units (rounded up, so that no fraction keeps none); ``count`` of them; ``samples``, the
+        rule: ``fraction`` of the units (rounded up, so that at least one is kept); ``count`` of them; ``samples``, the
             fewest units with at least that fraction of all records; ``budget``, the most units with at most that fraction
-            (an epoch costs what its records cost); or ``auto``, see ``auto_cut``.
+            (the cost of an epoch is proportional to its records); or ``auto``, see ``auto_cut``.
         value: The fraction, the number, or the share of the votes.
         text: As it was given.
     """
@@ -42,7 +42,7 @@ class Keep:
             return Keep(rule, _fraction(text, value), text)
         if text.strip().isdigit():
             if int(text) == 0:
-                raise UsageError("`keep=0`: would keep nothing. Give a whole number from 1, or a fraction above 0")
+                raise UsageError("`keep=0`: keeps nothing. Give a whole number from 1, or a fraction above 0")
             return Keep("count", int(text), text)
         fraction = _number(text)
         if not 0 < fraction <= 1:
@@ -55,16 +55,17 @@ class Keep:
     def cut(
         self, order: np.ndarray, sizes: np.ndarray, votes: np.ndarray | None, unit: str = "classes", seed: int = 0
     ) -> int:
-        """How many of ``order`` (unit ids, the best first; those without records are not in it) to keep.
+        """How many units of ``order`` to keep.
 
         Args:
-            sizes: Records of every unit, int64 ``[units]``.
+            order: Ids of the units that have records, the best first.
+            sizes: Records per unit, int64 ``[units]``.
             votes: Target images that chose each unit, int64 ``[units]``; ``None`` for methods without votes.
-            unit: What the units are called, for messages.
+            unit: Name of the units, for messages.
             seed: Of the bootstrap of ``auto``.
 
         Raises:
-            UsageError: The rule cannot be kept, or needs votes.
+            UsageError: The rule cannot be satisfied, or needs votes.
         """
         if self.rule == "auto":
             if votes is None:
@@ -75,7 +76,7 @@ class Keep:
         if self.rule == "count":
             if self.value > len(order):
                 raise UsageError(
-                    f"`keep={self.text}`: a number of {unit} goes from 1 to the source's {len(order)} that have records"
+                    f"`keep={self.text}`: a number of {unit} must be from 1 to the source's {len(order)} that have records"
                 )
             return int(self.value)
         limit, total = self.value * sizes.sum(), np.cumsum(sizes[order])
@@ -84,24 +85,24 @@ class Keep:
         count = int((total <= limit + 1e-9).sum())
         if count == 0:
             raise UsageError(
-                f"`keep={self.text}`: keeps nothing, for the first of the {unit} alone has {total[0]} of {sizes.sum()} records"
+                f"`keep={self.text}`: keeps nothing, as the first of the {unit} alone has {total[0]} of {sizes.sum()} records"
             )
         return count
 
 
 def auto_cut(order: np.ndarray, votes: np.ndarray, share: float, seed: int = 0) -> int:
-    """Units that carry ``share`` of the votes, whatever target images happened to be drawn.
+    """The number of units that have ``share`` of the votes, with confidence over the choice of target images.
 
     The target set is a sample. The bootstrap draws as many votes again from the observed distribution (``RESAMPLES``
-    times), ranks the units by the draw, and asks how many of the first ones are needed to carry ``share`` of the
-    *observed* votes: a draw that ranks the tail wrongly needs more. The answer is the ``CONFIDENCE`` quantile over the
-    draws, so that in that proportion of draws the kept units would have been enough. A target that is spread over many
-    classes keeps many, and so does a small one, whose ranking is uncertain.
+    times), ranks the units by the draw, and counts how many of the first ones are needed to have ``share`` of the
+    *observed* votes: a draw that ranks the tail wrongly needs more. The result is the ``CONFIDENCE`` quantile of these
+    counts: in that proportion of the draws, the kept units would have been enough. A target whose votes spread over many
+    classes keeps many, and so does a small target, whose ranking is uncertain.
     """
     ranked = votes[order]  # draws are ranked stably: equal votes keep the order of the scores
     n = int(ranked.sum())
     if n == 0:
-        raise UsageError("`keep=auto`: no target image voted for what has records. Give a fraction or a number")
+        raise UsageError("`keep=auto`: no target image voted for a unit that has records. Give a fraction or a number")
     generator = np.random.default_rng(seed)
     draws = generator.multinomial(n, ranked / n, size=RESAMPLES)
     needed = []

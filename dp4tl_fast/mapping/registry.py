@@ -1,18 +1,19 @@
-"""Every method by name: one function from what it may look at to scores."""
+"""All methods by name. Each is a function from the inputs that it may use to scores."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
+from torch import nn
 
 from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.mapping import baselines
-from dp4tl_fast.mapping.feature_mapping import Groups, feature_mapping
-from dp4tl_fast.mapping.label_mapping import label_mapping
+from dp4tl_fast.mapping import baselines, feature_mapping, label_mapping
+from dp4tl_fast.mapping.feature_mapping import Groups
 
 CHUNK = 1 << 13  # rows of logits at a time
 
@@ -27,12 +28,12 @@ class Target(Protocol):
 
 
 class Inputs(Protocol):
-    """What a method may look at; the expensive parts are computed when they are asked for."""
+    """What a method may use; the expensive parts are computed on first use."""
 
     num_classes: int
     class_names: list[str]
     labels: torch.Tensor  # int64 [n], of the source
-    head: Callable[[torch.Tensor], torch.Tensor]  # features -> logits
+    head: nn.Linear  # features -> logits
     seed: int
     picked: list[str]
 
@@ -42,32 +43,40 @@ class Inputs(Protocol):
     def clusters(self) -> Groups: ...  # K-means of the source
     def gradient_norms(self) -> np.ndarray: ...  # [n], GraNd over the source's images
     def forgetting(self) -> np.ndarray: ...  # [n], counted while the surrogate trained
-    def imported(self) -> tuple[str, np.ndarray]: ...  # unit and scores from a table
+    def imported(self) -> tuple[str, np.ndarray]: ...  # unit, and scores from a table
 
 
 @dataclass(frozen=True)
 class Scores:
-    """``values`` float64 ``[units]``, the highest kept first; ``unit`` is classes, clusters or samples.
+    """The result of a method.
 
-    ``tie_breaks`` rank equal values, then the lower id wins. ``votes`` are target images, for methods that count them.
+    Attributes:
+        values: float64 ``[units]``; the highest are kept first.
+        unit: classes, clusters or samples.
+        tie_breaks: float64 ``[units]``, rank equal values; where these are equal too, the lower id comes first.
+        votes: int64 ``[units]``, target images, for methods that count them.
+        votes_by_target_class: Computes int64 ``[target classes, units]``, for methods with votes.
     """
+
 
     values: np.ndarray
     unit: str = "classes"
     tie_breaks: np.ndarray | None = None
     votes: np.ndarray | None = None
+    votes_by_target_class: Callable[[], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
 class Method:
-    score: Callable[..., Scores]  # of (Inputs, Target) where ``needs`` has a target, else of (Inputs)
-    needs: tuple[str, ...] = ()  # of surrogate, target, classes, scores: flags that must be given
-    logits: bool = False  # uses the surrogate's classifier, which must then know the source's classes
+    score: Callable[..., Scores]  # takes (Inputs, Target) if ``needs`` has a target, else (Inputs)
+    needs: tuple[str, ...] = ()  # flags that must be given: surrogate, target, classes, scores
+    logits: bool = False  # uses the surrogate's classifier, whose classes must be the source's
 
 
 def lm(i: Inputs, t: Target) -> Scores:
-    result = label_mapping(i.head, t.features.split(CHUNK), i.num_classes)
-    return Scores(result.votes.astype(np.float64), "classes", result.probability, result.votes)
+    result = label_mapping.label_mapping(i.head, t.features.split(CHUNK), i.num_classes)
+    by_class = partial(label_mapping.votes_by_target_class, t.features, t.labels, i.head)
+    return Scores(result.votes.astype(np.float64), "classes", result.probability, result.votes, by_class)
 
 
 def fm(i: Inputs, t: Target) -> Scores:
@@ -79,9 +88,10 @@ def ffmm(i: Inputs, t: Target) -> Scores:
 
 
 def _votes(groups: Groups, t: Target) -> Scores:
-    result = feature_mapping(t.features, groups)
+    result = feature_mapping.feature_mapping(t.features, groups)
+    by_class = partial(feature_mapping.votes_by_target_class, t.features, t.labels, groups)
     unit = "classes" if groups.kind == "classes" else "clusters"
-    return Scores(result.votes.astype(np.float64), unit, -result.distance, result.votes)
+    return Scores(result.votes.astype(np.float64), unit, -result.distance, result.votes, by_class)
 
 
 def cmt(i: Inputs, t: Target) -> Scores:
@@ -127,7 +137,7 @@ METHODS: dict[str, Method] = {
 
 
 def find(name: str) -> Method:
-    """The method of a name; an unknown name lists the known ones."""
+    """The method with this name. Raises UsageError with the known names for another one."""
     if name not in METHODS:
         raise UsageError(f"`method={name}`: known are {', '.join(METHODS)}")
     return METHODS[name]

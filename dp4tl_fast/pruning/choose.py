@@ -50,6 +50,29 @@ def choose(
     return Choice(total, order, kept)
 
 
+@dataclass(frozen=True)
+class KeptVotes:
+    """The share of one target's votes that went to what is kept: of all its images, and of each class that has any."""
+
+    share: float
+    per_class: dict[str, float]
+
+    def __str__(self) -> str:
+        worst = sorted(self.per_class, key=self.per_class.__getitem__)[:3]
+        least = ", ".join(f"{name} {self.per_class[name]:.0%}" for name in worst if self.per_class[name] < self.share)
+        return f"{self.share:.0%} of the votes" + (f"; least of {least}" if least else "")
+
+
+def kept_votes(scores: Scores, kept: np.ndarray, class_names: Sequence[str]) -> KeptVotes | None:
+    """How well the kept units serve each class of the target; ``None`` for methods without votes."""
+    if scores.votes_by_target_class is None:
+        return None
+    votes = scores.votes_by_target_class()
+    ours, total = votes[:, kept].sum(1), votes.sum(1)
+    shares = {class_names[c]: float(ours[c] / total[c]) for c in np.flatnonzero(total).tolist()}
+    return KeptVotes(float(ours.sum() / total.sum()), shares)
+
+
 def in_turn(orders: Sequence[np.ndarray]) -> np.ndarray:
     """The first of each order, the second of each, ...; every unit once, where it comes first."""
     flat = np.stack(orders, axis=1).reshape(-1)  # all orders hold the same units

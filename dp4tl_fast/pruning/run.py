@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from dp4tl_fast.training.ranks import process_group, rank, world_size
 
 if TYPE_CHECKING:
     from dp4tl_fast.mapping.registry import Method
-    from dp4tl_fast.pruning.choose import Choice
+    from dp4tl_fast.pruning.choose import Choice, KeptVotes
     from dp4tl_fast.pruning.scoring import SourceInputs
 
 
@@ -41,15 +42,16 @@ def prune(config: PruneConfig) -> dict[str, Any]:
     Under torchrun the passes over images and K-means are shared by the processes.
 
     Returns:
-        The selection as written, ``profile`` (seconds) and ``per_target`` (files of the selections for each of several
-        targets); empty on ranks other than the first.
+        The selection as written; ``profile`` (seconds); ``per_target``, the files of the selections for each of several
+        targets; ``votes_kept``, the share of each target's votes that is kept, in all and per target class, for methods
+        that count votes. Empty on ranks other than the first.
 
     Raises:
         Dp4tlError: A file is bad, or the settings do not fit it; nothing is written then.
     """
     watch = Stopwatch("start")
     from dp4tl_fast.mapping import registry
-    from dp4tl_fast.pruning.choose import choose
+    from dp4tl_fast.pruning.choose import choose, kept_votes
 
     method = registry.find(config.method)
     _check_given(config, method.needs)
@@ -67,6 +69,8 @@ def prune(config: PruneConfig) -> dict[str, Any]:
         rule = config.rule or Keep.parse(str(np.count_nonzero(all_scores[0].values[sizes > 0])))
         weights = [t.num_samples for t in targets] if uses_targets else [1]
         choice = choose(all_scores, weights, sizes, rule, config.merge, config.reverse, config.seed)
+        triples = zip(config.target, targets, all_scores, strict=False)  # a method without targets may have been given some
+        served = {path: kv for path, t, s in triples if (kv := kept_votes(s, choice.kept, t.class_names))}
     if rank() != 0:  # one of torchrun's processes writes
         return {}
     parameters: dict[str, Any] = {"keep": rule.text, "reverse": config.reverse, "seed": config.seed}
@@ -90,9 +94,10 @@ def prune(config: PruneConfig) -> dict[str, Any]:
         for path, t, one in zip(each.values(), targets, all_scores, strict=False):
             write(path, choose([one], [1], sizes, rule, "sum", config.reverse, config.seed), [t])
     profile = _profile(watch)
-    _tell(selection, shown, choice, config.out, profile)
+    _tell(selection, shown, choice, served, config.out, profile)
     _write_more(config, beton, selection, each)
-    return {"kind": "prune", **selection.to_dict(), "profile": profile, "per_target": each}
+    votes_kept = {path: asdict(share) for path, share in served.items()}
+    return {"kind": "prune", **selection.to_dict(), "profile": profile, "per_target": each, "votes_kept": votes_kept}
 
 
 # -- what is refused before anything expensive is done ---------------------------------------------------------------
@@ -242,7 +247,9 @@ def _profile(watch: Stopwatch) -> dict[str, float]:
     return profile
 
 
-def _tell(selection: Selection, names: list[str], choice: Choice, out: str, profile: dict[str, float]) -> None:
+def _tell(
+    selection: Selection, names: list[str], choice: Choice, served: dict[str, KeptVotes], out: str, profile: dict[str, float]
+) -> None:
     unit, source = choice.scores.unit, selection.source
     cut = "" if unit == "classes" else f" ({len(choice.kept):,} of {len(choice.order):,} {unit})"
     first = ", ".join(names[c] for c in choice.order[: min(len(choice.kept), 10)]) if unit == "classes" else ""
@@ -250,6 +257,8 @@ def _tell(selection: Selection, names: list[str], choice: Choice, out: str, prof
         f"kept {len(selection.kept_classes)} of {source['classes']} classes, {selection.kept_samples:,} of "
         f"{source['samples']:,} samples{cut} -> {out}" + (f"\nfirst: {first}" if first else "")
     )
+    for path, found in served.items():
+        cli.message(f"{Path(path).name}: the kept {unit} have {found}")
     share = f"; all but start and forward is {100 * profile['overhead']:.1f} % of forward" if "overhead" in profile else ""
     cli.message("seconds: " + ", ".join(f"{name} {profile[name]:.2f}" for name in profile if name != "overhead") + share)
 

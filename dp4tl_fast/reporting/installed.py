@@ -27,6 +27,7 @@ PARTS = {
              "pip install --no-build-isolation ffcv==1.0.2"),
     "dali": ("nvidia-dali-cuda130", "--backend dali", "make setup, or: pip install nvidia-dali-cuda130"),
 }  # fmt: skip
+RATES = (("float32", 64), ("float32", 512), ("bfloat16", 512))  # dtype and depth of features
 PROBE_TIMEOUT = 180  # seconds; FFCV compiles its pipeline for some
 
 
@@ -34,7 +35,8 @@ def doctor(*, require: str = "") -> dict[str, Any]:
     """Try every part for real, each in a process of its own, and say what to do about those that do not work.
 
     The native, FFCV and DALI backends each decode a batch of real JPEG records; Triton runs a kernel (in its interpreter
-    where there is no GPU).
+    where there is no GPU). ``rates`` are GFLOP/s of the ways that a CPU kernel can take to the same result, and the one
+    that it takes on this machine (the environment can force one: DP4TL_FAST_WAYS=linear_argmax=float32).
 
     Args:
         require: Comma-separated parts that must work; exit 2 when one does not. E.g. native,ffcv,dali,triton.
@@ -52,6 +54,7 @@ def doctor(*, require: str = "") -> dict[str, Any]:
             "version": _version(PARTS[name][0]),
             "remedy": "" if works else PARTS[name][2],
         }
+    result["rates"] = _run_rates() if result["native"]["works"] and result["torch"]["works"] else {}
     _print(result)
     failed = [name for name in filter(None, require.split(",")) if not result[name]["works"]]
     if failed:
@@ -84,6 +87,29 @@ def probe(name: str) -> None:
     except Exception as error:  # whatever it is, it is the answer
         works, why = False, f"{type(error).__name__}: {error}".splitlines()[0]
     print(json.dumps({"works": works, "why": why}))
+
+
+def _run_rates() -> dict[str, Any]:
+    """What ``rates`` prints, from a fresh process."""
+    code = "from dp4tl_fast.reporting.installed import rates; rates()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PROBE_TIMEOUT)
+    if done.returncode:
+        raise BackendError(f"measuring the CPU kernels failed: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def rates() -> None:
+    """Measure, and print ``{work: {"gflops": {way: rate}, "chosen": way}}``."""
+    import torch
+
+    from dp4tl_fast.kernels.linear_argmax import native_impl
+
+    found = {}
+    for dtype, depth in RATES:
+        race = native_impl.race(getattr(torch, dtype), depth)
+        gflops = race.rates(again=True)
+        found[race.name] = {"gflops": gflops, "chosen": native_impl.faster_products(getattr(torch, dtype), depth)}
+    print(json.dumps(found))
 
 
 def _torch() -> str:
@@ -162,6 +188,13 @@ def _print(result: dict[str, Any]) -> None:
         table.add_row(name, row["version"], "[green]yes[/]" if row["works"] else "[red]no[/]", advice, purpose)
     console = Console(stderr=True)
     console.print(table)
+    speeds = Table(title="CPU kernels: ways to the same bits, as fast as just measured")
+    for column in ("kernel", "GFLOP/s", "taken"):
+        speeds.add_column(column)
+    for name, found in result["rates"].items():
+        speeds.add_row(name, ", ".join(f"{way} {rate:,.0f}" for way, rate in found["gflops"].items()), found["chosen"])
+    if result["rates"]:
+        console.print(speeds)
     head, *rows = backend_rows(capabilities())
     backends = Table(title="what each backend can do; a loader refuses the rest when it is opened", show_lines=True)
     for name in head:

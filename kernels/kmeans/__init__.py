@@ -1,15 +1,16 @@
-"""``kmeans``: Lloyd's algorithm on the kernels of ``nearest_centroid``; ``minibatch_kmeans`` for data beyond memory."""
+"""``kmeans``: Lloyd's algorithm on ``linear_argmax`` (assignment) and ``cluster_sums`` (update)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.kernels.cluster_sums import cluster_sums
 from dp4tl_fast.kernels.dispatch import choose, require_matrix
 from dp4tl_fast.kernels.linear_argmax import Winners, linear_argmax
-from dp4tl_fast.kernels.nearest_centroid import squared_norms
+from dp4tl_fast.kernels.precision import squared_norms
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,7 @@ class KMeans:
     centroids: torch.Tensor  # float32 [k, depth], the same on every process
     index: torch.Tensor  # int64 [rows]: the centroid of each row of this process, lowest among equals
     counts: torch.Tensor  # int64 [k]: rows of each centroid, over all processes
-    inertia: float  # sum of squared distances to the own centroid, over all processes
+    inertia: float  # sum of squared distances of the rows to their centroids, over all processes
     history: list[float]  # inertia after each assignment; never rises
 
 
@@ -40,21 +41,23 @@ def kmeans(
     progress: Progress | None = None,
     implementation: str = "auto",
 ) -> KMeans:
-    """Cluster rows: greedy k-means++ seeding, then assignment and mean in turn (feature mapping's pseudo-classes).
+    """Cluster rows by greedy k-means++ seeding and Lloyd's algorithm (the pseudo-classes of feature mapping).
 
     Args:
-        features: [rows, depth] float32, float16 or bfloat16. With ``distributed`` the rows of this process.
-        k: clusters, at most the number of rows (of all processes).
-        seed: the same seed gives the same bits on the same device, any number of threads.
-        centroids: [k, depth] to start from, in place of k-means++.
-        max_iterations: assignments at most.
-        tolerance: stop when an iteration lowers the inertia by this fraction of it or less.
+        features: [rows, depth] float32, float16 or bfloat16; with ``distributed``, the rows of this process. The native
+            implementation reads them a few thousand at a time and never copies them whole: they may be a memory-mapped
+            file that is larger than memory.
+        k: number of clusters, at most that of rows (of all processes).
+        seed: the same seed gives the same bits on the same device, whatever the number of threads.
+        centroids: [k, depth] to start from, instead of k-means++ seeding.
+        max_iterations: largest number of assignments.
+        tolerance: stop when an iteration lowers the inertia by at most this fraction.
         distributed: every process of the default group (torchrun) holds a shard and calls this; sums are all-reduced.
         progress: called with (iteration, inertia) after each assignment.
         implementation: ``"auto"``, ``"native"``, ``"triton"`` or ``"reference"``.
 
-    A cluster that loses all rows restarts at the row farthest from its own centroid. Sums are taken in float32 over
-    short runs of rows and in float64 over those. Assignments see the centroids in the dtype of ``features``.
+    A cluster that loses all rows restarts at the row that is farthest from its centroid. Assignments use the centroids
+    rounded to the dtype of ``features``.
 
     Raises:
         UsageError: bad arguments, or a row that is not finite. BackendError: the implementation cannot work here.
@@ -70,7 +73,7 @@ def kmeans(
     features = features.detach()
     total = int(shard.sum(torch.tensor(len(features), device=features.device)))
     if not 1 <= k <= total:
-        raise UsageError(f"k={k} clusters of {total} rows: k must lie between 1 and the number of rows")
+        raise UsageError(f"k={k} clusters of {total} rows: k must be from 1 to the number of rows")
     norms = _norms(features)
     if centroids is None:
         generator = torch.Generator().manual_seed(seed)
@@ -84,7 +87,7 @@ def kmeans(
         winners = _assign(features, centroids, chosen)
         inertia = float(shard.sum(norms.sum(dtype=torch.float64) - 2 * winners.value.sum(dtype=torch.float64)))
         inertia = max(inertia, 0.0)  # rounding of the norms
-        if best is not None and inertia > best.inertia:  # a rise is rounding, too: the previous step was the last
+        if best is not None and inertia > best.inertia:  # a rise is rounding, too: keep the previous step
             break
         history.append(inertia)
         if progress is not None:
@@ -94,57 +97,12 @@ def kmeans(
         best = KMeans(centroids, winners.index, counts, inertia, history)
         if stop or iteration + 1 == max_iterations:
             break
-        sums = shard.sum(_cluster_sums(features, winners.index, k, chosen))
+        sums = shard.sum(cluster_sums(features, winners.index, k, chosen))
         counts = _restart_empty(features, norms - 2 * winners.value, winners.index, sums, counts.clone(), shard)
         means = (sums / counts.clamp(min=1)[:, None]).float()
         centroids = torch.where(counts[:, None] > 0, means, centroids)
     assert best is not None  # the first assignment always sets it
     return best
-
-
-def minibatch_kmeans(
-    batches: Iterable[torch.Tensor],
-    k: int,
-    seed: int,
-    *,
-    progress: Progress | None = None,
-    implementation: str = "auto",
-) -> torch.Tensor:
-    """One pass over ``batches`` [rows, depth] of data that does not fit in memory; float32 centroids [k, depth].
-
-    k-means++ on the first batch, which needs at least k rows; then each batch moves every centroid to the mean of all
-    rows it has won so far (Sculley 2010, with the update of a whole batch at once). A centroid that has won nothing yet
-    restarts at the batch's row farthest from its own centroid. ``progress`` gets (batch, mean squared distance of its
-    rows). Assign rows to the result with ``nearest_centroid``.
-    """
-    import torch
-
-    from dp4tl_fast.kernels.kmeans.seeding import seed_centroids
-    from dp4tl_fast.kernels.kmeans.shard import Shard
-
-    shard = Shard(distributed=False)
-    centroids, won = None, None
-    for number, batch in enumerate(batches):
-        require_matrix("batch", batch)
-        chosen = choose(implementation, batch.device)
-        batch = batch.detach()
-        norms = _norms(batch)
-        if centroids is None or won is None:
-            if len(batch) < k:
-                raise UsageError(f"the first batch has {len(batch)} rows: at least k={k} are needed for seeding")
-            generator = torch.Generator().manual_seed(seed)
-            centroids = seed_centroids(batch, k, generator, shard)
-            won = torch.zeros(k, dtype=torch.int64, device=batch.device)
-        winners = _assign(batch, centroids, chosen)
-        distances_now = norms - 2 * winners.value
-        if progress is not None:
-            progress(number, max(0.0, float(distances_now.mean(dtype=torch.float64))))
-        sums = _cluster_sums(batch, winners.index, k, chosen) + centroids.double() * won[:, None]
-        won = _restart_empty(batch, distances_now, winners.index, sums, won + winners.counts[0], shard)
-        centroids = torch.where(won[:, None] > 0, (sums / won.clamp(min=1)[:, None]).float(), centroids)
-    if centroids is None:
-        raise UsageError("no batches: k-means needs at least one")
-    return centroids
 
 
 def _norms(features: torch.Tensor) -> torch.Tensor:
@@ -153,33 +111,13 @@ def _norms(features: torch.Tensor) -> torch.Tensor:
     bad = ~norms.isfinite()
     if bool(bad.any()):
         row = int(bad.int().argmax())
-        raise UsageError(f"row {row} of features has a NaN, an infinity or a norm beyond float32: fix or drop it")
+        raise UsageError(f"row {row} of features has a NaN, an infinity or a norm beyond float32: fix or remove it")
     return norms
 
 
 def _assign(features: torch.Tensor, centroids: torch.Tensor, implementation: str) -> Winners:
     half_norms = squared_norms(centroids.to(features.dtype)) / 2
     return linear_argmax(features, centroids, -half_norms, None, None, implementation, ("features", "centroids"))
-
-
-def _cluster_sums(features: torch.Tensor, index: torch.Tensor, clusters: int, implementation: str) -> torch.Tensor:
-    """sums[c] = sum of the rows whose index is c: float64 [clusters, depth], bits independent of the threads."""
-    import torch
-
-    if implementation == "native":
-        from dp4tl_fast.kernels import _native
-
-        rows = features if features.stride(1) == 1 else features.contiguous()
-        sums = torch.empty(clusters, features.shape[1], dtype=torch.float64)
-        _native.cluster_sums(rows, index, sums, torch.get_num_threads())
-        return sums
-    if implementation == "triton":
-        from dp4tl_fast.kernels.kmeans.triton_impl import cluster_sums as triton
-
-        return triton(features, index, clusters)
-    from dp4tl_fast.kernels.kmeans.reference import cluster_sums as reference
-
-    return reference(features, index, clusters)
 
 
 def _restart_empty(
@@ -190,7 +128,7 @@ def _restart_empty(
     counts: torch.Tensor,
     shard: Shard,
 ) -> torch.Tensor:
-    """Give each empty cluster the farthest row not yet taken, away from a cluster that keeps others. Changes ``sums``.
+    """Move to each empty cluster the farthest row that is left, of a cluster that keeps other rows. Changes ``sums``.
 
     Returns the new counts. Ties go to the lowest process and row. A cluster for which no row is left stays empty.
     """

@@ -1,10 +1,10 @@
-"""Greedy k-means++ seeding (Arthur and Vassilvitskii 2007) on a sample, a block of draws at a time.
+"""Greedy k-means++ seeding (Arthur and Vassilvitskii 2007) on a sample, one block of draws at a time.
 
 k-means++ draws each centroid with probability proportional to D², the squared distance to the nearest centroid so far;
-the greedy form draws several and keeps the one that lowers the sum of D² most. Drawn one by one that is k thin passes
+the greedy form draws several and keeps the one that lowers the sum of D² most. One draw at a time would take k passes
 over the data. Here the draws of many steps are made at once from the D² at the start of a block, so that their
-distances are one matrix product, and each draw is then used with probability (its D² now) / (its D² at the start): by
-rejection sampling it has exactly the distribution that its step asks for.
+distances are one matrix product, and each draw is then used with probability (its D² now) / (its D² at the start): this
+is rejection sampling, and each draw used has exactly the distribution that its step requires.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import math
 import torch
 
 from dp4tl_fast.kernels.kmeans.shard import Shard
-from dp4tl_fast.kernels.linear_argmax import exact_float32
+from dp4tl_fast.kernels.precision import exact_float32
 
-SAMPLE_PER_CENTROID = 8  # rows that seeding looks at, for each centroid ...
-SAMPLE = 1 << 14  # ... but this many at least
-TRIALS = 8  # draws a step, at least; 2 + log(k), the usual number, misses a cluster now and then when k is small
+SAMPLE_PER_CENTROID = 8  # rows of the sample per centroid
+MIN_SAMPLE = 1 << 14  # and its smallest size
+TRIALS = 8  # least draws per step; 2 + log(k), the usual number, sometimes misses a cluster when k is small
 BLOCK = 128  # draws whose distances are computed together
 
 
@@ -27,7 +27,7 @@ def seed_centroids(features: torch.Tensor, k: int, generator: torch.Generator, s
 
     With fewer than k distinct rows in the sample some are drawn repeatedly.
     """
-    sample = _sample(features, max(SAMPLE, SAMPLE_PER_CENTROID * k), generator, shard)
+    sample = _sample(features, max(MIN_SAMPLE, SAMPLE_PER_CENTROID * k), generator, shard)
     norms = sample.square().sum(dim=1)
     trials = max(TRIALS, 2 + int(math.log(k)))
     first = int(torch.randint(len(sample), (1,), generator=generator))
@@ -55,7 +55,7 @@ def _use_pool(
     k: int,
     chosen: list[int],
 ) -> torch.Tensor:
-    """Take greedy steps while the drawn rows ``pool`` last; appends to ``chosen`` and returns the new D² [rows].
+    """Take greedy steps until the drawn rows ``pool`` are used up; append to ``chosen`` and return the new D² [rows].
 
     The last step of a pool may have fewer trials; a step always has one, so that every pool makes progress.
     """

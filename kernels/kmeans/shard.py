@@ -1,4 +1,4 @@
-"""The rows of this process among those of all: every reduction that k-means needs, the identity in a single process."""
+"""The rows of this process among those of all: the reductions of k-means, which in a single process do nothing."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class Shard:
 
     def __init__(self, distributed: bool) -> None:
         if distributed and not dist.is_initialized():
-            raise UsageError("distributed=True without a process group: use torchrun and init_process_group")
+            raise UsageError("distributed=True without a process group: start under torchrun and call init_process_group")
         self.ranks = dist.get_world_size() if distributed else 1
         self.rank = dist.get_rank() if distributed else 0
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The elementwise sum over processes, in place."""
+        """The element-wise sum over processes, in place."""
         if self.ranks > 1:
             dist.all_reduce(tensor)
         return tensor

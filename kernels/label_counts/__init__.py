@@ -5,19 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.kernels.dispatch import (
-    choose,
-    require_groups,
-    require_matrix,
-    require_nan_policy,
-    require_no_nan,
-)
+from dp4tl_fast.kernels.dispatch import choose, load, require_groups, require_matrix, require_nan_policy, require_no_nan
 
 if TYPE_CHECKING:
     import torch
-
-# Rows copied at a time when the logits are not contiguous row by row.
-CHUNK_ELEMENTS = 1 << 22
 
 
 def label_counts(
@@ -33,10 +24,10 @@ def label_counts(
 
     Args:
         logits: [rows, classes] float32, float16 or bfloat16, any strides, CPU or CUDA. Infinities compare as numbers.
-        num_classes: classes, the number of columns of ``logits``.
-        group: one integer id a row, e.g. the target class or the target data set, to count each apart.
-        groups: number of groups; without it the largest id + 1.
-        nan: ``"error"`` raises on a row with a NaN, ``"skip"`` leaves such rows out.
+        num_classes: number of classes, the columns of ``logits``.
+        group: one integer id per row, e.g. the target class or the data set, to count each group separately.
+        groups: number of groups; the default is the largest id + 1.
+        nan: ``"error"`` raises on a row with a NaN, ``"skip"`` does not count such rows.
         implementation: ``"auto"``, ``"native"``, ``"triton"`` or ``"reference"``.
 
     Returns:
@@ -53,42 +44,7 @@ def label_counts(
     chosen = choose(implementation, logits.device)
     logits = logits.detach()
     ids, count = require_groups(group, groups, len(logits), logits.device)
-    counts, first_nan = _implementation(chosen)(logits, ids, count)
+    counts, first_nan = load("label_counts", chosen)(logits, ids, count)
     if nan == "error":
         require_no_nan(first_nan, "logits")
     return counts if group is not None else counts[0]
-
-
-def _implementation(chosen: str):
-    if chosen == "native":
-        return _native
-    if chosen == "triton":
-        from dp4tl_fast.kernels.label_counts.triton_impl import label_counts as triton
-
-        return triton
-    from dp4tl_fast.kernels.label_counts.reference import label_counts as reference
-
-    return reference
-
-
-def _native(
-    logits: torch.Tensor, group: torch.Tensor | None, groups: int, isa: str = "auto"
-) -> tuple[torch.Tensor, int]:
-    import torch
-
-    from dp4tl_fast.kernels import _native as core
-
-    rows, classes = logits.shape
-    counts = torch.zeros(groups, classes, dtype=torch.int64)
-    step = rows if logits.stride(1) == 1 else CHUNK_ELEMENTS // classes
-    step = max(step, 1)
-    first_nan = -1
-    for start in range(0, rows, step):
-        chunk = logits[start : start + step]
-        if chunk.stride(1) != 1:
-            chunk = chunk.contiguous()
-        ids = None if group is None else group[start : start + len(chunk)]
-        row = core.label_counts(chunk, ids, counts, torch.get_num_threads(), isa)
-        if first_nan < 0 <= row:
-            first_nan = start + row
-    return counts, first_nan

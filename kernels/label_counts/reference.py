@@ -10,9 +10,14 @@ from dp4tl_fast.kernels.dispatch import histogram
 def label_counts(
     logits: torch.Tensor, group: torch.Tensor | None, groups: int
 ) -> tuple[torch.Tensor, int]:
-    """counts [groups, classes] of the rows' argmax (the lowest class among equals), and the first row with a NaN or -1.
+    """How many rows of each group have each class as their argmax, the lowest class among equals.
 
-    Rows with a NaN are not counted.
+    Args:
+        logits: [rows, classes] float32, float16 or bfloat16.
+        group: int64 [rows] in [0, groups), or ``None`` for a single group.
+
+    Returns:
+        counts int64 [groups, classes], in which rows with a NaN do not count, and the first such row, or -1.
     """
     nan = logits.isnan().any(dim=1)
     index = torch.where(nan, -1, logits.argmax(dim=1))

@@ -1,4 +1,4 @@
-"""``label_counts`` on a GPU: each program keeps the running argmax of a few rows in registers and adds to the counters.
+"""``label_counts`` on a GPU: each program keeps the running argmax of a few rows in registers and adds to the counts.
 
 Reads every logit once and writes nothing but the counts: the floor is rows * classes * itemsize / bandwidth.
 """
@@ -11,8 +11,8 @@ import triton.language as tl
 
 from dp4tl_fast.kernels.label_counts.tuning import DEFAULT, Tile, block_shape
 
-COPIES = 16  # of the counters: programs that all see one class then do not queue for one address
-COPIED_CELLS = 1 << 16  # more counters than this are spread widely enough, and are not copied
+COPIES = 16  # of the counts, so that programs whose rows share a class do not all wait for one address
+COPIED_CELLS = 1 << 16  # more counts than this are spread widely enough, and have one copy
 
 
 @triton.jit(do_not_specialize=["rows", "classes"])

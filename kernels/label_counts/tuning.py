@@ -12,10 +12,10 @@ class Tile(NamedTuple):
 
 CANDIDATES = (Tile(1024, 1), Tile(2048, 2), Tile(2048, 4), Tile(4096, 4), Tile(8192, 4), Tile(8192, 8))
 DEFAULT = Tile(4096, 4)
-MAX_CLASSES = 4096  # more classes are walked in blocks of this many
+MAX_CLASSES = 4096  # more classes are read in blocks of this many
 
 
 def block_shape(tile: Tile, classes: int) -> tuple[int, int]:
-    """(rows, classes) of one block, powers of two."""
+    """(rows, classes) of one block; both are powers of two."""
     width = min(max(16, 1 << (classes - 1).bit_length()), MAX_CLASSES)
     return max(1, tile.elements // width), width

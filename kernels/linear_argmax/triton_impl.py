@@ -1,7 +1,7 @@
 """``linear_argmax`` on a GPU: a tiled matrix product whose epilogue keeps the running argmax; counts at the end.
 
-A program owns a block of rows and walks all columns, so x is read once per block of columns and the scores live in
-registers. The loops over columns and depth are one loop: loads of the next tile run during the epilogue of this one.
+A program owns a block of rows and goes through all columns: x is read once per block of columns, and the scores stay in
+registers. The loops over columns and depth are one loop, so that the next tile is loaded during the epilogue of this one.
 Operations: 2 * rows * columns * depth.
 """
 
@@ -15,7 +15,7 @@ import triton.language as tl
 
 from dp4tl_fast.kernels.linear_argmax.tuning import Tile, pick
 
-STREAM_BYTES = 256 << 20  # one of the two buffers through which rows in host memory reach the GPU
+STREAM_BYTES = 256 << 20  # size of each of the two buffers through which rows in host memory reach the GPU
 
 
 @triton.jit(do_not_specialize=["rows", "columns"])
@@ -69,10 +69,9 @@ def linear_argmax(
     groups: int,
     tile: Tile | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """index int64 [rows], value float32 [rows], counts int64 [groups, columns] on the device of ``w``.
+    """index int64 [rows], value float32 [rows], counts int64 [groups, columns] on the device of ``w``: see ``reference.py``.
 
-    x [rows, depth] may be in host memory. w [columns, depth] has the dtype of x, offset [columns] is float32, group
-    int64.
+    x may be in host memory.
     """
     rows, (columns, depth) = len(x), w.shape
     w = w.contiguous()
@@ -98,7 +97,7 @@ def linear_argmax(
 
 
 def _shared_bytes(device: torch.device) -> int:
-    """Shared memory a block may take; without a GPU (interpreted) any tile fits."""
+    """Shared memory that a block may use; without a GPU (interpreted) any tile fits."""
     if device.type != "cuda":
         return 1 << 30
     index = torch.cuda.current_device() if device.index is None else device.index
@@ -106,14 +105,14 @@ def _shared_bytes(device: torch.device) -> int:
 
 
 def _stream(x: torch.Tensor, device: torch.device) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield (start, rows of x on ``device``): copies run on their own stream, beside the consumer's work."""
+    """Yield (start, rows of x on ``device``): copies run on their own stream, concurrently with the consumer."""
     size = max(1, STREAM_BYTES // (x.shape[1] * x.element_size() * 128)) * 128  # keeps every slice aligned
     copier, consumer = torch.cuda.Stream(device), torch.cuda.current_stream(device)
     shape = (min(size, len(x)), x.shape[1])
     pinned = [torch.empty(shape, dtype=x.dtype, pin_memory=True) for _ in range(2)]
     buffers = [torch.empty(shape, dtype=x.dtype, device=device) for _ in range(2)]
     copied, used = ([torch.cuda.Event() for _ in range(2)] for _ in range(2))
-    copier.wait_stream(consumer)  # the buffers' memory may have had another use on the consumer's stream
+    copier.wait_stream(consumer)  # the buffers' memory may still be in use on the consumer's stream
     for i, start in enumerate(range(0, len(x), size)):
         rows = x[start : start + size]
         slot, count = i % 2, len(rows)

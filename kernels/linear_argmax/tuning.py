@@ -1,6 +1,6 @@
 """Tile sizes of the Triton kernel. ``python -m benchmarks kernels`` measures CANDIDATES on a GPU.
 
-Nothing is tuned at run time: a new number of rows, columns or features must not cost a compilation.
+Nothing is tuned at run time: a new number of rows, columns or features must not cause a compilation.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ class Tile(NamedTuple):
     stages: int
 
     def shared_bytes(self, itemsize: int) -> int:
-        """Shared memory of the pipeline, a tile of x and one of w a stage, and of the reductions at the end."""
+        """Shared memory of the pipeline, a tile of x and one of w per stage, and of the reductions at the end."""
         return (self.rows + self.columns) * self.depth * itemsize * self.stages + SCRATCH_BYTES
 
 
-SCRATCH_BYTES = 16 << 10  # the compiler's use for reductions and changes of layout stays below
+SCRATCH_BYTES = 16 << 10  # upper bound of what the compiler uses for reductions and layout changes
 
 # Best first on the machine they were measured on; the first that fits the GPU's shared memory is taken.
 SMALL = Tile(64, 64, 32, 4, 2)
@@ -35,7 +35,7 @@ CANDIDATES = (
 
 
 def pick(itemsize: int, columns: int, shared_bytes: int) -> Tile:
-    """The tile for elements of ``itemsize`` bytes on a GPU with ``shared_bytes`` of shared memory a block."""
+    """The tile for elements of ``itemsize`` bytes on a GPU with ``shared_bytes`` of shared memory per block."""
     tiles: tuple[Tile, ...] = HALF if itemsize == 2 else SINGLE
     if columns <= NARROW_COLUMNS:
         tiles = tuple(tile._replace(columns=NARROW_COLUMNS) for tile in tiles)

@@ -1,4 +1,4 @@
-"""``linear_label_counts``: ``label_counts`` of a linear layer's output, without the output."""
+"""``linear_label_counts``: ``label_counts`` of a linear layer's output, which is never stored."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ def linear_label_counts(
     Args:
         features: [rows, depth] float32, float16 or bfloat16 penultimate features; may be in host memory with ``weight``
             on a GPU (streamed).
-        weight: [classes, depth], rounded to the dtype of ``features``; bias: [classes], used in float32.
+        weight: [classes, depth], rounded to the dtype of ``features``.
+        bias: [classes], used in float32.
         group, groups, nan, implementation: as for ``label_counts``.
 
     Returns:
         int64 counts on the device of ``weight``: [groups, classes] with ``group``, else [classes]. Logits are summed in
-        float32 and not rounded to the dtype of ``features``: layers that do round have ties that are none here.
+        float32 and not rounded to the dtype of ``features``; a layer that rounds has ties that do not occur here.
 
     Raises:
         UsageError: shape, dtype, group id or NaN. BackendError: the implementation cannot work here.
@@ -41,7 +42,7 @@ def linear_label_counts(
     require_nan_policy(nan)
     offset = weight.new_zeros(len(weight)) if bias is None else bias
     if offset.shape != (len(weight),):
-        raise UsageError(f"bias has shape {list(offset.shape)}: expected [{len(weight)}], one a class")
+        raise UsageError(f"bias has shape {list(offset.shape)}: expected [{len(weight)}], one per class")
     winners = linear_argmax(features, weight, offset, group, groups, implementation, names=("features", "weight"))
     if nan == "error":
         bad = winners.index < 0

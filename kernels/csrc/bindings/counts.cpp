@@ -62,35 +62,19 @@ int64_t py_label_counts(const Rows& logits, const std::optional<Ids>& group, Cou
   return label_counts(matrix, ids, groups, counts.data(), how);
 }
 
-void check_running(const Rows& scores, const Offsets& offset, const Values& value, const Indices& index) {
-  require(offset.shape(0) == scores.shape(1), "there must be one offset per column");
-  require(value.shape(0) == scores.shape(0) && index.shape(0) == scores.shape(0), "there must be one value and one index per row");
-}
-
-void py_update_best(const Rows& scores, const Offsets& offset, int64_t first, Values value, Indices index, int threads,
-                    const std::string& isa) {
-  const Matrix matrix = matrix_of(scores);
-  check_running(scores, offset, value, index);
-  require(matrix.scalar == Scalar::f32, "scores must be float32");
-  const Execution how = execution(threads, isa);
-  nb::gil_scoped_release release;
-  update_best(matrix, offset.data(), first, value.data(), index.data(), how);
-}
-
-int64_t py_update_best_screened(const Rows& products, const Offsets& offset, const Offsets& error, const Rows& x,
-                                const Rows& w, int64_t first, Values value, Indices index, int threads,
-                                const std::string& isa) {
+int64_t py_update_best(const Rows& products, const Offsets& offset, const Offsets& error, const Rows& x, const Rows& w,
+                       int64_t first, Values value, Indices index, int threads, const std::string& isa) {
   const Matrix matrix = matrix_of(products), features = matrix_of(x), weights = matrix_of(w);
-  check_running(products, offset, value, index);
+  require(offset.shape(0) == products.shape(1), "there must be one offset per column");
   require(error.shape(0) == products.shape(1), "there must be one error per column");
-  require(matrix.scalar == Scalar::bf16, "products must be bfloat16");
+  require(value.shape(0) == products.shape(0) && index.shape(0) == products.shape(0), "there must be one value and one index per row");
+  require(matrix.scalar != Scalar::f16, "products must be float32 or bfloat16");
   require(features.scalar == weights.scalar, "x and w must have the same dtype");
   require(features.rows == matrix.rows && weights.rows == matrix.columns && features.columns == weights.columns,
           "shapes of products, x and w do not fit");
   const Execution how = execution(threads, isa);
   nb::gil_scoped_release release;
-  return update_best_screened(matrix, offset.data(), error.data(), features, weights, first, value.data(), index.data(),
-                              how);
+  return update_best(matrix, offset.data(), error.data(), features, weights, first, value.data(), index.data(), how);
 }
 
 void py_cluster_sums(const Rows& x, const Ids& index, Sums sums, int threads, const std::string& isa) {
@@ -109,11 +93,9 @@ void py_cluster_sums(const Rows& x, const Ids& index, Sums sums, int threads, co
 void register_counts(nb::module_& m) {
   m.def("label_counts", &py_label_counts, "logits"_a, "group"_a.none(), "counts"_a.noconvert(), "threads"_a, "isa"_a = "auto",
         "counts[group[i], argmax of row i] += 1; the first row with a NaN, or -1. See core/rows/counts.h.");
-  m.def("update_best", &py_update_best, "scores"_a, "offset"_a, "first"_a, "value"_a.noconvert(), "index"_a.noconvert(), "threads"_a,
-        "isa"_a = "auto", "Running argmax over blocks of columns. See core/rows/counts.h.");
-  m.def("update_best_screened", &py_update_best_screened, "products"_a, "offset"_a, "error"_a, "x"_a, "w"_a, "first"_a,
-        "value"_a.noconvert(), "index"_a.noconvert(), "threads"_a, "isa"_a = "auto",
-        "update_best from products in bfloat16; how many scores were computed again. See core/rows/counts.h.");
+  m.def("update_best", &py_update_best, "products"_a, "offset"_a, "error"_a, "x"_a, "w"_a, "first"_a, "value"_a.noconvert(),
+        "index"_a.noconvert(), "threads"_a, "isa"_a = "auto",
+        "Running argmax over blocks of columns; how many scores were computed again. See core/rows/counts.h.");
   m.def("cluster_sums", &py_cluster_sums, "x"_a, "index"_a, "sums"_a.noconvert(), "threads"_a, "isa"_a = "auto",
         "Sums of the rows of each cluster. See core/rows/counts.h.");
 }

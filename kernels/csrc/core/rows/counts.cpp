@@ -93,17 +93,10 @@ int64_t label_counts(const Matrix& logits, const int64_t* group, int64_t groups,
   return first_nan == std::numeric_limits<int64_t>::max() ? -1 : first_nan.load();
 }
 
-void update_best(const Matrix& scores, const float* offset, int64_t first, float* value, int64_t* index, Execution how) {
-  const RowArgmax argmax = row_argmax(scores.scalar, how.isa);
-  parallel_rows(scores.rows, how.threads, grain(scores), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      merge(argmax(scores.row(i), offset, scores.columns), first, value + i, index + i);
-  });
-}
-
-int64_t update_best_screened(const Matrix& products, const float* offset, const float* error, const Matrix& x,
-                             const Matrix& w, int64_t first, float* value, int64_t* index, Execution how) {
+int64_t update_best(const Matrix& products, const float* offset, const float* error, const Matrix& x, const Matrix& w,
+                    int64_t first, float* value, int64_t* index, Execution how) {
   const RowArgmax argmax = row_argmax(Scalar::f32, how.isa);
+  const NearBest near_best = dp4tl::near_best(products.scalar, how.isa);
   const Dot dot = dot_product(x.scalar, how.isa);
   std::atomic<int64_t> decided{0};
   parallel_rows(products.rows, how.threads, grain(products), [&](int64_t begin, int64_t end) {
@@ -113,8 +106,7 @@ int64_t update_best_screened(const Matrix& products, const float* offset, const 
     for (int64_t i = begin; i < end; ++i) {
       const void* xi = x.row(i);
       const float norm = std::sqrt(dot(xi, xi, x.columns));
-      const auto* row = static_cast<const uint16_t*>(products.row(i));
-      const int64_t count = near_best(row, offset, error, norm, products.columns, exact.data(), near.data(), how.isa);
+      const int64_t count = near_best(products.row(i), offset, error, norm, products.columns, exact.data(), near.data());
       for (int64_t j = 0; j < count; ++j) exact[j] = dot(xi, w.row(near[j]), x.columns) + offset[near[j]];
       Best best = argmax(exact.data(), nullptr, count);  // `near` ascends: ties stay with the lowest column
       if (best.index != kNan) best.index = near[best.index];

@@ -26,15 +26,16 @@ struct Execution {
 // group). Returns the first row with a NaN, or -1. Throws Error if an id is not in [0, groups).
 int64_t label_counts(const Matrix& logits, const int64_t* group, int64_t groups, int64_t* counts, Execution how);
 
-// Running argmax over blocks of columns: where the best score of this block is larger than value[i], replace value[i]
-// and index[i] (columns counted from `first`). A row with a NaN gets value NaN and index kNan, and keeps them.
-void update_best(const Matrix& scores, const float* offset, int64_t first, float* value, int64_t* index, Execution how);
-
-// The same where `products` of x [rows, depth] and w [columns, depth] were taken in bfloat16: each is off by up to
-// ‖x[i]‖ * error[k] and then rounded to bfloat16. Every column that may be the best of its row is computed again in
-// float32 from x and w. Returns how many there were.
-int64_t update_best_screened(const Matrix& products, const float* offset, const float* error, const Matrix& x,
-                             const Matrix& w, int64_t first, float* value, int64_t* index, Execution how);
+// Running argmax of x[i] · w[k] + offset[k] over blocks of columns: where the best score of this block is larger than
+// value[i], replace value[i] and index[i] (columns counted from `first`). A row with a NaN gets value NaN and index kNan,
+// and keeps them.
+//
+// `products` of x [rows, depth] and w [columns, depth] screen the columns: each is off by up to ‖x[i]‖ * error[k] from the
+// dot product in float32, and then rounded to its type, f32 or bf16. Every column that may be the best of its row is
+// computed again from x and w, so that the results are the same bits whatever computed the products. Returns how many
+// columns were computed again.
+int64_t update_best(const Matrix& products, const float* offset, const float* error, const Matrix& x, const Matrix& w,
+                    int64_t first, float* value, int64_t* index, Execution how);
 
 // sums[c] = sum of the rows i of x with index[i] == c. The order of summation, and so every bit, depends on the input alone: rows of
 // a cluster in turn, in float32 over short runs, in float64 over those. Throws Error if an index is not in [0, clusters).

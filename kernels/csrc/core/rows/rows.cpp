@@ -10,7 +10,7 @@ const Table kBaseline = {
     {argmax_baseline<float>, argmax_baseline<F16>, argmax_baseline<Bf16>},
     {dot_baseline<float>, dot_baseline<F16>, dot_baseline<Bf16>},
     {add_baseline<float>, add_baseline<F16>, add_baseline<Bf16>},
-    near_best_baseline,
+    {near_best_baseline<float>, nullptr, near_best_baseline<Bf16>},
 };
 
 const Table& table(Isa isa) {
@@ -30,10 +30,6 @@ const Table& table(Isa isa) {
 RowArgmax row_argmax(Scalar scalar, Isa isa) { return table(isa).argmax[static_cast<int>(scalar)]; }
 Dot dot_product(Scalar scalar, Isa isa) { return table(isa).dot[static_cast<int>(scalar)]; }
 AddRow add_row(Scalar scalar, Isa isa) { return table(isa).add[static_cast<int>(scalar)]; }
-
-int64_t near_best(const uint16_t* row, const float* offset, const float* error, float norm, int64_t n, float* scratch,
-                  int32_t* out, Isa isa) {
-  return table(isa).near_best(reinterpret_cast<const Bf16*>(row), offset, error, norm, n, scratch, out);
-}
+NearBest near_best(Scalar products, Isa isa) { return table(isa).near_best[static_cast<int>(products)]; }
 
 }  // namespace dp4tl

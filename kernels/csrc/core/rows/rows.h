@@ -20,11 +20,12 @@ constexpr int64_t kNan = -1;
 using RowArgmax = Best (*)(const void* row, const float* offset, int64_t n);
 RowArgmax row_argmax(Scalar scalar, Isa isa);
 
-// Screening. `row` holds products x · w[k], each off by up to norm * error[k] and then rounded to bfloat16. Writes the
-// columns whose exact product + offset[k] may be the largest, ascending, to `out` and returns how many: all n when a
-// bound is not finite. `scratch` and `out` have room for n.
-int64_t near_best(const uint16_t* row, const float* offset, const float* error, float norm, int64_t n, float* scratch,
-                  int32_t* out, Isa isa);
+// Screening. `row` holds products x · w[k], each off by up to norm * error[k] from what `Dot` gives, and then rounded to
+// the type of `products`. Writes the columns whose Dot + offset[k] may be the largest, ascending, to `out` and returns how
+// many: all n when a bound is not finite. `scratch` and `out` have room for n. `products` is f32 or bf16.
+using NearBest = int64_t (*)(const void* row, const float* offset, const float* error, float norm, int64_t n, float* scratch,
+                             int32_t* out);
+NearBest near_best(Scalar products, Isa isa);
 
 // Sum of a[i] * b[i], i < n, in float32.
 using Dot = float (*)(const void* a, const void* b, int64_t n);

@@ -68,6 +68,46 @@ DP4TL_AVX2 Best argmax16_avx2(const void* data, const float*, int64_t n) {
 }
 
 template <class T>
+DP4TL_AVX2 int64_t near_best_avx2(const void* products, const float* offset, const float* error, float norm, int64_t n,
+                                  float* high, int32_t* out) {
+  const T* row = static_cast<const T*>(products);
+  const __m256 rounding = _mm256_set1_ps(kRounding<T>), sum_rounding = _mm256_set1_ps(kSumRounding);
+  const __m256 norms = _mm256_set1_ps(norm), underflow = _mm256_set1_ps(kUnderflow);
+  const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  __m256 top = _mm256_set1_ps(-kInfinity), nans = _mm256_setzero_ps();
+  const int64_t whole = n / 8 * 8;
+  for (int64_t k = 0; k < whole; k += 8) {
+    const __m256 product = load8(row + k), shift = _mm256_loadu_ps(offset + k), score = _mm256_add_ps(product, shift);
+    __m256 slack = _mm256_fmadd_ps(norms, _mm256_loadu_ps(error + k), underflow);
+    slack = _mm256_fmadd_ps(sum_rounding, _mm256_and_ps(shift, magnitude), slack);
+    slack = _mm256_fmadd_ps(rounding, _mm256_and_ps(product, magnitude), slack);
+    const __m256 low = _mm256_sub_ps(score, slack);
+    _mm256_storeu_ps(high + k, _mm256_add_ps(score, slack));
+    nans = _mm256_or_ps(nans, _mm256_cmp_ps(low, low, _CMP_UNORD_Q));
+    top = _mm256_max_ps(top, low);
+  }
+  float tops[8], threshold = -kInfinity;
+  _mm256_storeu_ps(tops, top);
+  for (const float each : tops) threshold = std::max(threshold, each);
+  bool nan = _mm256_movemask_ps(nans) != 0;
+  for (int64_t k = whole; k < n; ++k) {
+    const Bounds score = bounds(row[k], offset[k], error[k], norm);
+    high[k] = score.high;
+    nan |= std::isnan(score.low);
+    if (score.low > threshold) threshold = score.low;
+  }
+  if (nan || !std::isfinite(threshold)) return every_column(n, out);
+  const __m256 at_least = _mm256_set1_ps(threshold);
+  int64_t count = 0;
+  for (int64_t k = 0; k < whole; k += 8)
+    for (unsigned near = _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(high + k), at_least, _CMP_GE_OQ)); near; near &= near - 1)
+      out[count++] = static_cast<int32_t>(k + __builtin_ctz(near));
+  for (int64_t k = whole; k < n; ++k)
+    if (high[k] >= threshold) out[count++] = static_cast<int32_t>(k);
+  return count;
+}
+
+template <class T>
 DP4TL_AVX2 void add_avx2(const void* data, float* sum, int64_t n) {
   const T* row = static_cast<const T*>(data);
   int64_t i = 0;
@@ -81,7 +121,7 @@ const Table kAvx2 = {
     {argmax_avx2, argmax16_avx2<F16>, argmax16_avx2<Bf16>},
     {dot_baseline<float>, dot_baseline<F16>, dot_baseline<Bf16>},
     {add_avx2<float>, add_avx2<F16>, add_avx2<Bf16>},
-    near_best_baseline,
+    {near_best_avx2<float>, nullptr, near_best_avx2<Bf16>},
 };
 
 }  // namespace rows

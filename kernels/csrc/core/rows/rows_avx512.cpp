@@ -73,16 +73,19 @@ DP4TL_AVX512 Best argmax16_avx512(const void* data, const float*, int64_t n) {
   }
 }
 
-DP4TL_AVX512 int64_t near_best_avx512(const Bf16* row, const float* offset, const float* error, float norm, int64_t n,
+template <class T>
+DP4TL_AVX512 int64_t near_best_avx512(const void* products, const float* offset, const float* error, float norm, int64_t n,
                                       float* high, int32_t* out) {
-  const __m512 rounding = _mm512_set1_ps(kRounding), norms = _mm512_set1_ps(norm);
-  const __m512 underflow = _mm512_set1_ps(kUnderflow);
+  const T* row = static_cast<const T*>(products);
+  const __m512 rounding = _mm512_set1_ps(kRounding<T>), sum_rounding = _mm512_set1_ps(kSumRounding);
+  const __m512 norms = _mm512_set1_ps(norm), underflow = _mm512_set1_ps(kUnderflow);
   __m512 top = _mm512_set1_ps(-kInfinity);
   __mmask16 nan = 0;
   const int64_t whole = n / 16 * 16;
   for (int64_t k = 0; k < whole; k += 16) {
-    const __m512 product = load16(row + k), score = _mm512_add_ps(product, _mm512_loadu_ps(offset + k));
+    const __m512 product = load16(row + k), shift = _mm512_loadu_ps(offset + k), score = _mm512_add_ps(product, shift);
     __m512 slack = _mm512_fmadd_ps(norms, _mm512_loadu_ps(error + k), underflow);
+    slack = _mm512_fmadd_ps(sum_rounding, _mm512_abs_ps(shift), slack);
     slack = _mm512_fmadd_ps(rounding, _mm512_abs_ps(product), slack);
     const __m512 low = _mm512_sub_ps(score, slack);
     _mm512_storeu_ps(high + k, _mm512_add_ps(score, slack));
@@ -133,7 +136,7 @@ const Table kAvx512 = {
     {argmax_avx512, argmax16_avx512<F16>, argmax16_avx512<Bf16>},
     {dot_avx512<float>, dot_avx512<F16>, dot_avx512<Bf16>},
     {add_avx512<float>, add_avx512<F16>, add_avx512<Bf16>},
-    near_best_avx512,
+    {near_best_avx512<float>, nullptr, near_best_avx512<Bf16>},
 };
 
 }  // namespace rows

@@ -14,8 +14,8 @@ namespace rows {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr Best kNanRow = {std::numeric_limits<float>::quiet_NaN(), kNan};
 
-// A product rounded to bfloat16 is off by up to 2^-8 of the exact one; measured from the rounded one a little more.
-constexpr float kRounding = 1.01f / 256;
+// Rounding in float32 of product + offset, here and where it is computed again, and of the bounds: below 4 * 2^-24 of both.
+constexpr float kSumRounding = 0x1p-22f;
 // Hardware products of bfloat16 take subnormal numbers for zero.
 constexpr float kUnderflow = 1e-30f;
 
@@ -27,6 +27,11 @@ struct Bf16 {
   static constexpr int16_t kInfinityBits = 0x7f80;
   uint16_t bits;
 };
+
+// Rounding of a product to T. One rounded to bfloat16 is off by up to 2^-8 of the exact one; measured from the rounded one
+// a little more.
+template <class T> constexpr float kRounding = kSumRounding;
+template <> constexpr float kRounding<Bf16> = 1.01f / 256;
 
 inline float from_bits(uint32_t bits) {
   float value;
@@ -44,10 +49,12 @@ inline float widen(F16 x) {
   return from_bits(sign | ((rest << 13) + (112u << 23)));  // exponent bias 15 -> 127
 }
 
-// Interval that holds the exact score of one column of screened products.
+// Interval that holds the score of one column as it would be computed again.
 struct Bounds { float low, high; };
-inline Bounds bounds(Bf16 product, float offset, float error, float norm) {
-  const float p = widen(product), slack = kRounding * std::fabs(p) + norm * error + kUnderflow;
+template <class T>
+Bounds bounds(T product, float offset, float error, float norm) {
+  const float p = widen(product);
+  const float slack = kRounding<T> * std::fabs(p) + (kSumRounding * std::fabs(offset) + (norm * error + kUnderflow));
   return {p + offset - slack, p + offset + slack};
 }
 
@@ -80,8 +87,10 @@ void add_baseline(const void* data, float* sum, int64_t n) {
   for (int64_t i = 0; i < n; ++i) sum[i] += widen(row[i]);
 }
 
-inline int64_t near_best_baseline(const Bf16* row, const float* offset, const float* error, float norm, int64_t n,
-                                  float* high, int32_t* out) {
+template <class T>
+int64_t near_best_baseline(const void* products, const float* offset, const float* error, float norm, int64_t n, float* high,
+                           int32_t* out) {
+  const T* row = static_cast<const T*>(products);
   float threshold = -kInfinity;
   bool nan = false;
   for (int64_t k = 0; k < n; ++k) {
@@ -105,14 +114,11 @@ float dot_baseline(const void* left, const void* right, int64_t n) {
   return sum;
 }
 
-using NearBest = int64_t (*)(const Bf16* row, const float* offset, const float* error, float norm, int64_t n, float* high,
-                             int32_t* out);
-
 struct Table {
   RowArgmax argmax[3];  // by Scalar: f32, f16, bf16
   Dot dot[3];
   AddRow add[3];
-  NearBest near_best;
+  NearBest near_best[3];  // none for f16, which no product is taken in
 };
 
 #if defined(__x86_64__)

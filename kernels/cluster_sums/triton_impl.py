@@ -1,4 +1,4 @@
-"""``cluster_sums`` on a GPU without atomics: rows are sorted by cluster, a program sums one cluster in their order."""
+"""``cluster_sums`` on a GPU without atomics: rows are sorted by cluster, and each program sums one cluster in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The truth of one Lloyd step in plain torch, in float64."""
+"""The truth of ``cluster_sums`` in plain torch, in float64."""
 
 from __future__ import annotations
 

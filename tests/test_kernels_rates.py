@@ -1,0 +1,130 @@
+"""Choices by measured rate: made once, kept in the user's cache folder, overridden by the environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dp4tl_fast import doctor
+from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.kernels import _native, nearest_centroid, rates
+from dp4tl_fast.kernels.linear_argmax import native_impl
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """An empty cache, and a process that has measured nothing."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(rates, "_known", {})
+    monkeypatch.delenv(rates.VARIABLE, raising=False)
+    return tmp_path / "dp4tl_fast/rates"
+
+
+def race(calls, versions="1"):
+    ways = {name: lambda name=name: calls.append(name) for name in ("one", "other")}
+    return rates.Race("a test", versions, ways, work=1.0)
+
+
+def test_rates_are_measured_once_and_kept_for_the_next_process(cache, monkeypatch):
+    calls = []
+    measured = race(calls).rates()
+    assert calls == ["one", "other"] * (rates.ROUNDS + 1)
+    assert race(calls).rates() == measured and race(calls).fastest() == max(measured, key=measured.get)
+    monkeypatch.setattr(rates, "_known", {})  # the next process
+    assert race(calls).rates() == measured and len(calls) == 2 * (rates.ROUNDS + 1)
+    race(calls, versions="2").rates()  # another version is measured anew
+    assert len(calls) == 4 * (rates.ROUNDS + 1) and len(list(cache.iterdir())) == 2
+    renewed = race(calls).rates(again=True)
+    assert len(calls) == 6 * (rates.ROUNDS + 1) and renewed in [json.loads(f.read_text())["rates"] for f in cache.iterdir()]
+
+
+def test_the_fastest_is_that_of_the_kept_rates(cache, monkeypatch):
+    race([]).rates()
+    (file,) = cache.iterdir()
+    for first, second in ((1.0, 2.0), (2.0, 1.0)):
+        file.write_text(json.dumps({"rates": {"one": first, "other": second}}))
+        monkeypatch.setattr(rates, "_known", {})
+        assert race([]).fastest() == ("other" if second > first else "one")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", '{"rates": {"one": 1}}', '{"rates": {"one": 1, "other": NaN}}', '{"rates": {"one": 1, "other": []}}',
+                '{"rates": {"one": -1, "other": 2}}'],
+)  # fmt: skip
+def test_a_damaged_file_is_measured_again(cache, monkeypatch, content):
+    race([]).rates()
+    (file,) = cache.iterdir()
+    file.write_text(content)
+    monkeypatch.setattr(rates, "_known", {})
+    calls = []
+    measured = race(calls).rates()
+    assert calls and json.loads(file.read_text())["rates"] == measured
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
+    (tmp_path / "dp4tl_fast").write_text("a file where the folder should be")
+    calls = []
+    assert race(calls).rates() == race(calls).rates() and len(calls) == 2 * (rates.ROUNDS + 1)
+
+
+def test_without_a_home_nothing_is_kept(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 4_000_000_000)  # in no list of users
+    with pytest.raises(OSError, match="home"):
+        rates.folder()
+    assert set(race([]).rates()) == {"one", "other"}
+
+
+def test_the_environment_decides(monkeypatch):
+    monkeypatch.setenv(rates.VARIABLE, "other=x,linear_argmax=bfloat16")
+    assert rates.forced("linear_argmax", native_impl.PRODUCTS) == "bfloat16"
+    assert native_impl.faster_products(torch.float32, 64, work=1) == "bfloat16"
+    assert rates.forced("another", ["x"]) is None
+    for bad in ("linear_argmax=float64", "linear_argmax", "float32"):
+        monkeypatch.setenv(rates.VARIABLE, bad)
+        with pytest.raises(UsageError, match=f"DP4TL_FAST_WAYS={bad}: expected OPERATION=WAY; .* are float32, bfloat16"):
+            nearest_centroid(torch.zeros(2, 3), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_real_race_has_a_rate_for_each_way(cache, dtype):
+    found = native_impl.race(dtype, 100)
+    assert set(found.rates()) == ({"float32", "bfloat16"} if _native.has_bf16_products() else {"float32"})
+    assert found.fastest() in found.rates()
+    about = json.loads(next(cache.iterdir()).read_text())["about"]
+    assert about[0] == f"linear_argmax of {str(dtype)[6:]}, depth 128, threads {torch.get_num_threads()}"
+
+
+def test_doctor_shows_the_rates_and_what_is_taken(capsys):
+    doctor.rates()
+    shown = json.loads(capsys.readouterr().out)
+    assert f"linear_argmax of float32, depth 512, threads {torch.get_num_threads()}" in shown and len(shown) == len(doctor.RATES)
+    for found in shown.values():
+        assert found["chosen"] == max(found["gflops"], key=found["gflops"].get)
+
+
+LARGE = """
+import hashlib, torch
+from dp4tl_fast.kernels import nearest_centroid
+generator = torch.Generator().manual_seed(0)
+x, c = torch.randn(9000, 512, generator=generator), torch.randn(1100, 512, generator=generator)
+got = nearest_centroid(x, c, return_distances=True)
+print(hashlib.sha256(got.index.numpy().tobytes() + got.distances.numpy().tobytes()).hexdigest())
+"""
+
+
+def test_no_choice_changes_a_bit_of_the_result(cache):
+    """Large enough to be measured: with each way forced, and with the one that the rates choose."""
+    ways = [{}, *({rates.VARIABLE: f"linear_argmax={way}"} for way in native_impl.PRODUCTS)]
+    runs = [
+        subprocess.run([sys.executable, "-c", LARGE], env={**os.environ, **way}, capture_output=True, text=True, check=True)
+        for way in ways
+    ]
+    assert len({run.stdout for run in runs}) == 1 and len(runs[0].stdout.strip()) == 64
+    assert cache.exists() == _native.has_bf16_products()  # measured, where there is a choice
