@@ -1,10 +1,10 @@
-// Writes the fuzz targets' seeds: make_corpus DIR. Four bytes that choose a crop, then a small JPEG of each kind, with an index where
-// it can have one.
+// Writes the fuzz targets' seeds: make_corpus DIR. Sequences of two images as fuzz_jpeg.cpp reads them: a small JPEG of each kind, with
+// an index where it can have one, and the same without its own Huffman tables.
 #include <cstdio>
 #include <string>
 
 #include "tests/check.h"
-#include "tests/jpegs.h"
+#include "tests/odd_jpegs.h"
 
 using namespace dp4tl::test;
 
@@ -24,8 +24,10 @@ int main(int argc, char** argv) {
         const std::vector<uint8_t> jpeg = indexed ? insert_index(indexer, plain) : plain;
         std::FILE* file = std::fopen((std::string(argv[1]) + "/jpeg_" + std::to_string(seed)).c_str(), "wb");
         CHECK(file);
-        const uint8_t crop[4] = {40, 90, 200, 120};
-        CHECK(std::fwrite(crop, 1, 4, file) == 4 && std::fwrite(jpeg.data(), 1, jpeg.size(), file) == jpeg.size());
+        for (const std::vector<uint8_t>& image : {jpeg, without(jpeg, 0xC4)}) {
+          const uint8_t head[6] = {40, 90, 200, 120, static_cast<uint8_t>(image.size() >> 8), static_cast<uint8_t>(image.size())};
+          CHECK(std::fwrite(head, 1, 6, file) == 6 && std::fwrite(image.data(), 1, image.size(), file) == image.size());
+        }
         std::fclose(file);
       }
     }

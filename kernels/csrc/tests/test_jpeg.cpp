@@ -190,6 +190,33 @@ void progressive(const Kernels& kernels) {
   compare(pixels, decode_planes(jpeg), all, "progressive");
 }
 
+// libjpeg-turbo's crops of a few pixels, at the edges too, hold what the whole image has there: chroma is upsampled by the same rule.
+void narrow_crops() {
+  unsigned seed = 80;
+  TurboDecoder turbo;
+  for (const auto& [h, v] : {std::pair{1, 1}, {2, 1}, {1, 2}, {2, 2}, {4, 1}, {4, 2}}) {
+    for (const int side : {1, 2, 3, 4, 5, 15, 16, 17, 18, 31, 33, 34, 48, 65, 67}) {
+      JpegOptions o;
+      o.width = side, o.height = 2 * side + 1, o.h = h, o.v = v;
+      const std::vector<uint8_t> jpeg = encode(o, ++seed);
+      const Pixels all = turbo.decode(jpeg.data(), jpeg.size(), o.width, o.height, {0, 0, o.width, o.height});
+      const std::vector<uint8_t> whole(all.planes[0].data, all.planes[0].data + all.planes[0].stride * o.height);
+      for (int x = 0; x < o.width; ++x) {
+        for (int n = 1; n <= std::min(3, o.width - x); ++n) {
+          for (const int y : {0, (x * 7 + n) % o.height}) {
+            const Plane p = turbo.decode(jpeg.data(), jpeg.size(), o.width, o.height, {x, y, n, o.height - y}).planes[0];
+            for (int row = y; row < o.height; ++row) {
+              CHECK(std::memcmp(p.data + (row - p.top) * p.stride + 3 * (x - p.left), &whole[static_cast<size_t>((row * o.width + x) * 3)],
+                                static_cast<size_t>(3 * n)) == 0,
+                    "columns %d to %d, row %d of %d x %d pixels, sampled %d x %d", x, x + n - 1, row, o.width, o.height, h, v);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
 // Any damage is either refused or decoded to something; the sanitizers watch the bounds. The bytes are in a block of exactly their
 // size, so that one byte too far is noticed.
 void damaged(const Kernels& kernels) {
@@ -225,6 +252,7 @@ void damaged(const Kernels& kernels) {
 
 int main() {
   ends();
+  narrow_crops();
   for (const Isa isa : supported_isas()) {
     const Kernels& kernels = kernels_for(isa);
     CHECK(isa == kernels.isa);

@@ -32,6 +32,17 @@ struct LibjpegErrors : jpeg_error_mgr {
   char message[JMSG_LENGTH_MAX] = "";
 };
 
+// A decompressor for one image. Not to be used for another: libjpeg keeps quantisation and Huffman tables, and an image without its
+// own would be decoded with those of the image before.
+struct LibjpegReader {
+  LibjpegReader() = default;
+  ~LibjpegReader() { jpeg_destroy_decompress(&info); }
+  LibjpegReader(const LibjpegReader&) = delete;
+  LibjpegReader& operator=(const LibjpegReader&) = delete;
+
+  jpeg_decompress_struct info{};
+};
+
 // A compressor whose output lies in memory. (jpeg_mem_dest loses track of its buffer if it fails to enlarge it.)
 class LibjpegWriter {
  public:

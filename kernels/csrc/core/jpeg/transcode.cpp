@@ -7,11 +7,6 @@
 namespace dp4tl {
 namespace {
 
-struct Reader {
-  jpeg_decompress_struct info{};
-  ~Reader() { jpeg_destroy_decompress(&info); }
-};
-
 constexpr const char* kRefused = "is not a JPEG that can be rewritten: ";
 
 void transcode(const uint8_t* data, size_t size, LibjpegErrors& errors, jpeg_decompress_struct& from, LibjpegWriter& to) {
@@ -37,7 +32,7 @@ void transcode(const uint8_t* data, size_t size, LibjpegErrors& errors, jpeg_dec
 
 std::string make_sequential(const uint8_t* data, size_t size) {
   LibjpegErrors errors;
-  Reader from;
+  LibjpegReader from;
   LibjpegWriter to;
   if (!errors.run([&] { transcode(data, size, errors, from.info, to); })) throw Error(std::string(kRefused) + errors.why());
   return to.bytes();

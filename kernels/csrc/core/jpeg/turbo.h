@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 
 #include "core/pixels/pixels.h"
 
@@ -13,21 +12,17 @@ struct Rect {
   int x, y, width, height;
 };
 
-// For one thread; reuses its buffers from image to image.
+// For one thread; reuses its buffers from image to image, and nothing else.
 class TurboDecoder {
  public:
-  TurboDecoder();
-  ~TurboDecoder();
-
   // Decode the pixels of `wanted` with the accurate IDCT and smooth chroma, to interleaved RGB or greyscale. CMYK and YCCK become
   // RGB as Pillow converts them. The result is valid until the next call.
-  // Throws Error: not a JPEG, truncated, or its size is not width x height.
+  // Missing Huffman tables are the standard ones (frames of Motion JPEG).
+  // Throws Error: not a JPEG, truncated, without quantisation tables, or its size is not width x height.
   Pixels decode(const uint8_t* data, size_t size, int width, int height, const Rect& wanted);
 
-  struct State;
-
  private:
-  std::unique_ptr<State> state_;
+  Scratch<uint8_t> pixels_, line_;
 };
 
 }  // namespace dp4tl
