@@ -15,6 +15,7 @@ import numpy as np
 from dp4tl_fast.beton import format as fmt
 from dp4tl_fast.beton.fingerprint import CHECKSUMS, CLASS_NAMES, RECORDS, Fingerprint
 from dp4tl_fast.beton.sidecars import Sidecar, Stamp, stamp
+from dp4tl_fast.common.content import HEAD_BYTES, what_it_is
 from dp4tl_fast.common.errors import BetonError, RecordError
 
 SAME_FOLDERS = "Convert both from folders of the same classes"
@@ -54,6 +55,8 @@ class Beton:
             raise BetonError(f"{self.path}: cannot be read as a .beton file: {error}") from None
         self._map = np.frombuffer(self._pages, np.uint8)
         self.file_size = self._map.size
+        if what := what_it_is(bytes(self._map[:HEAD_BYTES])):
+            self._fail(f"is {what}, not a .beton file")
         header = self._table(0, fmt.HEADER, 1, "header")[0]
         if header["version"] != fmt.VERSION:
             self._fail(

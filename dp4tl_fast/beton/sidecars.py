@@ -40,7 +40,9 @@ DAMAGED = (  # what the standard library raises over bytes that are no archive, 
 )  # fmt: skip
 
 Stamp = dict[str, int]  # which .beton a sidecar belongs to
-AuditRow = tuple[int, int | str, str, str]  # position in the listing, record or "", where it comes from, what happened
+AuditRow = tuple[
+    int | str, int | str, str, str
+]  # position in the listing or "", record or "", where it is from, what happened
 
 
 def sidecar(beton: str | Path, kind: str = ARCHIVE) -> Path:

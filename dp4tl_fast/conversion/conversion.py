@@ -29,6 +29,7 @@ from dp4tl_fast.common.errors import BetonError, UsageError
 from dp4tl_fast.common.files import partial_path
 from dp4tl_fast.conversion.images import ImageRule
 from dp4tl_fast.conversion.journal import Frame, Journal, journal_path, payloads_are_intact
+from dp4tl_fast.conversion.listing import left_out
 from dp4tl_fast.conversion.pipeline import converted
 from dp4tl_fast.sources.base import Source
 
@@ -158,6 +159,7 @@ class Conversion:
             "byte_for_byte": len(self.order) - self._changed.total() - self._skipped,
             "changed": dict(sorted(self._changed.items())),
             "skipped": self._skipped,
+            "left_out": left_out(self.source),
         }
         made = info(self.identity, summary)
         audit = self._audit(journal)
@@ -166,7 +168,9 @@ class Conversion:
         return summary
 
     def _audit(self, journal: Journal) -> Iterator[AuditRow]:
-        """The audit table, streamed from the journal."""
+        """The audit table: what was passed over when the source was listed, then images, streamed from the journal."""
+        for name, why in self.source.left_out:
+            yield "", "", name, f"left out: {why}"
         for frame in journal.frames(self.identity) or ():
             for i, record, what in frame.audit:
                 yield i, record if record >= 0 else "", self.source.name(i), what

@@ -21,6 +21,7 @@ from dp4tl_fast.beton import format as fmt
 from dp4tl_fast.beton import jpeg
 from dp4tl_fast.beton.entry_points import add_entry_points
 from dp4tl_fast.common.checks import require
+from dp4tl_fast.common.content import HEAD_BYTES, what_it_is
 from dp4tl_fast.common.errors import SourceError
 
 WRITE_MODES = ("keep", "jpg", "raw", "smart", "proportion")
@@ -177,7 +178,8 @@ def _decoded(data: bytes, rule: ImageRule, mode: str, note: str) -> Record:
     except Image.DecompressionBombError as error:
         raise SourceError(f"it is too large to be decoded safely: {error}") from None
     except UnidentifiedImageError:  # its text has an address in it, and audit files must not differ between runs
-        raise SourceError("it cannot be decoded: its content is no image of a known kind") from None
+        what = what_it_is(data[:HEAD_BYTES])
+        raise SourceError(f"it is {what}" if what else "it cannot be decoded: its content is no image of a known kind") from None
     except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
         raise SourceError(f"it cannot be decoded: {error}") from None
     notes = [note] if note else [f"{kind}, not JPEG"] if kind != "JPEG" else []

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dp4tl_fast.common.content import UNFINISHED
 from dp4tl_fast.common.errors import SourceError
 from dp4tl_fast.common.ordered import chunk_bounds, ordered_map
 from dp4tl_fast.conversion.images import ImageRule, Record, make_record
@@ -64,10 +65,11 @@ def convert_chunk(source: Source, positions: np.ndarray, rule: ImageRule, skip: 
         try:
             record = make_record(source.read(i), rule, i)
         except (SourceError, OSError) as error:
+            name = source.name(i)
+            why = f"it is an unfinished download: {error}" if name.lower().endswith(UNFINISHED) else str(error)
             if not skip:
-                remedy = "Repair or remove it, or give `on_error=skip`"
-                raise SourceError(f"{source.name(i)}: {error}. {remedy}") from None
-            notes.append((i, -1, str(error)))
+                raise SourceError(f"{name}: {why}. Repair or remove it, or give `on_error=skip`") from None
+            notes.append((i, -1, why))
             continue
         if record.note:
             notes.append((i, len(records), record.note))

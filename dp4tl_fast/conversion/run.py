@@ -20,8 +20,9 @@ from dp4tl_fast.common.files import check_outputs
 from dp4tl_fast.common.machine import cores
 from dp4tl_fast.conversion.conversion import Conversion, check_space, finished
 from dp4tl_fast.conversion.images import ImageRule, make_record
+from dp4tl_fast.conversion.listing import as_text, converted_text, listed
 from dp4tl_fast.conversion.shards import parse_shard, shard_path
-from dp4tl_fast.sources import Source, open_source
+from dp4tl_fast.sources import Source, SourceOptions, open_source
 
 
 def convert(
@@ -29,6 +30,15 @@ def convert(
     out: str,
     *,
     labels: str = "",
+    split: str = "",
+    classes_from: str = "",
+    class_order: str = "text",
+    label_type: str = "auto",
+    allow_empty: bool = False,
+    image_column: str = "",
+    label_column: str = "",
+    image_key: str = "",
+    label_key: str = "",
     layout: str = "class",
     write_mode: str = "keep",
     max_side: int = 0,
@@ -42,8 +52,9 @@ def convert(
     on_error: str = "fail",
     resume: bool = False,
     shard: str = "",
+    dry_run: bool = False,
 ) -> dict[str, Any]:
-    """Convert labelled images to a .beton file that FFCV and dp4tl_fast read.
+    """Convert labelled images to a .beton file that FFCV and dp4tl_fast read. The rules: docs/converting.md.
 
     JPEGs are stored without loss where every loader can read them (less EXIF and comments); all else is decoded and
     re-encoded; audit.csv in OUT's sidecar lists what is not stored byte for byte, and why. The same input and flags give the same
@@ -56,6 +67,17 @@ def convert(
             path and label; ``torchvision:NAME?root=DIR&split=train``; a folder, tar or Parquet file behind a URL.
         out: The .beton file to write. Its sidecar goes beside it: ``x.info.zip`` for ``x.beton``, with the class names.
         labels: ILSVRC2012_devkit_t12.tar.gz, which knows the labels of ILSVRC2012_img_val.tar.
+        split: The split to convert, where SRC holds several (train, val ...).
+        classes_from: ``top``: the folders of the root are classes, with all that is below them; ``leaf``: the folders around
+            the images are; or a table (CSV, TSV, or separated by spaces) with file names and classes, for flat images.
+        class_order: Ids follow the class names as ``text`` or in ``natural`` order (numbers in them by value); or the order of
+            a file with one class name per line, or of another .beton.
+        label_type: ``id`` (whole numbers), ``text`` (class names), or ``auto``: ids where all labels are numbers.
+        allow_empty: Keep classes without images as classes with an id, instead of refusing them.
+        image_column: Column of image bytes or paths in Parquet, Arrow, CSV and TSV files, where there are several.
+        label_column: Column of labels.
+        image_key: Ending of the images in a WebDataset, where there are several: ``jpg``.
+        label_key: Ending of the labels in a WebDataset: ``cls``; ``json:a.b`` is the value of b in a in the .json file.
         layout: ``class`` stores each class as one byte range, its records in random order; ``shuffled`` mixes all.
         write_mode: ``keep``, ``jpg`` (re-encode every image), ``raw`` (pixels), ``smart`` or ``proportion``.
         max_side: Shrink images whose longer side has more pixels than this; 0 keeps their size.
@@ -72,10 +94,12 @@ def convert(
             from other input or flags.
         shard: ``I/N`` converts the I-th of N parts (from 0) to OUT.shard-I-of-N.beton, which can be used as it is;
             ``auto`` takes I and N from Slurm or torchrun. ``dp4tl-fast merge OUT`` joins them to the file of one run.
+        dry_run: Print what would be converted (classes, counts, what is left out and why) and write nothing.
 
     Returns:
         ``samples`` stored, ``classes``, ``bytes`` of the file, ``seconds``, ``listed`` in the source, of which
-        ``byte_for_byte``, ``changed`` (see the audit file) and ``skipped``; ``resumed``: done by an earlier run.
+        ``byte_for_byte``, ``changed`` (see the audit file) and ``skipped``; ``left_out``: files that were passed over, by
+        reason; ``resumed``: done by an earlier run. With ``dry_run``: see ``listing.listed``.
 
     Raises:
         SourceError: The source is missing, empty, or holds a bad image.
@@ -86,13 +110,21 @@ def convert(
         write_mode=write_mode, max_side=max_side, short_side=short_side, quality=quality,
         smart_threshold=smart_threshold, jpeg_share=jpeg_share, seed=seed, entry_points=wants_entry_points(entry_points),
     )  # fmt: skip
+    options = SourceOptions(
+        labels=labels, split=split, classes_from=classes_from, class_order=class_order, label_type=label_type,
+        allow_empty=allow_empty, image_column=image_column, label_column=label_column, image_key=image_key, label_key=label_key,
+    )  # fmt: skip
     check_layout(layout)
     _check_flags(on_error, workers)
     started = time.perf_counter()
     part = parse_shard(shard)
     target = shard_path(Path(out), *part) if part else Path(out)
     check_outputs([("out", target)], [src])
-    with closing(open_source(src, labels=labels, scratch=target.absolute().parent)) as source:
+    with closing(open_source(src, options, scratch=target.absolute().parent)) as source:
+        if dry_run:
+            result = listed(src, source)
+            cli.message(as_text(result))
+            return result
         order = record_order(source.labels, layout, seed)
         identity: dict[str, Any] = {"input": source.identity(), "layout": layout, "rule": asdict(rule)}
         identity["pillow"] = version("pillow")  # the bytes depend on its codecs, too
@@ -111,7 +143,9 @@ def convert(
                 )  # fmt: skip
                 summary, resumed = conversion.run(), conversion.resumed
     size, seconds = target.stat().st_size, time.perf_counter() - started
-    return {"out": str(target), **summary, "bytes": size, "resumed": resumed, "seconds": seconds}
+    result = {"out": str(target), **summary, "bytes": size, "resumed": resumed, "seconds": seconds}
+    cli.message(converted_text(result, source.notes))
+    return result
 
 
 class Progress:

@@ -100,13 +100,15 @@ def _sum(infos: list[dict[str, Any]]) -> dict[str, Any]:
         "byte_for_byte": totals["byte_for_byte"],
         "changed": dict(sorted(changed.items())),
         "skipped": totals["skipped"],
+        "left_out": infos[0].get("left_out", {}),
     }
 
 
 def _joined_audits(shards: list[Beton]) -> Iterator[AuditRow]:
     first = 0
-    for beton in shards:
+    for number, beton in enumerate(shards):
         for row in beton.sidecar.audit():
             record = int(row["record"]) + first if row["record"] else ""
-            yield int(row["index"]), record, row["source"], row["what"]
+            if row["index"] or number == 0:  # every shard lists what was left out of the source
+                yield row["index"], record, row["source"], row["what"]
         first += beton.num_samples

@@ -1,102 +1,200 @@
-"""Where images come from: one module per kind, chosen by what ``SRC`` is."""
+"""Where images come from: one module per kind, chosen by what ``SRC`` is. The rules: docs/converting.md."""
 
 from __future__ import annotations
 
 import glob
+import itertools
+import os
 import re
 import shutil
 import tempfile
 from pathlib import Path
 
-from dp4tl_fast.common.errors import SourceError
+from dp4tl_fast.common.content import PARQUET, TAR, TEXT, UNFINISHED, what_it_is
+from dp4tl_fast.common.errors import SourceError, UsageError
 from dp4tl_fast.sources.base import Source
-from dp4tl_fast.sources.folder import FolderSource
+from dp4tl_fast.sources.files import check_file, read_head
+from dp4tl_fast.sources.options import SourceOptions
+from dp4tl_fast.sources.tree import SPLITS
 
-__all__ = ["Source", "open_source"]
+__all__ = ["Source", "SourceOptions", "open_source"]
 
-TABLES = (".csv", ".tsv")
+KINDS = {".tar": "tar", ".parquet": "columns", ".arrow": "columns", ".csv": "table", ".tsv": "table"}
+EXPECTED = {".tar": TAR, ".parquet": PARQUET, ".csv": TEXT, ".tsv": TEXT}  # as ``what_it_is`` says it
+PACKED = {  # ending -> the command that unpacks it
+    ".tar.gz": "gunzip -k", ".tgz": "gunzip -k -S .tgz", ".tar.bz2": "bunzip2 -k", ".tar.xz": "unxz -k", ".tar.zst": "unzstd",
+    ".zip": "unzip", ".7z": "7z x", ".rar": "unrar x",
+}  # fmt: skip
+MAX_SHARDS = 1_000_000
 
 
-def open_source(src: str, *, labels: str = "", scratch: Path | None = None) -> Source:
+def open_source(src: str, options: SourceOptions | None = None, *, scratch: Path | None = None) -> Source:
     """List the samples of ``src``.
 
     Args:
         src: A folder of class folders; a tar of tars, of class folders, of flat images (with ``labels``), or WebDataset
-            tars; Parquet; CSV or TSV; several files as a pattern (``x-*.tar``, ``x-{000..009}.tar``) or a folder of
-            them; ``torchvision:NAME?root=...``; ``x.tar#a/train``: what lies below a folder in the tar; a folder, tar or
-            Parquet file behind a URL that fsspec knows.
-        labels: ImageNet's devkit, for its validation tar.
+            tars; Parquet; Arrow files of ``datasets.save_to_disk``; CSV or TSV; several files as a pattern (``x-*.tar``,
+            ``x-{000..009}.tar``) or a folder of them; ``torchvision:NAME?root=...``; ``x.tar#a/train``: what lies below a
+            folder in the tar; a folder or such files behind a URL that fsspec knows.
+        options: Answers to what the source leaves open.
         scratch: Where sources that cannot be read at random are copied to; the system's temporary folder by default.
 
     Raises:
-        SourceError: It is missing, empty or of no known kind.
+        SourceError: It is missing, empty or of no known kind, or leaves open what must be said.
+        UsageError: An option has no meaning for it.
     """
-    scratch = scratch or Path(tempfile.gettempdir())
+    scratch, options = scratch or Path(tempfile.gettempdir()), options or SourceOptions()
+    if not src.strip():
+        raise UsageError(
+            "convert: SRC is empty. Give a folder, or one of the files that `dp4tl-fast convert --help` lists"
+        )
     if src.startswith("torchvision:"):
         from dp4tl_fast.sources.torchvision import open_torchvision
 
-        return open_torchvision(src, scratch)
+        return open_torchvision(src, options, scratch)
     if "://" in src:
-        return _open_remote(src, labels, scratch)
+        return _open_remote(src, options, scratch)
     below = ""
     if ".tar#" in src and not Path(src).exists():
         src, _, below = src.partition("#")
     path = Path(src)
-    files = _files(src)
-    if path.is_dir() and not files:
-        return FolderSource(path)
+    if path.is_dir():
+        files = _shards(path)
+        if not files:
+            from dp4tl_fast.sources.folder import FolderSource
+
+            options.refuse(src, "image_key", "label_key")
+            return FolderSource(path, options)
+    else:
+        files = [path] if path.exists() else _matching(src)
     if not files:
         raise SourceError(f"{src}: no such file or folder")
-    return _open_files(src, files, labels, scratch, below)
+    return _open_files(src, files, options, scratch, below)
 
 
-def _open_files(src: str, files: list[Path], labels: str, scratch: Path, below: str = "") -> Source:
-    endings = {file.suffix.lower() for file in files}
-    if endings == {".tar"}:
+def _open_files(src: str, files: list[Path], options: SourceOptions, scratch: Path, below: str = "") -> Source:
+    for file in files:
+        check_file(file)
+        _check_content(file)
+    kinds = {KINDS.get(file.suffix.lower()) for file in files}
+    if kinds == {"tar"}:
         from dp4tl_fast.sources.tar import TarSource
 
-        return TarSource(files, labels, below)
-    if endings == {".parquet"}:
-        from dp4tl_fast.sources.parquet import ParquetSource
+        if len(files) > 1:
+            files, options = _of_split(src, files, options)
+        return TarSource(files, options, below)
+    if kinds == {"columns"}:
+        from dp4tl_fast.sources.columns import ColumnSource
 
-        return ParquetSource(files, scratch)
-    if len(files) == 1 and endings <= set(TABLES):
+        files, options = _of_split(src, files, options)
+        return ColumnSource(files, options, scratch)
+    if kinds == {"table"} and len(files) == 1:
         from dp4tl_fast.sources.table import TableSource
 
-        return TableSource(files[0])
-    raise SourceError(f"{src}: of no known kind. Give a folder of class folders, .tar, .parquet, .csv or .tsv files")
+        return TableSource(files[0], options)
+    raise SourceError(
+        f"{src}: is of no known kind. Give a folder of class folders, .tar, .parquet, .arrow, .csv or .tsv files"
+    )
 
 
-def _files(src: str) -> list[Path]:
-    """The files that ``src`` names: itself, a pattern's, or the tars or Parquet files in a folder of such alone."""
-    path = Path(src)
-    if path.is_dir():
-        visible = [p for p in sorted(path.iterdir()) if not p.name.startswith(".")]
-        return visible if visible and all(p.suffix.lower() in (".tar", ".parquet") for p in visible) else []
-    if path.exists():
-        return [path]
-    return sorted(Path(name) for pattern in _braces(src) for name in glob.glob(pattern))  # noqa: PTH207  # any root
+def _check_content(file: Path) -> None:
+    """Refuse what is something else than its name says: a pointer, an error page, a packed or unfinished file."""
+    for ending, command in PACKED.items():
+        if file.name.lower().endswith(ending):
+            raise SourceError(f"{file}: is packed. Unpack it with `{command} {file}`, then convert what comes out")
+    if file.suffix.lower() in UNFINISHED:
+        raise SourceError(f"{file}: is an unfinished download. Finish it")
+    what = what_it_is(read_head(os.fsencode(file)))
+    if what and what != EXPECTED.get(file.suffix.lower()):
+        raise SourceError(f"{file}: is {what}")
+
+
+# -- files in parts ---------------------------------------------------------------------------------------------------
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The tars, Parquet or Arrow files of a folder that holds them alone, or beside notes; or of the ``data`` folder in it."""
+    try:
+        visible = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".")]
+    except OSError as error:
+        raise SourceError(f"{folder}: cannot be listed: {error.strerror}. Make it readable") from None
+    notes = (".md", ".json", ".txt", ".yaml", ".yml", ".lock")
+    files = [p for p in visible if p.suffix.lower() not in notes]
+    if [p.name for p in files] == ["data"] and files[0].is_dir():
+        return [p for p in _shards(files[0]) if p.suffix.lower() != ".tar"]
+    if files and all(p.suffix.lower() in (".tar", ".parquet", ".arrow") and p.is_file() for p in files):
+        return files
+    if (folder / "dataset_dict.json").exists():  # of datasets.save_to_disk: a folder per split
+        return [p for inner in files if inner.is_dir() for p in sorted(inner.glob("*.arrow"))]
+    return []
+
+
+def _split_of(file: Path) -> str:
+    """The split that a file's name tells: ``train-00000-of-00002.parquet``, ``imagenet-val-003.tar``; or its folder's."""
+    words = [word for word in re.split(r"[-_.]+", file.name.lower()) if word in SPLITS]
+    return words[0] if words else file.parent.name if file.suffix == ".arrow" else ""
+
+
+def _of_split(src: str, files: list[Path], options: SourceOptions) -> tuple[list[Path], SourceOptions]:
+    """The files of the split asked for; all where they tell no splits, or only one."""
+    splits = {file: _split_of(file) for file in files}
+    found = sorted(set(splits.values()))
+    if (options.split and len(found) > 1) or options.split in found:
+        if options.split not in found:
+            raise SourceError(f"{src}: has no split {options.split!r}. It holds {', '.join(filter(None, found))}")
+        from dataclasses import replace
+
+        return [file for file in files if splits[file] == options.split], replace(options, split="")
+    if len(found) > 1:
+        names = ", ".join(name or "others" for name in found)
+        first = next(filter(None, found))
+        raise SourceError(f"{src}: holds the splits {names}. Choose one with --split {first}")
+    return files, options
+
+
+def _matching(src: str) -> list[Path]:
+    """The files of a pattern: braces first, then ``*``; brackets are part of names, unless nothing is called so."""
+    found = []
+    names = _braces(src)
+    for name in names:
+        plain = re.sub(r"([\[\]?])", r"[\1]", name)
+        matches = sorted(glob.glob(plain)) or sorted(glob.glob(name))  # noqa: PTH207  # any root
+        if not matches and len(names) > 1:
+            raise SourceError(f"{name}: no such file, but {src} asks for it")
+        found += [Path(match) for match in matches]
+    return found
 
 
 def _braces(pattern: str) -> list[str]:
-    """``x-{000..012}.tar`` -> the names of a WebDataset."""
-    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
-    if not match:
-        return [pattern]
-    numbers = range(int(match[1]), min(int(match[2]), int(match[1]) + 1_000_000) + 1)
-    names = [f"{pattern[: match.start()]}{k:0{len(match[1])}}{pattern[match.end() :]}" for k in numbers]
-    if missing := [name for name in names if "*" not in name and not Path(name).exists()]:
-        raise SourceError(f"{missing[0]}: no such file, but {pattern} asks for it")
-    return names
+    """``x-{000..012}.tar`` and ``{a,b}/x.tar`` -> the names of a WebDataset; any number of braces."""
+    parts = re.split(r"\{([^{}]*)\}", pattern)
+    choices: list[list[str]] = []
+    for i, part in enumerate(parts):
+        if i % 2 == 0:
+            choices.append([part])
+        elif match := re.fullmatch(r"(\d+)\.\.(\d+)", part):
+            first, last = int(match[1]), int(match[2])
+            if last < first or last - first >= MAX_SHARDS:
+                raise SourceError(f"{pattern}: {{{part}}} must count up, over at most {MAX_SHARDS} files")
+            choices.append([f"{k:0{len(match[1])}}" for k in range(first, last + 1)])
+        else:
+            choices.append(part.split(",") if "," in part else ["{" + part + "}"])
+    return ["".join(names) for names in itertools.product(*choices)]
 
 
-def _open_remote(url: str, labels: str, scratch: Path) -> Source:
-    from dp4tl_fast.sources.remote import RemoteFolderSource, fetch
+def _open_remote(url: str, options: SourceOptions, scratch: Path) -> Source:
+    from dp4tl_fast.sources.remote import RemoteFolderSource, fetch, file_name, matching
 
-    if Path(url).suffix.lower() not in (".tar", ".parquet"):
-        return RemoteFolderSource(url)
+    urls = [found for name in _braces(url) for found in matching(name)]
+    name = file_name(urls[0]).lower()
+    if name.endswith((*PACKED, ".csv", ".tsv")):
+        raise SourceError(f"{url}: cannot be read from afar. Download it, and what belongs to it, and convert that")
+    if Path(name).suffix not in KINDS:
+        options.refuse(url, "image_key", "label_key")
+        return RemoteFolderSource(url, options)
+    scratch.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".dp4tl-fetch-", dir=scratch))
     try:  # an open file outlives its name
-        return _open_files(url, [fetch(url, folder)], labels, scratch)
+        return _open_files(url, [fetch(name, folder / str(k)) for k, name in enumerate(urls)], options, scratch)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

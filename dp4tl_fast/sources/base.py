@@ -8,8 +8,6 @@ import numpy as np
 
 from dp4tl_fast.common.errors import SourceError
 
-MAX_CLASS_ID = 10_000_000  # a larger number is no class id, and a table of so many classes would fill the memory
-
 
 class Source(ABC):
     """Labelled images in a fixed, documented order: the "listing".
@@ -18,11 +16,19 @@ class Source(ABC):
         class_names: Names by class id.
         labels: Class id of every sample in listing order, int64 ``[n]``.
         sizes: Stored bytes of every sample, int64 ``[n]``.
+        left_out: (name, why) of files that were passed over: well-known litter, and what lies in no class folder.
+        bad: Samples that are known to be unusable when they are listed, and why; their label is -1.
+        notes: The rules that were applied where the source left a choice, in words.
     """
 
     class_names: list[str]
     labels: np.ndarray
     sizes: np.ndarray
+
+    def __init__(self) -> None:
+        self.left_out: list[tuple[str, str]] = []
+        self.notes: list[str] = []
+        self.bad: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -31,13 +37,19 @@ class Source(ABC):
     def name(self, i: int) -> str:
         """Where sample ``i`` comes from, for messages and the audit file."""
 
-    @abstractmethod
     def read(self, i: int) -> bytes:
         """The image file's bytes. Called from several threads.
 
         Raises:
             OSError, SourceError: It cannot be read.
         """
+        if i in self.bad:
+            raise SourceError(self.bad[i])
+        return self.read_file(i)
+
+    @abstractmethod
+    def read_file(self, i: int) -> bytes:
+        """The bytes of a sample that is not known to be bad."""
 
     @abstractmethod
     def identity(self) -> str:
@@ -45,20 +57,6 @@ class Source(ABC):
 
     def close(self) -> None:  # noqa: B027  # most sources hold nothing open
         """Release files. May be called twice."""
-
-
-def named_classes(src: str, names: list[str], labels: np.ndarray) -> list[str]:
-    """The class names by id; the ids themselves where there are no names.
-
-    Raises:
-        SourceError: A label (int64 ``[n]``, n > 0) is no class id, or has no name.
-    """
-    for label in (int(labels.min()), int(labels.max())):
-        if not 0 <= label <= MAX_CLASS_ID:
-            raise SourceError(f"{src}: has the label {label}, which is no class id. It is not for classification")
-        if names and label >= len(names):
-            raise SourceError(f"{src}: has the label {label}, but names for {len(names)} classes")
-    return names or [str(i) for i in range(int(labels.max()) + 1)]
 
 
 class Names:

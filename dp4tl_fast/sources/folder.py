@@ -1,95 +1,75 @@
-"""A folder of class folders: ``SRC/class/**/image``. Classes and files in sorted order; hidden ones are left out."""
+"""A folder of class folders. Links are followed; hidden files and well-known litter are passed over."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterator
+import stat
 from pathlib import Path
 
 import numpy as np
 
 from dp4tl_fast.common.errors import SourceError
-from dp4tl_fast.sources.base import Names, Source
+from dp4tl_fast.sources.files import kind_of, read_head, read_whole
+from dp4tl_fast.sources.litter import is_litter_folder, why_litter
+from dp4tl_fast.sources.options import SourceOptions
+from dp4tl_fast.sources.tree import Files, Folder, TreeSource
 
 
-class FolderSource(Source):
-    """Every visible file below ``root/class/`` is a sample of the class.
+class FolderSource(TreeSource):
+    """The images below ``root``; see ``tree`` for what is a class.
 
     Raises:
-        SourceError: The folder is missing, has no class folders, or a class folder has no file.
+        SourceError: The folder is missing or empty, holds something that is neither file nor folder, or a link that leads
+            nowhere or back.
     """
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = os.fsencode(Path(root))
+    def __init__(self, root: str | Path, options: SourceOptions) -> None:
+        super().__init__(str(root), options)
+        self._root = os.fsencode(Path(root))
+        tree = Folder(b"", b"")
+        self._list(tree, self._root, ())
+        self._arrange(tree)
+
+    def _list(self, folder: Folder, path: bytes, above: tuple[os.stat_result, ...]) -> None:
+        """Fill in what lies in ``path`` and below."""
+        rows: list[tuple[bytes, tuple[int, ...]]] = []
         try:
-            with os.scandir(self.root) as entries:
-                visible = [entry for entry in entries if not entry.name.startswith(b".")]
-                classes = sorted(entry.name for entry in visible if entry.is_dir())
-        except FileNotFoundError:
-            raise SourceError(f"{root}: no such folder. Give the folder that holds one folder per class") from None
+            this = os.stat(path)  # noqa: PTH116  # bytes
+            if any(os.path.samestat(this, other) for other in above):
+                raise SourceError(f"{os.fsdecode(path)}: leads back to a folder above it. Remove the link")
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        if is_litter_folder(entry.name):
+                            self._leave_out(folder, entry.name + b"/", "a hidden folder, or a system's")
+                        else:
+                            inner = Folder(entry.name, folder.path + b"/" + entry.name if folder.path else entry.name)
+                            folder.folders[entry.name] = inner
+                            self._list(inner, entry.path, (*above, this))
+                        continue
+                    if why := why_litter(entry.name, lambda entry=entry: read_head(entry.path)):  # type: ignore[misc]
+                        self._leave_out(folder, entry.name, why)
+                        continue
+                    status = entry.stat()
+                    if not stat.S_ISREG(status.st_mode):
+                        raise SourceError(f"{os.fsdecode(entry.path)}: is {kind_of(status)}, not a file. Remove it")
+                    rows.append((entry.name, (status.st_size, status.st_mtime_ns)))
+        except FileNotFoundError as error:
+            where = os.fsdecode(error.filename)
+            raise SourceError(f"{where}: a link to nothing. Remove it or restore its target") from None
         except OSError as error:
-            raise SourceError(f"{root}: cannot be listed: {error.strerror}") from None
-        if not classes:
-            found = f"{len(visible)} files but no folder" if visible else "nothing"
-            raise SourceError(f"{root}: holds {found}; it must hold one folder per class, with the images in it")
-        self.class_names = [os.fsdecode(name) for name in classes]
-        root_status = os.stat(self.root)  # noqa: PTH116  # bytes
-        self._names = Names()
-        counts, sizes, self._mtimes = [], [], []
-        for name in classes:
-            files = sorted(_walk(self.root + b"/" + name, name + b"/", (root_status,)))
-            if not files:
-                raise SourceError(f"{root}: class folder {os.fsdecode(name)!r} has no images. Fill it or remove it")
-            self._names.extend([path for path, _, _ in files])
-            counts.append(len(files))
-            sizes.append(np.array([size for _, size, _ in files], np.int64))
-            self._mtimes.append(np.array([mtime for _, _, mtime in files], np.int64))
-        self._names.freeze()
-        self.labels = np.repeat(np.arange(len(classes)), counts)
-        self.sizes = np.concatenate(sizes)
+            where = os.fsdecode(error.filename or path)
+            raise SourceError(f"{where}: cannot be read: {error.strerror}. Make it readable or remove it") from None
+        folder.files = Files.of(rows)
+
+    def _leave_out(self, folder: Folder, name: bytes, why: str) -> None:
+        self.left_out.append((os.fsdecode(folder.path + b"/" + name if folder.path else name), why))
+
+    def _head(self, path: bytes, row: np.ndarray) -> bytes:
+        return read_head(self._root + b"/" + path)
 
     def name(self, i: int) -> str:
-        return os.fsdecode(self.root + b"/" + self._names[i])
+        return os.fsdecode(self._root + b"/" + self._names[i])
 
-    def read(self, i: int) -> bytes:
-        fd = os.open(self.root + b"/" + self._names[i], os.O_RDONLY)
-        try:  # one read of the listed size, one more byte to see that it has not grown
-            data = os.read(fd, int(self.sizes[i]) + 1)
-            if len(data) == self.sizes[i]:
-                return data
-            rest = []
-            while part := os.read(fd, 1 << 20):
-                rest.append(part)
-            return data + b"".join(rest)
-        finally:
-            os.close(fd)
-
-    def identity(self) -> str:
-        digest = hashlib.sha256(self._names.block())
-        for table in (self.labels, self.sizes, *self._mtimes):
-            digest.update(table.tobytes())
-        return digest.hexdigest()
-
-
-def _walk(folder: bytes, prefix: bytes, above: tuple[os.stat_result, ...]) -> Iterator[tuple[bytes, int, int]]:
-    """(path below the root, bytes, mtime in ns) of every visible file in ``folder`` and below; links are followed."""
-    try:
-        this = os.stat(folder)  # noqa: PTH116  # bytes
-        if any(os.path.samestat(this, other) for other in above):
-            raise SourceError(f"{os.fsdecode(folder)}: leads back to a folder above it. Remove the link")
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith(b"."):
-                    continue
-                if entry.is_dir():
-                    yield from _walk(entry.path, prefix + entry.name + b"/", (*above, this))
-                else:
-                    status = entry.stat()
-                    yield prefix + entry.name, status.st_size, status.st_mtime_ns
-    except FileNotFoundError as error:
-        where = os.fsdecode(error.filename)
-        raise SourceError(f"{where}: a link to nothing. Remove it or restore its target") from None
-    except OSError as error:
-        where = os.fsdecode(error.filename or folder)
-        raise SourceError(f"{where}: cannot be read: {error.strerror}. Make it readable or remove it") from None
+    def read_file(self, i: int) -> bytes:
+        return read_whole(self._root + b"/" + self._names[i], int(self.sizes[i]))

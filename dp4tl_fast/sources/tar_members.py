@@ -9,18 +9,19 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from dp4tl_fast.common.errors import SourceError
 
 BLOCK = 512
 MAX_NAME = 1 << 16
+_ODD = re.compile(rb"(?:^|/)\.{0,2}(?:/|$)")  # an empty part, ``.`` or ``..``
 MAX_LINKS = 40  # one leading to the next, as Linux follows them
-IMAGE_ENDINGS = (b".jpg", b".jpeg", b".png", b".webp", b".gif", b".bmp", b".tif", b".tiff", b".ppm")
 
-FILE, HARD_LINK, SYMBOLIC_LINK, SPARSE = b"0", b"1", b"2", b"S"
+FILE, HARD_LINK, SYMBOLIC_LINK, FOLDER, SPARSE = b"0", b"1", b"2", b"5", b"S"
 _FILES = (FILE, b"\0", b"7")
+_DEVICES = {b"3": "a device", b"4": "a device", b"6": "a pipe"}
 _LONG_NAME, _LONG_TARGET, _PAX = b"L", b"K", b"x"
 
 
@@ -33,48 +34,93 @@ class Member:
     target: bytes = b""  # of a link
 
 
-def members(fd: int, start: int, stop: int, where: str, below: bytes = b"") -> list[Member]:
+@dataclass(slots=True)
+class Contents:
+    """What a tar holds: files, under normalised names (``a/b``, no ``./``, no ``..``), and its folders, empty ones too.
+
+    Attributes:
+        left_out: Name and reason: litter, and what a later member of the same name replaces, as when the tar is unpacked.
+    """
+
+    files: list[Member]
+    folders: list[bytes]
+    left_out: list[tuple[bytes, str]]
+
+
+def members(
+    fd: int, start: int, stop: int, where: str, below: bytes = b"", litter: Callable[[Member], str] = lambda member: ""
+) -> Contents:
     """The files of the tar that lies in bytes ``start`` to ``stop`` of an open file, and links to such, in its order.
 
     Args:
         where: The tar's name, for messages.
-        below: Only members whose names begin with this.
+        below: Only what lies below this folder, given in any spelling; names stay whole.
+        litter: Why a member is to be left out, or empty. Links and devices among these are not refused.
 
     Raises:
-        SourceError: A header is damaged, a member goes beyond ``stop`` (a truncated download), or an image would be
-            missed: it is stored as a sparse file, or is a link to something else than a file in the tar.
+        SourceError: A header is damaged, a member goes beyond ``stop`` (a truncated download), data follow behind the end, or a
+            file would be missed: it is stored as a sparse file, or is a link to something else than a file in the tar.
     """
     found = list(_headers(fd, start, stop, where))
+    windows = any(b"\\" in m.name for m in found) and not any(b"/" in m.name.rstrip(b"/") for m in found)
+    for i, m in enumerate(found):
+        if (name := normal(m.name.replace(b"\\", b"/") if windows else m.name)) != m.name:
+            found[i] = replace(m, name=name)
     if any(m.kind in (HARD_LINK, SYMBOLIC_LINK) for m in found):
         _follow_links(found)
-    found = [m for m in found if m.name.removeprefix(b"./").startswith(below)]
+    if below := normal(below):
+        found = [m for m in found if m.name.startswith(below + b"/")]
+        if not found:
+            raise SourceError(f"{where}: has no folder {os.fsdecode(below)}")
+    last: dict[bytes, Member] = {}
+    left_out = []
     for m in found:
-        if m.kind != FILE and is_visible(m.name) and m.name.lower().endswith((*IMAGE_ENDINGS, b".tar", b"/")):
-            name, target = os.fsdecode(m.name), os.fsdecode(m.target)
-            if m.kind == SPARSE:
-                raise SourceError(f"{where}: {name} is stored as a sparse file. Pack it without --sparse")
-            raise SourceError(
-                f"{where}: {name} is a link to {target}, which is no file in the tar. Pack the files that links lead to: "
-                "tar --dereference --hard-dereference"
-            )
-    return [m for m in found if m.kind == FILE]
+        if m.kind == FOLDER or not m.name:
+            continue
+        if why := litter(m):
+            left_out.append((m.name, why))
+            continue
+        if m.kind != FILE:
+            raise SourceError(f"{where}: {_why_no_file(m)}")
+        if last.pop(m.name, None) is not None:
+            left_out.append((m.name, "replaced by a later member of the same name"))
+        last[m.name] = m
+    return Contents(list(last.values()), [m.name for m in found if m.kind == FOLDER and m.name], left_out)
 
 
-def is_image(name: bytes) -> bool:
-    return name.lower().endswith(IMAGE_ENDINGS)
+def _why_no_file(m: Member) -> str:
+    name = os.fsdecode(m.name)
+    if m.kind == SPARSE:
+        return f"{name} is stored as a sparse file. Pack it without --sparse"
+    if m.kind in _DEVICES:
+        return f"{name} is {_DEVICES[m.kind]}, not a file. Pack the tar without it"
+    return (
+        f"{name} is a link to {os.fsdecode(m.target)}, which is no file in the tar. Pack the files that links lead to: "
+        "tar --dereference --hard-dereference"
+    )
 
 
-def is_visible(name: bytes) -> bool:
-    return not any(part.startswith(b".") and part != b"." for part in name.split(b"/"))
+def normal(name: bytes) -> bytes:
+    """``./a//b/../c/`` -> ``a/c``: as a path below the root, whatever leads out of it."""
+    return posixpath.normpath(b"/" + name).strip(b"/") if _ODD.search(name) else name
 
 
 def _headers(fd: int, start: int, stop: int, where: str) -> Iterator[Member]:
-    """Files, sparse files and links, as they come."""
+    """Files, folders, links, sparse files and devices, as they come."""
     at, empty = start, True
-    extended: dict[bytes, bytes] = {}  # what headers before a member's own say of it: ``path``, ``linkpath``, ``size`` ...
+    extended: dict[
+        bytes, bytes
+    ] = {}  # what headers before a member's own say of it: ``path``, ``linkpath``, ``size`` ...
     while at + BLOCK <= stop:
         header = os.pread(fd, BLOCK, at)
-        if len(header) < BLOCK or header == bytes(BLOCK):
+        if len(header) < BLOCK:
+            break
+        if header == bytes(BLOCK):
+            if (more := _first_data(fd, at, stop)) >= 0:
+                raise SourceError(
+                    f"{where}: ends at byte {at}, but data follow at byte {more}. If tars were joined with cat, give them one by "
+                    "one; else the download is incomplete there"
+                )
             break
         if not _checksum_is_right(header):
             raise SourceError(f"{where}: no tar header at byte {at}. Is the file damaged, or compressed?")
@@ -93,12 +139,15 @@ def _headers(fd: int, start: int, stop: int, where: str) -> Iterator[Member]:
         elif kind == _PAX:
             extended.update(_pax(os.pread(fd, min(size, MAX_NAME), data)))
         else:
-            if kind in _FILES:
+            name = extended.get(b"path") or _name(header)
+            if kind == FOLDER or (kind in _FILES and name.endswith(b"/")):  # before 1988, folders had no kind
+                yield Member(name, data, 0, FOLDER)
+            elif kind in _FILES:
                 sparse = any(key.startswith(b"GNU.sparse.") for key in extended)
-                yield Member(extended.get(b"path") or _name(header), data, size, SPARSE if sparse else FILE)
-            elif kind in (HARD_LINK, SYMBOLIC_LINK, SPARSE):
+                yield Member(name, data, size, SPARSE if sparse else FILE)
+            elif kind in (HARD_LINK, SYMBOLIC_LINK, SPARSE, *_DEVICES):
                 target = extended.get(b"linkpath") or header[157:257].split(b"\0")[0]
-                yield Member(extended.get(b"path") or _name(header), data, size, kind, target)
+                yield Member(name, data, size, kind, target)
             extended = {}
         empty = False
         at = data + -(-size // BLOCK) * BLOCK
@@ -106,14 +155,23 @@ def _headers(fd: int, start: int, stop: int, where: str) -> Iterator[Member]:
         raise SourceError(f"{where}: holds no files, or is no tar")
 
 
+def _first_data(fd: int, start: int, stop: int) -> int:
+    """The first byte from ``start`` on, in whole blocks, that is not 0; -1 where there is none."""
+    for at in range(start, stop, 1 << 20):
+        part = os.pread(fd, min(1 << 20, stop - at), at)
+        rest = part.lstrip(b"\0")
+        if rest:
+            return at + len(part) - len(rest)
+    return -1
+
+
 def _follow_links(found: list[Member]) -> None:
-    """Put files in the place of links, where these lead to one. A link to a folder of images gets a ``/`` at its end."""
+    """Put files in the place of links, where these lead to one."""
     known: dict[bytes, Member] = {}
     for i, m in enumerate(found):
-        if m.kind == HARD_LINK and (target := known.get(posixpath.normpath(m.target))):  # an earlier member
+        if m.kind == HARD_LINK and (target := known.get(normal(m.target))):  # an earlier member
             found[i] = m = replace(target, name=m.name)
-        known[posixpath.normpath(m.name)] = m
-    folders = _folders(name for name in known if is_image(name))
+        known[m.name] = m
     for i, m in enumerate(found):
         at, end = m.name, m
         for _ in range(MAX_LINKS):
@@ -125,19 +183,6 @@ def _follow_links(found: list[Member]) -> None:
             end = known[at]
         if m.kind == SYMBOLIC_LINK and end.kind == FILE:
             found[i] = replace(end, name=m.name)
-        elif m.kind == SYMBOLIC_LINK and at in folders:
-            found[i] = replace(m, name=m.name + b"/")
-
-
-def _folders(names: Iterator[bytes]) -> set[bytes]:
-    """All folders above these names."""
-    folders: set[bytes] = set()
-    for name in names:
-        while (name := posixpath.dirname(name)) and name not in folders:
-            folders.add(name)
-            if name == b"/":
-                break
-    return folders
 
 
 def _name(header: bytes) -> bytes:

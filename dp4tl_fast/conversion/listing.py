@@ -1,0 +1,76 @@
+"""What a conversion would read, and what it did, in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from dp4tl_fast.sources import Source
+
+EXAMPLES = 3  # names per reason
+
+
+def listed(src: str, source: Source) -> dict[str, Any]:
+    """What a source holds: samples, bytes, ``classes`` (id, name, samples), ``rules``, ``left_out`` and ``bad`` by reason."""
+    counts = np.bincount(source.labels[source.labels >= 0], minlength=len(source.class_names))
+    return {
+        "src": src,
+        "samples": len(source),
+        "bytes": int(source.sizes.sum()),
+        "rules": source.notes,
+        "left_out": left_out(source),
+        "left_out_names": [f"{name}: {why}" for name, why in source.left_out],
+        "bad": dict(Counter(source.bad.values())),
+        "classes": [
+            {"id": i, "name": name, "samples": count}
+            for i, (name, count) in enumerate(zip(source.class_names, counts.tolist(), strict=True))
+        ],
+    }
+
+
+def left_out(source: Source) -> dict[str, int]:
+    """How many files were passed over when the source was listed, by reason."""
+    return dict(sorted(Counter(why for _, why in source.left_out).items()))
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """A listing for a terminal."""
+    classes = result["classes"]
+    lines = [f"{result['src']}: {result['samples']:,} images in {len(classes):,} classes, {result['bytes']:,} bytes"]
+    lines += [f"rule        {rule}" for rule in result["rules"]]
+    for why, count in result["left_out"].items():
+        names = [entry.removesuffix(f": {why}") for entry in result["left_out_names"] if entry.endswith(f": {why}")][
+            :EXAMPLES
+        ]
+        lines.append(f"left out    {count:,}: {why} ({', '.join(names)}{', ...' if count > len(names) else ''})")
+    lines += [f"bad         {count:,}: {why}" for why, count in result["bad"].items()]
+    lines.append(f"{'id':>6}  {'images':>9}  class")
+    lines += [f"{c['id']:>6}  {c['samples']:>9,}  {printable(c['name'])}" for c in classes]
+    return "\n".join(lines)
+
+
+def converted_text(result: dict[str, Any], rules: list[str]) -> str:
+    """What a conversion did: the last line on the terminal."""
+    parts = [f"{result['out']}: {result['samples']:,} images in {result['classes']:,} classes"]
+    if result["changed"]:
+        most = sorted(result["changed"].items(), key=lambda item: -item[1])
+        shown = ", ".join(f"{count:,} {what}" for what, count in most[:EXAMPLES]) + (
+            ", ..." if len(most) > EXAMPLES else ""
+        )
+        parts.append(f"{sum(result['changed'].values()):,} changed ({shown})")
+    if result["skipped"]:
+        parts.append(f"{result['skipped']:,} skipped")
+    if result["left_out"]:
+        parts.append(f"{sum(result['left_out'].values()):,} left out (" + ", ".join(result["left_out"]) + ")")
+    parts += rules
+    details = (
+        "; the audit in its sidecar lists them" if result["skipped"] or result["left_out"] or result["changed"] else ""
+    )
+    return "; ".join(parts) + details
+
+
+def printable(name: str) -> str:
+    """A name as a terminal can show it, whatever bytes it has."""
+    return name.encode("utf-8", "backslashreplace").decode() if name.isprintable() else ascii(name)[1:-1]

@@ -1,0 +1,110 @@
+"""The same tree gives the same data set through every kind of source that can hold it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from source_cases import image, make_tar, put, samples
+
+from dp4tl_fast.beton import Beton
+from dp4tl_fast.conversion.run import convert
+
+KINDS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+IMAGES = [image(k * 40, kind) for k, kind in enumerate(KINDS)]
+NAMES = st.text("ab1 é漢.-_#,\"'", min_size=1, max_size=6).map(str.strip).filter(
+    lambda name: any(map(str.isalpha, name)) and not name.startswith(".")  # numbers in a table would be ids
+)  # fmt: skip
+ENDINGS = st.sampled_from(["", ".jpg", ".JPEG", ".jfif", ".avif", ".png", ".img", ".jpg.1"])
+LITTER = st.sampled_from(["Thumbs.db", ".DS_Store", "x.json", "x.xml", "desktop.ini", "x_boxes.txt"])
+FILE_NAMES = st.tuples(st.integers(0, 99), ENDINGS).map(lambda t: f"{t[0]}{t[1]}")
+FILES = st.dictionaries(FILE_NAMES, st.sampled_from(IMAGES), min_size=1, max_size=4)
+TREES = st.dictionaries(NAMES, FILES, min_size=2, max_size=4).filter(
+    lambda tree: len({n.casefold() for n in tree}) == len(tree)
+)
+
+
+@settings(max_examples=40)
+@given(TREES, st.lists(LITTER, max_size=2), st.sampled_from(["text", "natural"]))
+def test_every_kind_of_source_gives_the_same_samples(
+    tree: dict[str, dict[str, bytes]], litter: list[str], order: str
+) -> None:
+    root = Path(tempfile.mkdtemp())
+    try:
+        _check(root, tree, litter, order)
+    finally:
+        shutil.rmtree(root)
+
+
+def _check(root: Path, tree: dict[str, dict[str, bytes]], litter: list[str], order: str) -> None:
+    files = {f"{name}/{file}": data for name, inner in tree.items() for file, data in inner.items()}
+    junk = {f"{name}/{file}": b"not an image" for name in tree for file in litter}
+    put(root / "tree", files | junk)
+    expected = samples(root / "tree", class_order=order)
+    assert sorted(expected) == sorted((path.partition("/")[0], data) for path, data in files.items())
+    sources = [
+        make_tar(root / "folders.tar", [*junk.items(), *reversed(files.items())]),
+        _tar_of_tars(root / "tars.tar", tree, litter),
+    ]
+    sources += [
+        _webdataset(root / "wds.tar", expected),
+        _parquet(root / "x.parquet", expected),
+        _csv(root / "x.csv", root, expected),
+    ]
+    for src in sources:
+        assert samples(src, root, class_order=order) == expected, src
+    for k, src in enumerate([root / "tree", *sources]):
+        convert(str(src), str(root / f"{k}.beton"), class_order=order, entry_points="off")
+    beton, data = Beton(root / "0.beton"), (root / "0.beton").read_bytes()
+    for k in range(1, len(sources) + 1):
+        assert (root / f"{k}.beton").read_bytes() == data
+        assert Beton(root / f"{k}.beton").fingerprint == beton.fingerprint
+
+
+def _tar_of_tars(path: Path, tree: dict[str, dict[str, bytes]], litter: list[str]) -> Path:
+    rows = []
+    for name, inner in tree.items():
+        out = io.BytesIO()
+        make_tar(path, [*inner.items(), *((file, b"not an image") for file in litter)], fileobj=out)
+        rows.append((f"{name}.tar", out.getvalue()))
+    return make_tar(path, rows)
+
+
+def _webdataset(path: Path, expected: list[tuple[str, bytes]]) -> Path:
+    rows = [
+        row
+        for i, (name, data) in enumerate(expected)
+        for row in ((f"{i:04}.img", data), (f"{i:04}.cls", name.encode()))
+    ]
+    return make_tar(path, rows)
+
+
+def _parquet(path: Path, expected: list[tuple[str, bytes]]) -> Path:
+    table = pa.table({"image": [{"bytes": data} for _, data in expected], "label": [name for name, _ in expected]})
+    pq.write_table(table, path)
+    return path
+
+
+def _csv(path: Path, root: Path, expected: list[tuple[str, bytes]]) -> Path:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "label"])
+        for i, (name, data) in enumerate(expected):
+            (root / f"{i}").write_bytes(data)
+            rows.writerow([f"{i}", name])
+    return path
+
+
+def test_a_listing_is_class_by_class_in_the_order_of_names(tmp_path: Path) -> None:
+    put(tmp_path, {"b/2": IMAGES[0], "b/10": IMAGES[1], "a/9": IMAGES[2], "a/x/1": IMAGES[3], "b/x/1": IMAGES[0]})
+    found = samples(tmp_path, classes_from="top")
+    assert found == [("a", IMAGES[2]), ("a", IMAGES[3]), ("b", IMAGES[1]), ("b", IMAGES[0]), ("b", IMAGES[0])]
+    assert np.unique([name for name, _ in found]).tolist() == ["a", "b"]
