@@ -20,6 +20,7 @@ from PIL import Image
 from benchmarks.harness import Suite, interleave, timed
 from dp4tl_fast.conversion.run import convert
 from dp4tl_fast.sources.folder import FolderSource
+from dp4tl_fast.sources.options import SourceOptions
 
 WORKERS = 2
 COPIES = 4  # of the 500 sample images, as links: enough that start-up does not count
@@ -31,7 +32,7 @@ class Samples:
     """What FFCV's writer is given: (PIL image, label), opened lazily as torchvision's ImageFolder does."""
 
     def __init__(self, root: Path) -> None:
-        source = FolderSource(root)
+        source = FolderSource(root, SourceOptions())
         self._rows = [(source.name(i), int(label)) for i, label in enumerate(source.labels)]
 
     def __len__(self) -> int:

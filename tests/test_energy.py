@@ -8,10 +8,10 @@ import torch
 from small_runs import noisy_colours, run
 
 from dp4tl_fast.common.cli import Terminated
-from dp4tl_fast.pretraining import energy
-from dp4tl_fast.pretraining.run import Training
+from dp4tl_fast.pretraining.training import Training
 from dp4tl_fast.reporting.compare import compare
 from dp4tl_fast.reporting.runs import find_runs
+from dp4tl_fast.runs import energy
 
 RANGE_UJ = 10_000_000
 CPU = torch.device("cpu")

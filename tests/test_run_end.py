@@ -15,7 +15,7 @@ from dp4tl_fast.common.errors import BetonError, CheckpointError, TrainingError,
 from dp4tl_fast.finetuning.config import FinetuneConfig
 from dp4tl_fast.finetuning.run import finetune
 from dp4tl_fast.pretraining.config import CheckpointConfig
-from dp4tl_fast.pretraining.profiling import what_bounds
+from dp4tl_fast.runs.profiling import what_bounds
 from dp4tl_fast.training import checkpoint
 from dp4tl_fast.training.supervised import Supervised
 
@@ -136,7 +136,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_goes_on_later(data, tmp_path)
 
 
 def test_a_log_that_cannot_be_written_is_one_line(data, tmp_path, monkeypatch):
-    from dp4tl_fast.pretraining.folder import Log
+    from dp4tl_fast.runs.folder import Log
 
     def full(self, metrics):
         raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")

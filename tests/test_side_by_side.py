@@ -14,7 +14,7 @@ from small_runs import FAST, noisy_colours, run
 from dp4tl_fast.common.cli import Terminated
 from dp4tl_fast.common.errors import SelectionError, UsageError
 from dp4tl_fast.pretrain import main
-from dp4tl_fast.pretraining.run import Training
+from dp4tl_fast.pretraining.training import Training
 from dp4tl_fast.pruning.config import PruneConfig
 from dp4tl_fast.pruning.run import prune
 from dp4tl_fast.training import checkpoint

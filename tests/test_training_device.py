@@ -11,7 +11,7 @@ from small_runs import noisy_colours, run
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.pretraining.config import MocoConfig
-from dp4tl_fast.pretraining.run import Training
+from dp4tl_fast.pretraining.training import Training
 from dp4tl_fast.training import checkpoint
 from dp4tl_fast.training.device import pick_device
 from dp4tl_fast.training.feed import ahead

@@ -8,6 +8,7 @@ from typing import ClassVar
 from dp4tl_fast.common.checks import require, require_one_of
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.pretraining.objectives import OBJECTIVES
+from dp4tl_fast.runs.config import CheckpointConfig
 from dp4tl_fast.training.optimizer import OPTIMIZERS
 from dp4tl_fast.training.placement import Placement
 from dp4tl_fast.training.schedule import SCHEDULES
@@ -51,23 +52,6 @@ class AttackConfig:
         require(self.eps > 0, "adv.eps", self.eps, "above 0")
         require(self.steps >= 1, "adv.steps", self.steps, "at least 1")
         require_one_of("adv.norm", self.norm, ("linf", "l2"))
-
-
-@dataclass(kw_only=True)
-class CheckpointConfig:
-    """When checkpoints are written, and which stay.
-
-    Args:
-        every: Save every this many epochs, and after the last.
-        keep_last: Checkpoints that stay, newest first; the best (val_top_1, else the lowest loss) stays besides.
-    """
-
-    every: int = 1
-    keep_last: int = 2
-
-    def __post_init__(self) -> None:
-        require(self.every >= 1, "checkpoint.every", self.every, "at least 1")
-        require(self.keep_last >= 1, "checkpoint.keep_last", self.keep_last, "at least 1")
 
 
 @dataclass(kw_only=True)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 
 from dp4tl_fast.beton import Beton
@@ -13,6 +10,7 @@ from dp4tl_fast.loaders import IMAGENET_MEAN, IMAGENET_STD
 from dp4tl_fast.pretraining.batches import eval_size
 from dp4tl_fast.pretraining.config import PretrainConfig
 from dp4tl_fast.pretraining.objectives import OBJECTIVES, Given
+from dp4tl_fast.runs.session import Learner
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.training import models, norm, ranks, views
 from dp4tl_fast.training.device import pick_device, pick_precision
@@ -20,17 +18,6 @@ from dp4tl_fast.training.ema import Ema
 from dp4tl_fast.training.loop import Normalise, Stepping
 from dp4tl_fast.training.optimizer import make_optimizer
 from dp4tl_fast.training.state import Run
-
-
-@dataclass
-class Learner:
-    """What is trained, how, and how batches reach it."""
-
-    run: Run
-    normalise: Normalise
-    prepare: Any  # normalise, or what augments colours before it
-    how: Stepping
-    meta: dict[str, Any]  # what a checkpoint says of its network
 
 
 def build(config: PretrainConfig, source: Beton, selection: Selection | None, total_steps: int) -> Learner:

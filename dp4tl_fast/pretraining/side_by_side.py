@@ -14,7 +14,7 @@ from dp4tl_fast.common import cli, machine
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.files import write_atomically
 from dp4tl_fast.pretraining.config import PretrainConfig
-from dp4tl_fast.pretraining.folder import check_batch, check_folder, open_source, settings_of
+from dp4tl_fast.pretraining.folder import check_batch, check_run, open_source, settings_of
 from dp4tl_fast.reporting.compare import compare
 from dp4tl_fast.reporting.runs import find_runs
 from dp4tl_fast.reporting.tables import print_table
@@ -59,7 +59,7 @@ def _check(out: Path, halves: tuple[PretrainConfig, ...], resume: bool) -> None:
         check_batch(half, source.num_samples if selection is None else selection.kept_samples)
         if half.val and selection is not None:
             selection.for_split(Beton(half.val))
-        check_folder(Path(half.out), settings_of(half, source, selection), resume)
+        check_run(half, settings_of(half, source, selection))
     summary = out / "summary.json"
     if (out / "config.yaml").exists():
         raise UsageError(f"{out} holds a run of its own. Give another `out`")

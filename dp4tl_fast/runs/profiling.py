@@ -10,7 +10,7 @@ import torch
 
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.files import commit, partial_path, write_atomically
-from dp4tl_fast.loaders import BaseLoader, IndexedBatch
+from dp4tl_fast.loaders.contract import IndexedBatch, Loader
 from dp4tl_fast.training.state import Run
 
 WARMUP, ACTIVE = 3, 5  # steps
@@ -29,7 +29,7 @@ class Profiler:
         steps: Steps that are still to come; a short run is watched for less.
     """
 
-    def __init__(self, out: Path, run: Run, loader: BaseLoader[IndexedBatch], device: torch.device, steps: int) -> None:
+    def __init__(self, out: Path, run: Run, loader: Loader[IndexedBatch], device: torch.device, steps: int) -> None:
         self._out, self._run, self._loader, self._device = out, run, loader, device
         warmup = min(WARMUP, max(0, steps - 1))
         self._first, self._last = run.step + warmup, run.step + min(warmup + ACTIVE, steps)

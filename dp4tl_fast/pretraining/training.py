@@ -1,0 +1,51 @@
+"""A pretraining run as it goes: what it measures after an epoch, and how its resolution grows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dp4tl_fast.loaders import BaseLoader, IndexedBatch
+from dp4tl_fast.pretraining.batches import open_eval, size_at
+from dp4tl_fast.pretraining.config import PretrainConfig
+from dp4tl_fast.runs.session import Learner, Session
+from dp4tl_fast.selection import Selection
+from dp4tl_fast.training.state import Run
+
+
+class Training(Session):
+    """A pretraining run: its resolution may grow, and it is validated on the classes that it keeps."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        settings: dict[str, Any],
+        selection: Selection | None,
+        learner: Learner,
+        loader: BaseLoader[IndexedBatch],
+    ) -> None:
+        super().__init__(Path(config.out), config, settings, learner, loader)
+        self.config, self.selection = config, selection
+        if config.val:
+            self.best_of = ("val_top_1", 1)
+
+    def measure(self, run: Run, metrics: dict[str, float]) -> dict[str, float]:
+        """Accuracies of the network, and of its average where there is one, in the epochs that are validated."""
+        from dp4tl_fast.training.loop import evaluate
+
+        config = self.config
+        if not config.val or not (run.epoch == config.epochs or run.epoch % config.val_every == 0):
+            return {}
+        models = {"val": run.model} | ({"val_ema": run.ema.model} if run.ema else {})
+        found: dict[str, float] = {}
+        with open_eval(config.val, self.selection, config) as val:
+            for prefix, model in models.items():
+                scores = evaluate(model, val, self.learner.normalise, run.objective.score)  # type: ignore[attr-defined]
+                found |= {f"{prefix}_{name}": value for name, value in scores.items()}
+        return found
+
+    def begin_epoch(self) -> None:
+        """Give the loader the resolution of the coming epoch."""
+        size = size_at(self.learner.run.epoch, self.config)
+        if self.loader.spec.size != size:
+            self.loader.set_size(size)

@@ -1,0 +1,110 @@
+"""A training run's folder: the settings that it holds to, and its log."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dp4tl_fast.common import cli
+from dp4tl_fast.common.errors import CheckpointError, UsageError
+from dp4tl_fast.common.files import write_atomically
+from dp4tl_fast.reporting.runs import flat, read_metrics
+from dp4tl_fast.training.ranks import world_size
+
+if TYPE_CHECKING:
+    from dp4tl_fast.training.state import Run
+
+
+def check_folder(
+    out: Path, settings: dict[str, Any], resume: bool, hashes: Mapping[str, str], defaults: Mapping[str, Any] = {}
+) -> dict[str, Any] | None:
+    """Refuse a folder that holds another run. Returns the summary of a run that is already complete.
+
+    Args:
+        settings: All that decides what the run computes.
+        hashes: Settings that are the hash of a file's contents, and the file's name.
+        defaults: Values of settings that a folder written by an older version lacks.
+
+    Raises:
+        UsageError: It holds a run, and this is no continuation, or one with other settings.
+        CheckpointError: Its config.yaml cannot be read.
+    """
+    import yaml
+
+    path = out / "config.yaml"
+    if not path.exists():
+        return None
+    if not resume:
+        raise UsageError(f"{out} already holds a run. Continue it with `resume`, or give another `out`")
+    try:
+        old = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise CheckpointError(f"{path}: not readable as YAML ({error})") from None
+    was, now = flat({**defaults, **old}), flat(settings)
+    changed = sorted(k for k in now.keys() | was.keys() if now.get(k) != was.get(k))
+    if changed:
+        differences = "; ".join(f"{k} was {was.get(k)!r}, now {now.get(k)!r}" for k in changed)
+        remedy = "Give another folder"
+        if others := [file for key, file in hashes.items() if key in changed]:
+            remedy += f": {others[0]} holds other images by now"
+        raise UsageError(f"{out}: `resume` with other settings: {differences}. {remedy}")
+    summary = out / "summary.json"
+    return json.loads(summary.read_text()) if summary.exists() else None
+
+
+class Log:
+    """Progress bar, metrics.jsonl and TensorBoard of one run."""
+
+    def __init__(self, out: Path, epochs: int, total: int, run: Run, tensorboard: bool) -> None:
+        self._path, self._epochs = out / "metrics.jsonl", epochs
+        keep = [row for row in read_metrics(self._path) if row["epoch"] < run.epoch]
+        write_atomically(
+            self._path, "".join(json.dumps(row) + "\n" for row in keep)
+        )  # a resumed run may have lost some
+        self._bar = cli.progress(None, desc=out.name, unit="step", total=total, initial=run.step)
+        self._board: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(out), purge_step=run.epoch)
+        self._shown, self._ranks = 0.0, world_size()
+
+    def step(self, run: Run) -> None:
+        self._bar.update()
+        now = time.monotonic()
+        if now - self._shown > 2.0:  # reading the loss waits for the device: rarely
+            self._shown, tally = now, run.tally  # of this rank alone, whose share is like the others'
+            seconds = max(tally.seconds, 1e-9)
+            self._bar.set_postfix_str(
+                f"epoch {run.epoch + 1}/{self._epochs}, loss {float(tally.sums['loss']) / max(1, tally.samples):.3f}, "
+                f"lr {run.optimizer.param_groups[0]['lr']:.3g}, {self._ranks * tally.samples / seconds:,.0f} images/s, "
+                f"data wait {100 * tally.data_wait_s / seconds:.0f} %"
+            )
+
+    def epoch(self, metrics: dict[str, float]) -> None:
+        with open(self._path, "a") as file:
+            file.write(json.dumps(metrics) + "\n")
+        if self._board is not None:
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, int(metrics["epoch"]))
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.close()
+        if self._board is not None:
+            self._board.close()
+
+
+class Quiet:
+    """In place of ``Log``, and of the profiler, where nothing is written."""
+
+    def step(self, run: Run) -> None:
+        pass
+
+    def epoch(self, metrics: dict[str, float]) -> None:
+        pass

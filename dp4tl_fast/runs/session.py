@@ -1,0 +1,216 @@
+"""A training run from where its folder stands to its end: it saves, stops, goes on, keeps the best, and explains what ends it."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from dp4tl_fast.common import cli
+from dp4tl_fast.common.errors import Dp4tlError, TrainingError
+from dp4tl_fast.common.files import write_atomically
+from dp4tl_fast.loaders.contract import IndexedBatch, Loader
+from dp4tl_fast.runs import energy
+from dp4tl_fast.runs.config import Plan
+from dp4tl_fast.runs.folder import Log, Quiet
+from dp4tl_fast.training import checkpoint, loop, memory
+from dp4tl_fast.training.loop import Normalise, Stepping
+from dp4tl_fast.training.ranks import Votes, on_rank_zero, rank, world_size
+from dp4tl_fast.training.schedule import learning_rate
+from dp4tl_fast.training.state import Run
+from dp4tl_fast.training.watch import NonFiniteLoss
+
+if TYPE_CHECKING:
+    from dp4tl_fast.runs.profiling import Profiler
+
+
+@dataclass
+class Learner:
+    """What is trained, how, and how batches reach it."""
+
+    run: Run
+    normalise: Normalise
+    prepare: Any  # normalise, or what augments colours before it
+    how: Stepping
+    meta: dict[str, Any]  # what a checkpoint says of its network
+
+
+class Source(Loader[IndexedBatch], Protocol):
+    """A loader of training batches that says what file it reads."""
+
+    beton: Any
+
+    def set_size(self, size: int) -> None: ...
+
+
+class Session:
+    """One run from where its folder stands to its end: the loop's callbacks, and what they need.
+
+    A subclass says what is measured after an epoch, and what is best.
+
+    Args:
+        out: The run folder.
+        plan: Epochs, rates, when to save.
+        settings: All that decides what the run computes: config.yaml.
+    """
+
+    best_of: tuple[str, int] = ("loss", -1)  # the metric that tells the best epoch, and whether more of it is better
+
+    def __init__(self, out: Path, plan: Plan, settings: dict[str, Any], learner: Learner, loader: Source) -> None:
+        self.out, self.plan, self.settings, self.learner, self.loader = out, plan, settings, learner, loader
+        self.first = rank() == 0
+        self.total = len(loader) * plan.epochs
+        self.votes = Votes()
+        self.energy = energy.meter(learner.normalise.device)
+        self.log: Log | Quiet = Quiet()
+        self.profiler: Profiler | Quiet = Quiet()
+
+    # -- what a subclass says -----------------------------------------------------------------------------------------
+
+    def measure(self, run: Run, metrics: dict[str, float]) -> dict[str, float]:
+        """What an epoch's end adds to its metrics. Called on every rank."""
+        return {}
+
+    def begin_epoch(self) -> None:
+        """Called before the first step, and after every epoch."""
+
+    # -- running ------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train to the end, or save and raise ``cli.Terminated``."""
+        import yaml
+
+        plan, run = self.plan, self.learner.run
+        if plan.resume:
+            self._resume()
+        self.begin_epoch()
+        if self.first:  # only now: all input is good
+            write_atomically(self.out / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
+        with contextlib.ExitStack() as stack:
+            self.stopped = stack.enter_context(loop.graceful_stop())
+            if self.first:
+                self.log = stack.enter_context(Log(self.out, plan.epochs, self.total, run, plan.tensorboard))
+            if self.first and plan.profile:
+                from dp4tl_fast.runs.profiling import Profiler
+
+                device = self.learner.normalise.device
+                self.profiler = Profiler(self.out, run, self.loader, device, self.total - run.step)
+            done = self._train()
+            self.votes.close()
+        if not done:
+            self._save()
+            raise cli.Terminated(f"{self.out}: saved at step {run.step} of {self.total}; continue with `resume`")
+
+    def _train(self) -> bool:
+        """Whether the end was reached. What stops the loop is put into words here."""
+        try:
+            return loop.train(
+                self.learner.run, self.loader, self.learner.prepare, self._rate, epochs=self.plan.epochs,
+                how=self.learner.how, on_step=self._on_step, on_epoch=self._on_epoch, energy=self.energy,
+            )  # fmt: skip
+        except NonFiniteLoss as error:
+            raise self._explain(error) from None
+        except OSError as error:  # a log on a full disk, a file system that went away
+            where = f"{self.out}: stopped at step {self.learner.run.step}"
+            raise TrainingError(f"{where}: {error}. Fix the problem and rerun with `resume`") from None
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
+        raise TrainingError(self._what_fits())  # here, where the failed step's tensors are gone
+
+    def _rate(self, step: int) -> float:
+        plan = self.plan
+        warmup = round(len(self.loader) * plan.warmup_epochs)
+        return learning_rate(step, schedule=plan.schedule, peak=plan.peak_lr, total_steps=self.total, warmup_steps=warmup)
+
+    def _on_step(self, run: Run) -> bool:
+        self.log.step(run)
+        self.profiler.step(run)
+        self.energy.keep_up()
+        return self.votes.any(self.stopped())
+
+    def _on_epoch(self, run: Run, metrics: dict[str, float]) -> None:
+        try:
+            metrics.update(self.measure(run, metrics))
+        except Dp4tlError:  # a corrupt image, say: the epoch was good
+            if world_size() == 1:
+                self.log.epoch(metrics)
+                self._save()
+            raise
+        self.log.epoch(metrics)
+        best = self._is_best(metrics)
+        if run.epoch == self.plan.epochs or best or run.epoch % self.plan.checkpoint.every == 0:
+            self._save()
+        self.begin_epoch()
+
+    def _is_best(self, metrics: dict[str, float]) -> bool:
+        """Whether no epoch before was better; of the epochs that were measured."""
+        name, sign = self.best_of
+        best = self.learner.run.best
+        if name not in metrics or (best and sign * metrics[name] <= sign * best["value"]):
+            return False
+        self.learner.run.best = {"step": self.learner.run.step, "value": metrics[name]}
+        return True
+
+    # -- what ends it -------------------------------------------------------------------------------------------------
+
+    def _explain(self, error: NonFiniteLoss) -> TrainingError:
+        """Which images the loss failed on, and where to continue from."""
+        whose = "on another process"
+        if error.index is not None:
+            records = np.flatnonzero(np.isin(self.loader.beton.index, error.index.numpy())).tolist()
+            whose = f"on records {', '.join(map(str, records))} of {self.loader.beton.path}"
+        last = checkpoint.checkpoints(self.out / "checkpoint")[-1:]
+        good = f"The last good checkpoint is {last[0]}" if last else "No checkpoint was written before"
+        return TrainingError(
+            f"{self.out}: the loss is not finite in step {error.step}, {whose}. {good}. Lower the learning rate (`lr`), clip "
+            "the gradient (`clip_norm`), lengthen the warm-up, or use `precision=bf16` or fp32"
+        )
+
+    def _what_fits(self) -> str:
+        """What to do after memory ran out."""
+        spec, plan, ranks = self.loader.spec, self.plan, world_size()
+        mine = spec.batch_size // plan.accumulate  # images that this process tried to hold at a time
+        if ranks > 1:  # the others are waiting for this process's gradient: no trial
+            fit, found = mine // 2, "would take half the memory"
+        else:
+            learner = self.learner
+            fit = memory.most_that_fit(learner.run, learner.prepare, mine // 2, spec.size, spec.views, learner.how)
+            found = "fit"
+        if not fit:
+            return (
+                f"{self.out}: out of memory with {mine} images of {spec.size} pixels, and a single one does not fit. "
+                "Use a smaller `size` or `arch`"
+            )
+        parts = next(n for n in range(1, spec.batch_size + 1) if spec.batch_size % n == 0 and spec.batch_size // n <= fit)
+        return (
+            f"{self.out}: out of memory with {mine} images of {spec.size} pixels at a time; {fit} {found}: use "
+            f"`accumulate={parts}`, which keeps the batch of {plan.batch_size}, or `batch_size={fit * ranks}`"
+        )
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        """Called on every rank; the first writes."""
+        run = self.learner.run
+        state = run.state_dict(self.loader)
+        if self.first:
+            checkpoint.save(
+                self.out / "checkpoint", run.step, run.model, self.learner.meta, state,
+                keep=self.plan.checkpoint.keep_last, best=int(run.best.get("step", -1)), ema=run.ema.model if run.ema else None,
+            )  # fmt: skip
+
+    def _resume(self) -> None:
+        """Load the newest checkpoint, if there is one."""
+        run = self.learner.run
+        found = on_rank_zero(lambda: checkpoint.checkpoints(self.out / "checkpoint")[-1:])
+        for newest in found:
+            checkpoint.load_into(run.model, checkpoint.read_weights(newest)[0], f"{newest} ({self.learner.meta['arch']})")
+            if run.ema is not None:
+                checkpoint.load_into(run.ema.model, checkpoint.read_weights(newest / checkpoint.EMA)[0], f"{newest} (average)")
+            run.load_state_dict(checkpoint.load_state(newest), self.loader)
+            if self.first:
+                cli.message(f"resuming {self.out} at epoch {run.epoch}, step {run.step} of {self.total}")
