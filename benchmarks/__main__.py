@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 from benchmarks.environment import environment
-from benchmarks.harness import Suite
+from benchmarks.harness import Part, Suite
 from benchmarks.recipes import RECIPES
+from dp4tl_fast.common.errors import UsageError
 
 # name -> module with run(suite); imported only when asked for, because some need torch, FFCV or DALI.
 SUITES = {
@@ -34,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     sizes = ", ".join(RECIPES)
     help_ = f"what the studies train: {sizes}; auto chooses by the device"
     parser.add_argument("--recipe", default="auto", choices=["auto", *RECIPES], metavar="NAME", help=help_)
+    parser.add_argument("--cells", type=_words, default=(), help="run only cells of these names now, e.g. 'full@*,lm-12.5@0.25'")
+    parser.add_argument("--targets", type=_words, default=(), help="run only these targets now, e.g. flowers,food")
+    parser.add_argument("--seeds", type=_numbers, default=(), help="run only these seeds now, e.g. 0,1")
     parser.add_argument("--out", type=Path, help="write environment, rows and goals here as JSON")
     options = parser.parse_args(arguments)
     if options.name == "results":
@@ -43,12 +47,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.data is not None and not options.data.is_dir():
         parser.error(f"--data {options.data}: no such folder")
+    part = Part(cells=options.cells, targets=options.targets, seeds=options.seeds)
     result: dict = {"environment": environment(), "rows": [], "goals": []}
     everywhere = [name for name in SUITES if name != "gpu"]  # that one is for a machine with a GPU
     for name in everywhere if options.name == "all" else [options.name]:
-        suite = Suite(name=name, data=options.data, work=options.work, recipe=options.recipe)
+        suite = Suite(name=name, data=options.data, work=options.work, recipe=options.recipe, part=part)
         try:
             importlib.import_module(SUITES[name]).run(suite)
+        except UsageError as error:
+            print(error, file=sys.stderr)
+            return 2
         except ModuleNotFoundError as error:
             extras = "'.[bench,dali,ffcv]', on a GPU also '.[bench-gpu]'"
             parser.error(f"suite {name!r} compares with {error.name}, not installed here. Run pip install {extras}")
@@ -61,6 +69,14 @@ def main(arguments: list[str] | None = None) -> int:
         mark = "met" if goal["met"] else "MISSED"
         print(f"goal {goal['id']:<46} {asked:<28} measured {goal['measured']:<10.4g} {mark}", file=sys.stderr)
     return 0
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in _words(text))
 
 
 if __name__ == "__main__":

@@ -1,58 +1,118 @@
-"""Is it faster with nothing lost? Tiny-ImageNet to CIFAR-10, by full pretraining, label mapping, feature mapping and random choice.
+"""Is pretraining on a selection worth it? One source, five targets, at equal numbers of training steps and at equal time.
 
-The whole chain of ``benchmarks.study``: surrogate, prune, pretrain, finetune; 20 to 80 % of the classes pruned, linear probe and
-full finetuning, 3 seeds. Beside the sweep: what ``--keep auto`` cuts, and selections trained on as many *images* as the full run
-sees, which tells classes that are missed from steps that are missed. About 85 minutes on two CPU cores.
+Full source, a fresh random subset in every epoch (RS2), random classes, label mapping, feature mapping, soft mapping and label
+mapping reversed, at a quarter, a half and all of the full run's steps; linear probes. Each seed has a surrogate of its own, so
+that the intervals hold its chance, too. The runs that need no target are shared by all. About 40 minutes per seed on two CPU
+cores with ``--recipe small-16``; run parts of it with ``--cells``, ``--targets`` and ``--seeds`` and the same ``--work``.
 """
 
 from __future__ import annotations
 
-from benchmarks.harness import Suite
-from benchmarks.recipes import find
-from benchmarks.study import Case, Study, shown, study, votes_carried
-from dp4tl_fast.reporting.compare import compare
-from dp4tl_fast.reporting.runs import find_runs
+from collections.abc import Sequence
+from dataclasses import asdict
 
-METHODS = ("lm", "fm", "random")
-KEEP = ("0.8", "0.6", "0.4", "0.2")
+from benchmarks.cells import Cell, chosen, part_of, wanted
+from benchmarks.harness import Suite
+from benchmarks.paired import Outcomes, total
+from benchmarks.recipes import find
+from benchmarks.study import Study, study
+
+TARGETS = ("carnivores", "vehicles", "food", "flowers", "cifar10")
 SEEDS = (0, 1, 2)
-RULES = ("auto:0.75", "auto")  # of the votes
-LONGER = (("lm", "0.4"), ("random", "0.4"), ("lm", "0.2"), ("random", "0.2"))  # also trained on as many images as the full run
+QUARTER, HALF, WHOLE = 0.25, 0.5, 1.0
+LARGE, MIDDLE, SMALL = 0.25, 0.125, 0.06  # shares of the records kept
 LOSS = 0.5  # points of accuracy that count as nothing lost
-FULL = Case(name="full")
+LABELS = {QUARTER: "a quarter", HALF: "half", WHOLE: "all"}  # of the full run's steps
+SPEED_UP_GOAL, POINTS_GOAL = 2.0, 2.0
+
+
+def full(budget: float) -> Cell:
+    return Cell(name="full", budget=budget)
+
+
+def cells() -> list[Cell]:
+    """All that is compared, in the order in which it is run: what answers the question comes first."""
+    each = [cell for budget in (QUARTER, HALF) for cell in _short(budget)]
+    each.insert(len(each) // 2, chosen("lm", LARGE, budget=QUARTER, name="lm reversed", reverse=True))
+    longest = [chosen(method, share, budget=WHOLE) for method, share in (("lm", LARGE), ("lm", MIDDLE), ("random", LARGE))]
+    return [full(WHOLE), *each, *longest]
+
+
+def _short(budget: float) -> list[Cell]:
+    weighted = {"method": "lm", "sample": "weighted", "keep": f"budget:{LARGE:g}"}
+    return [
+        full(budget),
+        *(chosen(method, share, budget=budget) for share in (LARGE, MIDDLE) for method in ("random", "lm")),
+        chosen("lm", SMALL, budget=budget),
+        chosen("fm", LARGE, budget=budget),
+        Cell(name="soft", budget=budget, prune=weighted),
+        Cell(name="rs2", budget=budget, prune=weighted, rs2=True),
+    ]
 
 
 def run(suite: Suite) -> None:
     recipe = find(suite.recipe)
-    with study(suite, recipe, ("lp", "ff")) as work:
-        # Its time counts, and ``sensitivity`` found that what it learns after an epoch is worth nothing to the target.
-        brief = {**recipe.surrogate, **recipe.brief}
-        work.surrogate("surrogate", **brief)
-        sweep = [Case(name=shown(m, k), prune={"method": m, "keep": k}) for k in KEEP for m in METHODS]
-        sweep += [Case(name=f"lm {rule}", prune={"method": "lm", "keep": rule}) for rule in RULES]
-        work.run([FULL, *sweep, *(_longer(recipe.network["epochs"], *which) for which in LONGER)], SEEDS)
-        work.record(suite, FULL.name)
-        mapped = [case for case in sweep if case.prune and case.prune["method"] == "lm"]
-        suite.add("votes carried", {case.name: [votes_carried(work.chosen(case))] for case in mapped}, "%")
-        work.describe(suite, SEEDS, surrogate=brief)
-        suite.comparison = compare(find_runs([work.root / "runs"]))
-        _goals(suite, work)
+    with study(suite, recipe, TARGETS, ("lp",)) as work:
+        every = wanted(suite, cells())
+        work.run(*part_of(suite, every, TARGETS, SEEDS))
+        seeds = sorted({*SEEDS, *suite.part.seeds})
+        found = Outcomes(work.outcomes(every, seeds), len(TARGETS))
+        _record(suite, work, found, every)
+        for target in TARGETS:
+            _compare(suite, found, every, target)
+        work.describe(suite, seeds=len({o.seed for o in found.rows}))
+        suite.tables["outcomes"] = [asdict(o) for o in found.rows]
 
 
-def _longer(epochs: int, method: str, keep: str) -> Case:
-    epochs = round(epochs / float(keep))
-    name = f"{shown(method, keep)}, {epochs} epochs"
-    return Case(name=name, prune={"method": method, "keep": keep}, network={"epochs": epochs})
+def _record(suite: Suite, work: Study, found: Outcomes, every: Sequence[Cell]) -> None:
+    """Rows of accuracies, times, and the surrogate."""
+    for target in TARGETS:
+        for budget, label in LABELS.items():
+            runs = {c.name: list(o.values()) for c in every if c.budget == budget and (o := found.of(c.id, target))}
+            if runs:
+                case = f"{target}, {label} of the full run's steps"
+                suite.add(case, {name: [o.top_1["lp"] for o in each] for name, each in runs.items()}, "% top-1")
+                times = {name: [total(o, 1 / found.sharing) for o in each] for name, each in runs.items()}
+                suite.add(f"{case}: time, surrogate shared", times, "s")
+    if known := work.known("surrogate", sorted({o.seed for o in found.rows})):
+        suite.add("surrogate's training", {"surrogate": [k["pretrain_s"] for k in known]}, "s")
+        top_1 = [100 * k["val_top_1"] for k in known]
+        suite.add("surrogate on the source's validation images", {"surrogate": top_1}, "% top-1")
 
 
-def _goals(suite: Suite, work: Study) -> None:
-    """The paper's claims, asked of this run: pruning 40 to 80 % of the classes is lossless and 2 to 5 times as fast."""
-    least = min(KEEP, key=float)
-    row = next(r for r in suite.rows if r.case == "pretraining with pruning" and r.subject == shown("lm", least))
-    assert row.ratio is not None
-    suite.goal(f"speedup-at-{100 - 100 * float(least):.0f}", goal=2.0, measured=row.ratio, unit="x full, pruning included")
-    for method in METHODS[:2]:
-        pruned = [
-            1 - float(keep) for keep in KEEP if work.mean(FULL.name, "lp") - work.mean(shown(method, keep), "lp") <= LOSS
-        ]
-        suite.goal(f"lossless-ratio-{method}", goal=0.4, measured=max(pruned, default=0.0), unit="of the classes, linear probe")
+def pruned(every: Sequence[Cell]) -> list[str]:
+    """Cells that the mapping methods chose."""
+    return [c.id for c in every if not c.shared and "reversed" not in c.name]
+
+
+def rivals(cell: Cell) -> list[str]:
+    """What a cell is compared with: the full source, and the random choice of as much, for as many steps."""
+    method, _, share = cell.slug.rpartition("-")
+    other = {"lm": "random", "fm": "random", "lm-reversed": "lm"}.get(method)
+    same = [f"{other}-{share}@{cell.budget:g}"] if other else []
+    return ([full(cell.budget).id] if cell.prune else []) + same
+
+
+def _compare(suite: Suite, found: Outcomes, every: Sequence[Cell], target: str) -> None:
+    """Paired differences, times to accuracy, and goals of one target, as far as their runs are finished."""
+    differences = suite.tables.setdefault("differences", [])
+    for cell in every:
+        for against in rivals(cell):
+            if difference := found.paired(cell.id, against, target):
+                differences.append({"target": target, "cell": cell.id, "against": against, **asdict(difference)})
+    main, fulls = chosen("lm", LARGE, budget=QUARTER).id, [full(budget).id for budget in LABELS]
+    if difference := found.paired(main, chosen("random", LARGE, budget=QUARTER).id, target):
+        suite.goal(f"vs-random-{target}", goal=POINTS_GOAL, measured=difference.points, unit="points at equal steps")
+    if difference := found.over_equal_time(main, fulls, target, 1 / found.sharing):
+        differences.append({"target": target, "cell": main, "against": "full, equal time", **asdict(difference)})
+        suite.goal(f"vs-full-equal-time-{target}", goal=POINTS_GOAL, measured=difference.points, unit="points, everything counted")
+    if found.of(full(WHOLE).id, target):
+        shares = {"without the surrogate": 0.0, "surrogate shared by all targets": 1 / found.sharing, "surrogate for this one": 1.0}
+        first = {name: found.first_within(LOSS, full(WHOLE).id, pruned(every), target, s) for name, s in shares.items()}
+        case = f"{target}: full run's time over the time to its accuracy less {LOSS}"
+        suite.add(case, {name: [x] for name, (_, x) in first.items()}, "x")
+        suite.tables.setdefault("speed-ups", []).extend(
+            {"target": target, "counted": name, "cell": cell, "speed_up": x} for name, (cell, x) in first.items()
+        )
+        shared = first["surrogate shared by all targets"][1]
+        suite.goal(f"lossless-speedup-{target}", goal=SPEED_UP_GOAL, measured=shared, unit="x, everything counted")

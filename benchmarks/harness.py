@@ -52,22 +52,32 @@ class Goal:
     met: bool
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """What of a study to run now: patterns of cells' ids, targets and seeds. Nothing given means all."""
+
+    cells: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+
+
 @dataclass(kw_only=True)
 class Suite:
     """What a suite's ``run`` gets: its name, folders of data sets (``--data``) and for work that may continue later (``--work``).
 
     Attributes:
-        recipe: Of ``benchmarks.recipes``, for suites that train.
+        recipe, part: Of ``benchmarks.recipes``, and what to run now, for suites that train.
         settings: What a reader must know to judge the rows: seeds, epochs, images.
-        comparison: Rows of ``dp4tl_fast.reporting.compare``, where whole runs were compared.
+        tables: Further rows for F.json, by name: what the rows and goals were computed from.
     """
 
     name: str
     data: Path | None = None
     work: Path | None = None
     recipe: str = "auto"
+    part: Part = Part()
     settings: dict[str, Any] = field(default_factory=dict)
-    comparison: list[dict[str, Any]] = field(default_factory=list)
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     goals: list[Goal] = field(default_factory=list)
 
@@ -108,8 +118,8 @@ class Suite:
         result["goals"] += [asdict(goal) for goal in self.goals]
         if self.settings:
             result.setdefault("settings", {})[self.name] = self.settings
-        if self.comparison:
-            result["comparison"] = self.comparison
+        if self.tables:
+            result.setdefault("tables", {})[self.name] = self.tables
 
 
 def interleave(

@@ -28,7 +28,7 @@ from dp4tl_fast.selection import Selection
 from dp4tl_fast.selection.names import readable
 from dp4tl_fast.training.models import build
 
-KEEP = "0.2"
+TARGET, KEEP = "cifar10", "0.2"
 UNTRAINED = (("small-16", 16), ("small-32", 32), ("small-64", 32), ("resnet18", 64))
 VARIANTS: dict[str, dict[str, Any]] = {  # what a method is run with besides the surrogate and the target
     "handpicked": {"classes": ["0", "1"], "keep": ""},
@@ -44,18 +44,19 @@ def trained(recipe: Recipe) -> Options:
 
 def run(suite: Suite) -> None:
     recipe = find(suite.recipe)
-    with study(suite, recipe, ()) as work:
+    with study(suite, recipe, (TARGET,), (), surrogates={"surrogate": trained(recipe)}) as work:
         _overhead(suite, work)
-        work.surrogate("surrogate", **trained(recipe))
+        work.surrogate("surrogate", 0)
         _another_ratio(suite, work)
         _every_method(suite, work)
         kept = {name: _survivors(suite, work, name) for name in ("lm", "fm")}
-        work.describe(suite, (), surrogate=trained(recipe), **{f"kept by {name}": ", ".join(names) for name, names in kept.items()})
+        work.describe(suite, **{f"kept by {name}": ", ".join(names) for name, names in kept.items()})
 
 
 def _prune(work: Study, method: str, **options: Any) -> dict[str, Any]:
     """One run of the command's function; what the method does not need is left out."""
-    given: dict[str, Any] = {"surrogate": str(work.root / "surrogate"), "target": [str(work.files["train"])]}
+    surrogate, target = work.surrogate_folder("surrogate", 0), work.files[f"{TARGET}-train"]
+    given: dict[str, Any] = {"surrogate": str(surrogate), "target": [str(target)]}
     needs = METHODS[method].needs
     options = {"keep": KEEP, **{name: value for name, value in given.items() if name in needs}, **options}
     return prune(PruneConfig(source=str(work.files["source"]), method=method, out=str(work.root / f"{method}.json"), **options))
@@ -82,8 +83,8 @@ def _another_ratio(suite: Suite, work: Study) -> None:
     """A whole process each time, on cached features."""
 
     def command(method: str, keep: str) -> float:
-        files = ["--source", str(work.files["source"]), "--target", str(work.files["train"])]
-        how = ["--surrogate", str(work.root / "surrogate"), "--method", method, "--keep", keep]
+        files = ["--source", str(work.files["source"]), "--target", str(work.files[f"{TARGET}-train"])]
+        how = ["--surrogate", str(work.surrogate_folder("surrogate", 0)), "--method", method, "--keep", keep]
         out = ["--out", str(work.root / "again.json")]
         start = time.perf_counter()
         subprocess.run([sys.executable, "-m", "dp4tl_fast.prune", *files, *how, *out], check=True, capture_output=True)

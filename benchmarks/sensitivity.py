@@ -1,67 +1,95 @@
-"""How much do the choices matter? Surrogates from tiny to ResNet-18, the order reversed, the number of clusters.
+"""How much does the surrogate matter? Surrogates from barely trained to ResNet-18, for narrow targets, at equal training steps.
 
-As ``end_to_end``, all at 20 % of the samples kept, where the choice weighs most; linear probe. Of every surrogate also: how well it
-knows the source's validation images, and how far its label mapping agrees with ResNet-18's. Times are ``end_to_end``'s matter, as
-is what ``--keep auto`` cuts, which it measures beside the sweep. About 20 minutes on two CPU cores.
+Of every surrogate: how well it knows the source's validation images, what its training cost, how far its label mapping agrees with
+the strongest one's, and what the network is worth on the target after a quarter of the full run's steps on its choice. Beside
+them: feature mapping by the strongest surrogate to classes and to K-means clusters, and random classes. About 50 minutes per seed
+on two CPU cores.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 
+from benchmarks.cells import Cell, chosen, part_of
 from benchmarks.harness import Suite
+from benchmarks.paired import Outcomes
 from benchmarks.recipes import Options, Recipe, find
-from benchmarks.study import Case, Study, study
+from benchmarks.study import Study, study
 
-KEEP = "samples:0.2"
-BEST = "resnet18"
-CLUSTERS = (25, 100, 400, 1600)
+TARGETS = ("carnivores", "vehicles", "food", "flowers")
+SEEDS = (0, 1)
+KEEP, BUDGET = 0.125, 0.25  # shares of the records and of the full run's steps
+STRONG = "strong"
+CLUSTERS = (50, 200, 800)
 
 
 def surrogates(recipe: Recipe) -> dict[str, Options]:
-    """By name; the last is the strongest."""
-    brief = {**recipe.surrogate, **recipe.brief}
+    """By name, from weak to strong."""
+    usual = recipe.surrogate
     return {
-        "small-4, 1 epoch": {**brief, "arch": "small-4"},
-        "small-16, 1 epoch": {**brief, "arch": "small-16"},
-        "surrogate": recipe.surrogate,
-        "small-32": {**recipe.surrogate, "arch": "small-32"},
-        BEST: {**recipe.surrogate, "arch": "resnet18", "size": recipe.network["size"], "epochs": recipe.strong_epochs},
+        "small-4, 1 epoch": {**usual, "arch": "small-4", "epochs": 1},
+        "1 epoch": {**usual, "epochs": 1},
+        "half as long": {**usual, "epochs": max(1, usual["epochs"] // 2)},
+        "usual": usual,
+        "twice as long": {**usual, "epochs": 2 * usual["epochs"]},
+        "twice as long, at full size": {**usual, "epochs": 2 * usual["epochs"], "size": recipe.network["size"]},
+        STRONG: recipe.strong,
     }
+
+
+def mapped(names: Sequence[str]) -> dict[str, Cell]:
+    """Label mapping by each surrogate."""
+    options: Options = {"method": "lm", "keep": f"budget:{KEEP:g}"}
+    return {name: Cell(name=f"lm by {name}", budget=BUDGET, prune=options, surrogate=name) for name in names}
+
+
+def others() -> list[Cell]:
+    fm: Options = {"method": "fm", "keep": f"budget:{KEEP:g}"}
+    clustered = {f"fm, {k} clusters": {**fm, "groups": "kmeans", "clusters": k} for k in CLUSTERS}
+    cells = {"fm, classes": fm, **clustered}
+    made = [Cell(name=name, budget=BUDGET, prune=options, surrogate=STRONG) for name, options in cells.items()]
+    return [*made, chosen("random", KEEP, budget=BUDGET)]
 
 
 def run(suite: Suite) -> None:
     recipe = find(suite.recipe)
-    with study(suite, recipe, ("lp",)) as work:
-        recipes = surrogates(recipe)
-        known = {name: work.surrogate(name, **options) for name, options in recipes.items()}
-        by = {name: {"surrogate": str(work.root / name)} for name in recipes}
-        mapped = {name: Case(name=f"lm by {name}", prune={"method": "lm", "keep": KEEP, **by[name]}) for name in recipes}
-        other: dict[str, dict[str, Any]] = {
-            "lm reversed": {"method": "lm", "reverse": True},
-            "fm, class means": {"method": "fm"},
-            **{f"fm, {k} clusters": {"method": "fm", "groups": "kmeans", "clusters": k} for k in CLUSTERS},
-            "random": {"method": "random"},
-        }
-        cases = [*mapped.values(), *(Case(name=name, prune={"keep": KEEP, **how}) for name, how in other.items())]
-        work.run(cases, recipe.seeds)
-        work.record_accuracy(suite)
-        suite.add("classes", work.collect(lambda r: r["classes_kept"]), "classes")
-        suite.add("images the surrogate learned from", {n: [s["samples"] * s["epochs"]] for n, s in known.items()}, "images")
-        suite.add("surrogate's top-1 on the source's validation images", {n: [100 * s["val_top_1"]] for n, s in known.items()}, "%")
-        _agreement(suite, work, mapped)
-        work.describe(suite, recipe.seeds, surrogates=recipes, keep=KEEP)
+    known = surrogates(recipe)
+    with study(suite, recipe, TARGETS, ("lp",), surrogates=known) as work:
+        by = mapped(list(known))
+        every = [*by.values(), *others()]
+        work.run(*part_of(suite, every, TARGETS, SEEDS))
+        seeds = sorted({*SEEDS, *suite.part.seeds})
+        found = Outcomes(work.outcomes(every, seeds), len(TARGETS))
+        random = others()[-1].id
+        for target in TARGETS:
+            runs = {c.name: list(o.values()) for c in every if (o := found.of(c.id, target))}
+            suite.add(f"{target}: linear probe", {name: [o.top_1["lp"] for o in each] for name, each in runs.items()}, "% top-1")
+            suite.tables.setdefault("differences", []).extend(
+                {"target": target, "cell": c.id, "against": random, **asdict(d)}
+                for c in every if c.id != random and (d := found.paired(c.id, random, target))
+            )  # fmt: skip
+        summaries = {name: s for name in known if (s := work.known(name, seeds))}
+        accuracies = {name: [100 * s["val_top_1"] for s in each] for name, each in summaries.items()}
+        suite.add("surrogate on the source's validation images", accuracies, "% top-1")
+        suite.add("surrogate's training", {name: [s["pretrain_s"] for s in each] for name, each in summaries.items()}, "s")
+        _agreement(suite, work, by, sorted({o.seed for o in found.rows}))
+        work.describe(suite, seeds=len({o.seed for o in found.rows}), keep=f"{100 * KEEP:g} % of the images", budget=BUDGET)
+        suite.tables["outcomes"] = [asdict(o) for o in found.rows]
 
 
-def _agreement(suite: Suite, work: Study, cases: dict[str, Case]) -> None:
-    """How much of what the best surrogate keeps the others keep, and how alike they rank all classes."""
-    from scipy.stats import spearmanr
-
-    chosen = {name: work.chosen(case) for name, case in cases.items()}
-    best = chosen[BEST]
-    same = {n: [100 * np.isin(best.kept_classes, s.kept_classes).mean()] for n, s in chosen.items()}
-    suite.add(f"kept classes of lm by {BEST} that are kept", same, "%")
-    alike = {n: [spearmanr(s.scores, best.scores)[0]] for n, s in chosen.items()}
-    suite.add(f"rank correlation of the votes with {BEST}'s", alike, "")
+def _agreement(suite: Suite, work: Study, by: dict[str, Cell], seeds: Sequence[int]) -> None:
+    """How much of what the strongest surrogate keeps the others keep."""
+    for target in work.targets:
+        same: dict[str, list[float]] = {}
+        for seed in seeds:
+            made = {name: work.made(cell, target, seed) for name, cell in by.items()}
+            best = made[STRONG]
+            for name, selection in made.items():
+                if best is not None and selection is not None:
+                    share = np.isin(best.kept_classes, selection.kept_classes).mean()
+                    same.setdefault(name, []).append(100 * float(share))
+        if same:
+            suite.add(f"{target}: kept classes of the strong surrogate that are kept", same, "%")

@@ -1,182 +1,274 @@
-"""Pretrain the same network on several selections of one source, finetune each for one target, compare: what the suites
-``end_to_end``, ``objectives`` and ``sensitivity`` have in common. Everything goes through the functions behind the commands.
+"""Pretrain one network on several selections of one source, probe each for several targets, compare: what the suites
+``end_to_end``, ``objectives``, ``pruning`` and ``sensitivity`` have in common. Everything runs the functions behind the commands.
 
-Tiny-ImageNet is the source, CIFAR-10 the target; ``--data DIR`` holds ``tiny-imagenet/{train,val}`` and
-``cifar10/{train,test}``, folders of class folders. How long and how large they train is in ``benchmarks/recipes.py``.
+Every cell takes as many steps as a stated share of the full run (rounded down to whole epochs), with the same schedule over them.
+What is finished in the study's folder is not done again, so that a study can be run in parts.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from operator import itemgetter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
+import numpy as np
+
+from benchmarks import targets as data_sets
+from benchmarks.cells import Cell, Job, Outcome, say
 from benchmarks.harness import Suite
-from benchmarks.recipes import Recipe
+from benchmarks.recipes import Options, Recipe
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.conversion.run import convert
 from dp4tl_fast.finetuning.config import FinetuneConfig
 from dp4tl_fast.finetuning.run import finetune
-from dp4tl_fast.pretraining.config import CheckpointConfig, PretrainConfig
-from dp4tl_fast.pretraining.objectives import OBJECTIVES
+from dp4tl_fast.mapping.registry import METHODS
+from dp4tl_fast.pretraining.config import CheckpointConfig, MocoConfig, PretrainConfig
 from dp4tl_fast.pretraining.run import pretrain
 from dp4tl_fast.pruning.config import PruneConfig
 from dp4tl_fast.pruning.run import prune
 from dp4tl_fast.selection import Selection
 
-MODES = {"lp": "cifar10 linear probe", "ff": "cifar10 full finetuning", "knn": "cifar10 nearest neighbours"}
-FOLDERS = {
-    "source": "tiny-imagenet/train",
-    "val": "tiny-imagenet/val",
-    "train": "cifar10/train",
-    "test": "cifar10/test",
-}
+MODES = {"lp": "linear probe", "ff": "full finetuning", "knn": "nearest neighbours"}
+WARMUP = 1 / 8  # of a run's steps, however many epochs they are
+TRIAL_RECORDS = 2000  # of the run that the estimate of the time rests on
 
 
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One thing to pretrain on.
+@dataclass
+class Study:
+    """Cells × targets × seeds × ways to finetune, in ``root``.
 
     Attributes:
-        name: Its subject in the tables, and its folder.
-        prune: Options of ``prune``; without them the full source is read. A random choice is drawn anew for every seed.
-        network: Where the network's recipe differs from the study's.
+        files: ``{name: .beton}``, as ``benchmarks.targets.build`` names them.
+        network: What is pretrained.
+        surrogates: What scores, by name; one is trained for every seed.
     """
 
-    name: str
-    prune: dict[str, Any] | None = None
-    network: dict[str, Any] = field(default_factory=dict)
+    root: Path
+    files: dict[str, Path]
+    recipe: Recipe
+    targets: Sequence[str]
+    modes: Sequence[str]
+    network: Options
+    surrogates: dict[str, Options] = field(default_factory=dict)
 
+    # -- what is run ------------------------------------------------------------------------------------------------------
 
-class Study:
-    """Cases × seeds × ways to finetune, in ``root``. What is finished there is not done again.
+    def jobs(self, cells: Sequence[Cell], targets: Sequence[str], seeds: Sequence[int]) -> list[Job]:
+        """Interleaved, so that a slow minute of the machine meets all kinds of cells."""
+        return [
+            Job(cell, own, seed, tuple(targets if cell.shared else [own]))
+            for seed in seeds
+            for cell in cells
+            for own in ([""] if cell.shared else targets)
+        ]  # fmt: skip
 
-    Args:
-        network: What is pretrained; the recipe's own by default.
-        modes: Ways to finetune, of the recipe's.
-    """
+    def run(self, cells: Sequence[Cell], targets: Sequence[str], seeds: Sequence[int]) -> None:
+        """Every run that is not finished yet, after an estimate of the time that takes."""
+        jobs = [job for job in self.jobs(cells, targets, seeds) if not self.finished(job)]
+        if not jobs:
+            return
+        say(f"{len(jobs)} runs to do, about {spoken(self.estimate(jobs))}")
+        for i, job in enumerate(jobs, 1):
+            say(f"run {i} of {len(jobs)}: {job.cell.id} for {job.target or 'all targets'}, seed {job.seed}")
+            self.pretrain(job)
+            for target in job.probed:
+                for mode in self.modes:
+                    self.probe(job, target, mode)
 
-    def __init__(
-        self, root: Path, data: Path, recipe: Recipe, modes: Sequence[str], network: dict[str, Any] | None = None
-    ) -> None:
-        self.root, self.recipe, self.modes = root, recipe, modes
-        self.network = recipe.network if network is None else network
-        self.files = {name: root / f"{name}.beton" for name in FOLDERS}
-        for name, file in self.files.items():
-            if not file.exists():
-                convert(str(data / FOLDERS[name]), str(file))
-        self.runs: dict[str, list[dict[str, Any]]] = {}  # case -> what each seed's run came to
+    def folder(self, job: Job) -> Path:
+        return self.root / "runs" / (job.target or "shared") / f"{job.cell.id}-{job.seed}"
 
-    def surrogate(self, name: str, **recipe: Any) -> dict[str, Any]:
-        """Train a surrogate in ``root/name``; returns its summary."""
-        classifies = OBJECTIVES[recipe.get("objective", "supervised")].classifies
-        validate: dict[str, Any] = {"val": str(self.files["val"])} if classifies else {}
-        every: dict[str, Any] = {"val_every": recipe["epochs"], "checkpoint": CheckpointConfig(every=recipe["epochs"])}
-        out = str(self.root / name)
-        return pretrain(PretrainConfig(source=str(self.files["source"]), out=out, resume=True, **validate, **every, **recipe))
+    def probe_folder(self, job: Job, target: str, mode: str) -> Path:
+        return self.root / "probes" / target / f"{job.cell.id}-{job.seed}-{mode}"
 
-    def select(self, case: Case, seed: int) -> Path | None:
-        """The selection of a case."""
-        if case.prune is None:
-            return None
-        options = {"surrogate": str(self.root / "surrogate"), "target": [str(self.files["train"])], **case.prune}
-        if options.get("method") == "random":
-            options = {"method": "random", "keep": options["keep"], "seed": seed}
-        out = self.root / "selections" / (f"{case.name}-{seed}.json" if "seed" in options else f"{case.name}.json")
-        if not out.exists():
-            prune(PruneConfig(source=str(self.files["source"]), out=str(out), **options))
+    def finished(self, job: Job) -> bool:
+        ends = [self.folder(job), *(self.probe_folder(job, t, m) for t in job.probed for m in self.modes)]
+        return all((folder / "summary.json").exists() for folder in ends)
+
+    def surrogate_folder(self, name: str, seed: int) -> Path:
+        return self.root / "surrogates" / f"{name}-{seed}"
+
+    def surrogate(self, name: str, seed: int) -> Path:
+        """The run folder of a surrogate, trained if need be."""
+        out, recipe = self.surrogate_folder(name, seed), self.surrogates[name]
+        unlabelled = recipe.get("objective", "supervised").startswith("moco")
+        validate: Options = {} if unlabelled else {"val": str(self.files["val"])}
+        self._train(out, {**recipe, **validate}, seed)
         return out
 
-    def chosen(self, case: Case) -> Selection:
-        """What a case keeps (with the first seed)."""
-        path = self.select(case, 0)
-        assert path is not None
-        return Selection.load(path)
+    def select(self, cell: Cell, target: str, seed: int) -> Path | None:
+        """The selection of a cell, made if need be."""
+        if cell.prune is None:
+            return None
+        out = self._selection(cell, target, seed)
+        if not out.exists():
+            options = {**cell.prune, "source": str(self.files["source"]), "cache": str(self.root / "cache"), "seed": seed}
+            needs = METHODS[options["method"]].needs
+            if "target" in needs:
+                options["target"] = [str(self.files[f"{target or self.targets[0]}-train"])]
+            if "surrogate" in needs:
+                options["surrogate"] = str(self.surrogate(cell.surrogate, seed))
+            made = out.with_suffix(".voted.json") if cell.rs2 else out
+            prune(PruneConfig(**options, out=str(made)))
+            if cell.rs2:
+                equal_shares(Selection.load(made), Beton(self.files["source"])).save(out)
+        return out
 
-    def run(self, cases: Sequence[Case], seeds: Sequence[int]) -> None:
-        """Everything, interleaved: a slow minute of the machine hits all cases alike."""
-        for seed in seeds:
-            for case in cases:
-                self.runs.setdefault(case.name, []).append(self._one(case, seed))
+    def _selection(self, cell: Cell, target: str, seed: int) -> Path:
+        return self.root / "selections" / (target or "shared") / f"{cell.slug}-{seed}.json"
 
-    def _one(self, case: Case, seed: int) -> dict[str, Any]:
-        selection, out = self.select(case, seed), self.root / "runs" / f"{case.name}-{seed}"
-        recipe = {**self.network, **case.network}
-        config = PretrainConfig(
-            source=str(self.files["source"]), out=str(out), selection=str(selection) if selection else None, seed=seed,
-            checkpoint=CheckpointConfig(every=recipe["epochs"]), resume=True, **recipe,
+    def made(self, cell: Cell, target: str, seed: int) -> Selection | None:
+        """The selection of a cell, if it was made."""
+        path = self._selection(cell, target, seed)
+        return Selection.load(path) if path.exists() else None
+
+    def pretrain(self, job: Job) -> dict[str, Any]:
+        """The run's summary."""
+        out = self.folder(job)
+        if (out / "summary.json").exists():
+            return json.loads((out / "summary.json").read_text())
+        path = self.select(job.cell, job.target, job.seed)
+        source = Beton(self.files["source"]).num_samples
+        records = Selection.load(path).kept_samples if path else source
+        epochs = epochs_within(job.cell.budget, self.network["epochs"], source, records, self.network["batch_size"])
+        return self._train(out, {**self.network, "epochs": epochs, "selection": str(path) if path else None}, job.seed)
+
+    def _train(self, out: Path, options: Options, seed: int = 0) -> dict[str, Any]:
+        """A run on the source, its summary; saved and validated at its end only."""
+        epochs = options["epochs"]
+        nested: Options = {"checkpoint": CheckpointConfig(every=epochs)}
+        if "moco" in options:
+            nested["moco"] = MocoConfig(**options["moco"])
+        plain: Options = {"warmup_epochs": epochs * WARMUP, "val_every": epochs, **options, **nested}
+        return pretrain(PretrainConfig(source=str(self.files["source"]), out=str(out), seed=seed, resume=True, **plain))
+
+    def probe(self, job: Job, target: str, mode: str) -> float:
+        """Percentage of the target's test images that the finetuned network classifies correctly."""
+        out = self.probe_folder(job, target, mode)
+        if not (out / "summary.json").exists():
+            self._finetune(self.folder(job), target, mode, out)
+        return 100 * json.loads((out / "summary.json").read_text())["top_1_mean"]
+
+    def _finetune(self, checkpoint: Path, target: str, mode: str, out: Path) -> None:
+        train, test = (str(self.files[f"{target}-{part}"]) for part in ("train", "test"))
+        options = self.recipe.transfer[mode]
+        finetune(FinetuneConfig(checkpoint=str(checkpoint), train=train, test=test, out=str(out), mode=mode, **options))
+
+    # -- how long it takes ------------------------------------------------------------------------------------------------
+
+    def estimate(self, jobs: Sequence[Job]) -> float:
+        """Seconds that these runs will take, by trial runs of the networks and of every way to finetune."""
+        trial, source = self._trial(), Beton(self.files["source"]).num_samples
+        seconds = sum(job.cell.budget * self.network["epochs"] * source * trial["network"] for job in jobs)
+        seconds += sum(trial[f"{target} {mode}"] for job in jobs for target in job.probed for mode in self.modes)
+        needed = {(job.cell.surrogate, job.seed) for job in jobs if job.target}
+        missing = [name for name, seed in needed if not self.surrogate_folder(name, seed).joinpath("summary.json").exists()]
+        return seconds + sum(self.surrogates[name]["epochs"] * source * trial[f"surrogate {name}"] for name in missing)
+
+    def _trial(self) -> dict[str, float]:
+        """Seconds per image of pretraining the ``network`` and each ``surrogate NAME``, and of each finetuning ``TARGET MODE``."""
+        path = self.root / "trial.json"
+        if not path.exists():
+            say("trial runs, to estimate the time")
+            with tempfile.TemporaryDirectory(dir=self.root, prefix="trial-") as folder:
+                path.write_text(json.dumps(self._try(Path(folder))))
+        return json.loads(path.read_text())
+
+    def _try(self, folder: Path) -> dict[str, float]:
+        source = Beton(self.files["source"])
+        few = np.random.default_rng(0).permutation(source.num_samples)[:TRIAL_RECORDS]
+        Selection.of_records(source, few, method="trial").save(folder / "few.json")
+        seconds = {}
+        for name, options in {"network": self.network, **{f"surrogate {n}": o for n, o in self.surrogates.items()}}.items():
+            out = folder / name
+            self._train(out, {**options, "epochs": 2, "selection": str(folder / "few.json")})
+            rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+            seconds[name] = min(row["seconds"] / row["samples"] for row in rows)  # the first epoch starts threads
+        for target in self.targets:
+            for mode in self.modes:
+                out = folder / f"{target}-{mode}"
+                self._finetune(folder / "network", target, mode, out)
+                seconds[f"{target} {mode}"] = json.loads((out / "summary.json").read_text())["seconds"]
+        return seconds
+
+    # -- what came of it --------------------------------------------------------------------------------------------------
+
+    def outcomes(self, cells: Sequence[Cell], seeds: Sequence[int]) -> list[Outcome]:
+        """Of all finished runs."""
+        each = [replace(job, probed=(t,)) for job in self.jobs(cells, self.targets, seeds) for t in job.probed]
+        return [self._outcome(job) for job in each if self.finished(job)]
+
+    def _outcome(self, job: Job) -> Outcome:
+        (target,) = job.probed
+        summary = self.pretrain(job)
+        stages = dict(summary["pruning_stages_s"])
+        surrogate = 0.0 if job.cell.shared else stages.pop("surrogate", 0.0)
+        return Outcome(
+            cell=job.cell.id, name=job.cell.name, budget=job.cell.budget, target=target, seed=job.seed,
+            top_1={mode: self.probe(job, target, mode) for mode in self.modes},
+            classes=summary["classes_kept"], samples=summary["samples"], images=summary["samples"] * summary["epochs"],
+            pretrain_s=summary["pretrain_s"], scoring_s=0.0 if job.cell.rs2 else sum(stages.values()), surrogate_s=surrogate,
         )  # fmt: skip
-        summary = pretrain(config)
-        for mode in self.modes:
-            path = Path(f"{out}-{mode}")
-            if not (path / "summary.json").exists():
-                finetune(FinetuneConfig(
-                    checkpoint=str(out), train=str(self.files["train"]), test=str(self.files["test"]), out=str(path),
-                    mode=mode, seeds=1, **self.recipe.transfer[mode],
-                ))  # fmt: skip
-            summary[mode] = 100 * json.loads((path / "summary.json").read_text())["top_1_mean"]
-        return summary
 
-    def collect(self, value: Callable[[dict[str, Any]], float]) -> dict[str, list[float]]:
-        """Case -> a number of each seed's run."""
-        return {name: [value(run) for run in runs] for name, runs in self.runs.items()}
+    def known(self, name: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
+        """The summaries of a surrogate, for those seeds for which it is trained."""
+        paths = [self.surrogate_folder(name, seed) / "summary.json" for seed in seeds]
+        return [json.loads(path.read_text()) for path in paths if path.exists()]
 
-    def mean(self, name: str, mode: str) -> float:
-        """Mean accuracy of a case over its seeds, in percent."""
-        return fmean(run[mode] for run in self.runs[name])
-
-    def record(self, suite: Suite, reference: str) -> None:
-        """Rows of everything; costs are compared with the case ``reference``."""
-        self.record_accuracy(suite)
-        suite.add("classes", self.collect(lambda r: r["classes_kept"]), "classes")
-        suite.add("images seen", self.collect(lambda r: r["samples"] * r["epochs"]), "images")
-        suite.add("pretraining", self.collect(lambda r: r["pretrain_s"]), "s", ratio_to=reference)
-        suite.add(
-            "pretraining with pruning", self.collect(lambda r: r["pretrain_s"] + r["pruning_s"]), "s", ratio_to=reference
-        )
-        suite.add("bytes read", self.collect(lambda r: r["bytes_read"]), "bytes", ratio_to=reference)
-        suite.add("images per second", self.collect(lambda r: r["samples_per_s"]), "images/s")
-        suite.add("waiting for data", self.collect(lambda r: 100 * r["data_wait_share"]), "% of the time")
-
-    def record_accuracy(self, suite: Suite) -> None:
-        """Rows of what each case is worth on the target."""
-        for mode in self.modes:
-            suite.add(MODES[mode], self.collect(itemgetter(mode)), "% top-1")
-
-    def describe(self, suite: Suite, seeds: Sequence[int], **more: Any) -> None:
+    def describe(self, suite: Suite, **more: Any) -> None:
         """What a reader needs to judge the rows."""
-        source, train, test = (Beton(self.files[f]) for f in ("source", "train", "test"))
+        source = Beton(self.files["source"])
         suite.settings |= {
-            "source": f"{source.num_samples:,} images of {source.num_classes} classes",
-            "target": f"{train.num_samples:,} training and {test.num_samples:,} test images of {train.num_classes} classes",
-            **({"seeds": len(seeds), "network": self.network} if seeds else {}),
             "recipe": self.recipe.name,
+            "source": f"{source.num_samples:,} images of {source.num_classes} classes",
+            "targets": {t: describe_target(self.files, t) for t in self.targets},
+            "network": self.network,
+            "surrogates": self.surrogates,
+            "warm-up": f"{WARMUP:g} of the steps",
             **{mode: self.recipe.transfer[mode] for mode in self.modes},
             **more,
         }
 
 
-def shown(method: str, keep: str) -> str:
-    """A method and the share that it keeps, as a case's name: ``lm 40 %``."""
-    return f"{method} {100 * float(keep):.0f} %"
+def epochs_within(budget: float, full_epochs: int, source: int, records: int, batch: int) -> int:
+    """Epochs of ``records`` that take at most a share ``budget`` of the steps of ``full_epochs`` of the source's; at least 1."""
+    return max(1, int(budget * full_epochs * (source // batch) / (records // batch) + 1e-9))
+
+
+def describe_target(files: dict[str, Path], name: str) -> str:
+    train, test = Beton(files[f"{name}-train"]), Beton(files[f"{name}-test"])
+    of = "of the source's" if data_sets.TARGETS[name].classes else "of its own"
+    return f"{train.num_samples:,} training and {test.num_samples:,} test images of {train.num_classes} classes {of}"
+
+
+def equal_shares(selection: Selection, source: Beton) -> Selection:
+    """A weighted selection whose classes all have the same share, so that an epoch is a fresh random subset of the source."""
+    every = np.flatnonzero(source.class_counts)
+    weights = np.where(source.class_counts > 0, 1 / len(every), 0.0)
+    changes: dict[str, Any] = {"weights": weights.tolist(), "kept_classes": every.tolist(), "method": "rs2"}
+    return replace(selection, **changes)
 
 
 @contextmanager
-def study(suite: Suite, recipe: Recipe, modes: Sequence[str], network: dict[str, Any] | None = None) -> Iterator[Study]:
-    """A ``Study`` in ``--work``, where an interrupted one continues, or else in a temporary folder."""
+def study(
+    suite: Suite, recipe: Recipe, names: Sequence[str], modes: Sequence[str], *, network: Options | None = None,
+    surrogates: dict[str, Options] | None = None,
+) -> Iterator[Study]:  # fmt: skip
+    """A ``Study`` of these targets in ``--work``, where an interrupted one continues, or else in a temporary folder."""
     data = suite.require_data()
     with tempfile.TemporaryDirectory(prefix="dp4tl-study-") as temporary:
-        root = suite.work / suite.name if suite.work else Path(temporary)
+        work = suite.work or Path(temporary)
+        files = data_sets.build(data, work / "files", names)
+        root = work / suite.name / recipe.name
         root.mkdir(parents=True, exist_ok=True)
-        yield Study(root, data, recipe, modes, network)
+        yield Study(
+            root, files, recipe, names, modes, network or recipe.network,
+            surrogates or {"surrogate": recipe.surrogate},
+        )  # fmt: skip
 
 
-def votes_carried(selection: Selection) -> float:
-    """Share of the target's images that chose a kept class, in percent."""
-    return 100 * sum(selection.scores[c] for c in selection.kept_classes) / sum(selection.scores)
+def spoken(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

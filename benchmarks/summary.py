@@ -52,7 +52,21 @@ def _file(path: Path, result: dict) -> str:
         f"| [{_number(row['spread'][0])}, {_number(row['spread'][1])}] | {_ratio(row)} | {row['rounds']} |"
         for row in result["rows"]
     )
-    return _table(head, "| case | subject | median | spread | compared | rounds |", lines)
+    shown = [_table(head, "| case | subject | median | spread | compared | rounds |", lines)]
+    for suite, tables in result.get("tables", {}).items():
+        shown += [_differences(f"{suite}: {name}", rows) for name, rows in tables.items() if name.endswith("differences")]
+    return "\n".join(shown)
+
+
+def _differences(title: str, rows: list[dict[str, Any]]) -> str:
+    """Of accuracies, in percentage points; the interval is Student's t, of 95 %."""
+    lines = (
+        f"| {row['target']} | {row['cell']}{', ' + row['mode'] if 'mode' in row else ''} | {row['against']} | {row['points']:+.2f} "
+        f"| {'' if row['low'] is None else '[{low:+.2f}, {high:+.2f}]'.format(**row)} | {row['seeds']} |"
+        for row in rows
+    )
+    header = "| target | cell | against | points | 95 % interval | seeds |"
+    return _table(f"{title} (cell@share of the full run's steps), paired by seed", header, lines)
 
 
 def _settings(name: str, settings: dict) -> str:

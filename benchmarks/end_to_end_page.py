@@ -1,0 +1,154 @@
+"""The README's part on ``end_to_end``: tables and a picture, from a committed result file of that suite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.cells import Outcome
+from benchmarks.end_to_end import LABELS, LARGE, LOSS, QUARTER, WHOLE, chosen, full
+from benchmarks.paired import Outcomes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PICTURE = "docs/end-to-end.png"
+NAMES = {"full": "full", "rs2": "RS2", "soft": "soft"}
+MAIN = chosen("lm", LARGE, budget=QUARTER)
+LINES = ("full", "rs2", "random 25 %", "lm 25 %", "lm 12.5 %", "lm 6 %", "fm 25 %", "soft")  # of the picture, in their colours
+COLOURS = ("#7a7a7a", "#b9a26a", "#d0472f", "#2f7fd0", "#1f5a96", "#7fb4e6", "#1a9e7a", "#a06cd5")
+MARKERS = ("D", "v", "s", "o", "o", "o", "^", "P")
+
+
+def outcomes(result: dict[str, Any]) -> list[Outcome]:
+    return [Outcome(**row) for row in result["tables"]["end_to_end"]["outcomes"]]
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """Accuracies at a quarter of the full run's steps, what that means, and what was measured."""
+    rows, tables, settings = outcomes(result), result["tables"]["end_to_end"], result["settings"]["end_to_end"]
+    targets = list(dict.fromkeys(o.target for o in rows))
+    return "\n".join([
+        _accuracies(rows, targets), "", _gains(rows, tables, targets), "",
+        f"![Linear-probe accuracy over the time that everything took, for every target]({PICTURE})", "",
+        _about(rows, settings, result["environment"]["machine"]), "",
+    ])  # fmt: skip
+
+
+def _accuracies(rows: Sequence[Outcome], targets: Sequence[str]) -> str:
+    short = list(dict.fromkeys(o.name for o in rows if o.budget == QUARTER))
+    found = Outcomes(rows, len(targets))
+    header = ["linear probe, %", *(_shown(name) for name in short), "full, 4x the steps"]
+    lines = []
+    for target in targets:
+        means = [_mean(found, f"{_slug(rows, name)}@{QUARTER:g}", target) for name in short]
+        best = max(m for m in means if m is not None)
+        cells = ["" if m is None else f"**{m:.1f}**" if m == best else f"{m:.1f}" for m in means]
+        whole = _mean(found, full(WHOLE).id, target)
+        lines.append([target, *cells, "" if whole is None else f"{whole:.1f}"])
+    return _table(header, lines)
+
+
+def _gains(rows: Sequence[Outcome], tables: dict[str, Any], targets: Sequence[str]) -> str:
+    """Paired differences with their intervals, and the times to the full run's accuracy."""
+    differences = {(d["target"], d["cell"], d["against"]): d for d in tables.get("differences", [])}
+    speed_ups = {(s["target"], s["counted"]): s for s in tables.get("speed-ups", [])}
+    random = chosen("random", LARGE, budget=QUARTER).id
+    header = [
+        f"{_shown(MAIN.name)}, points", "over random", "over full, equal steps", "over full, equal time",
+        f"time to full's accuracy less {LOSS}", "for one target alone", "by",
+    ]  # fmt: skip
+    lines = []
+    for target in targets:
+        points = [_points(differences.get((target, MAIN.id, other))) for other in (random, full(QUARTER).id, "full, equal time")]
+        shared = speed_ups.get((target, "surrogate shared by all targets"))
+        alone = speed_ups.get((target, "surrogate for this one"))
+        by = next((_shown(o.name) + _of_steps(o) for o in rows if shared and o.cell == shared["cell"]), "")
+        lines.append([target, *points, _speed_up(shared), _speed_up(alone), by])
+    return _table(header, lines)
+
+
+def _of_steps(outcome: Outcome) -> str:
+    return f", {LABELS[outcome.budget]} of the steps"
+
+
+def _points(difference: dict[str, Any] | None) -> str:
+    if difference is None:
+        return ""
+    interval = "" if difference["low"] is None else f" [{difference['low']:+.1f}, {difference['high']:+.1f}]"
+    return f"{difference['points']:+.1f}{interval}"
+
+
+def _speed_up(row: dict[str, Any] | None) -> str:
+    return "" if row is None else f"{row['speed_up']:.1f}x" if row["cell"] else "not reached"
+
+
+def _about(rows: Sequence[Outcome], settings: dict[str, Any], machine: str) -> str:
+    targets = "; ".join(f"{name}: {what}" for name, what in settings["targets"].items())
+    network, seeds = settings["network"], len({o.seed for o in rows})
+    sharing = len(settings["targets"])
+    surrogate = fmean(o.surrogate_s for o in rows if o.surrogate_s) if any(o.surrogate_s for o in rows) else 0.0
+    whole = [o.pretrain_s for o in rows if o.cell == full(WHOLE).id]
+    share = f", {100 * surrogate / fmean(whole):.0f} % of the full run's time" if whole else ""
+    left_out = f" Left out: {', '.join(settings['left out'])}." if "left out" in settings else ""
+    return (
+        f"Tiny-ImageNet ({settings['source']}) pretrains {network['arch']} at {network['size']} pixels; the full run takes "
+        f"{network['epochs']} epochs. Means of {seeds} pretraining seed{'s' if seeds > 1 else ''}; differences are paired by seed, "
+        f"in brackets their 95 % intervals (Student's t). Every column but the last takes the same number of steps; times count "
+        f"training the surrogate ({surrogate:.0f} s{share}; shared by {sharing} targets, or for one alone), scoring and "
+        f"pretraining. Targets: {targets}. {machine}.{left_out}"
+    )
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Linear probe over time, everything counted; a panel per target."""
+    from dp4tl_fast.reporting import plots
+
+    plots.save(figure(outcomes(result)), path)
+
+
+def figure(rows: Sequence[Outcome]) -> Figure:
+    from matplotlib.figure import Figure
+
+    targets = list(dict.fromkeys(o.target for o in rows))
+    found = Outcomes(rows, len(targets))
+    result = Figure(figsize=(4.0 * min(3, len(targets)), 3.1 * -(-len(targets) // 3)), layout="constrained")
+    panels = result.subplots(-(-len(targets) // 3), min(3, len(targets)), squeeze=False).flat
+    for target, axes in zip(targets, panels, strict=False):
+        for name, colour, marker in zip(LINES, COLOURS, MARKERS, strict=True):
+            cells = [c for c in dict.fromkeys(o.cell for o in rows if o.name == name) if found.of(c, target)]
+            points = sorted((found.seconds(c, target, 1 / found.sharing), found.accuracy(c, target)) for c in cells)
+            if points:
+                axes.plot(*zip(*points, strict=True), marker=marker, ms=4.5, lw=1.3, color=colour, label=_shown(name))
+        if (whole := _mean(found, full(WHOLE).id, target)) is not None:
+            axes.axhline(whole - LOSS, color=COLOURS[0], ls="--", lw=0.9)
+        axes.set_title(target, fontsize=10)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("seconds, everything counted")
+        axes.set_ylabel("linear probe, %")
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in result.axes[len(targets) :]:
+        axes.set_axis_off()
+    handles, labels = result.axes[0].get_legend_handles_labels()
+    free = len(result.axes) > len(targets)  # a panel without a target has room for the legend
+    result.axes[-1 if free else 0].legend(handles, labels, frameon=False, fontsize=9, loc="center" if free else "best")
+    return result
+
+
+def _mean(found: Outcomes, cell: str, target: str) -> float | None:
+    return found.accuracy(cell, target) if found.of(cell, target) else None
+
+
+def _slug(rows: Sequence[Outcome], name: str) -> str:
+    return next(o.cell for o in rows if o.name == name).split("@")[0]
+
+
+def _shown(name: str) -> str:
+    return NAMES.get(name, name.replace("lm", "LM").replace("fm", "FM"))
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = [":--"] + ["--:"] * (len(header) - 1)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *lines))
