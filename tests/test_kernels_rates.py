@@ -10,10 +10,10 @@ import sys
 import pytest
 import torch
 
-from dp4tl_fast import doctor
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.kernels import _native, nearest_centroid, rates
 from dp4tl_fast.kernels.linear_argmax import native_impl
+from dp4tl_fast.reporting import installed
 
 
 @pytest.fixture(autouse=True)
@@ -102,11 +102,17 @@ def test_the_real_race_has_a_rate_for_each_way(cache, dtype):
 
 
 def test_doctor_shows_the_rates_and_what_is_taken(capsys):
-    doctor.rates()
+    installed.rates()
     shown = json.loads(capsys.readouterr().out)
-    assert f"linear_argmax of float32, depth 512, threads {torch.get_num_threads()}" in shown and len(shown) == len(doctor.RATES)
+    assert f"linear_argmax of float32, depth 512, threads {torch.get_num_threads()}" in shown and len(shown) == len(installed.RATES)
     for found in shown.values():
         assert found["chosen"] == max(found["gflops"], key=found["gflops"].get)
+
+
+def test_doctor_says_so_when_the_kernels_fail(monkeypatch):
+    monkeypatch.setenv(rates.VARIABLE, "linear_argmax=float64")
+    found, why = installed._run_rates()
+    assert found == {} and why.startswith("the CPU kernels failed: ") and "DP4TL_FAST_WAYS=linear_argmax=float64" in why
 
 
 LARGE = """

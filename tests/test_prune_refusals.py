@@ -47,7 +47,7 @@ REFUSED = {
     "no-surrogate": (["--keep=1"], "needs --surrogate"),
     "keep-zero": (["--surrogate={d}/nothing", "--keep=0"], "--keep 0"),
     "budget-above-1": (["--surrogate={d}/nothing", "--budget=1.5"], "budget:1.5"),
-    "merge": (["--surrogate={d}/surrogate", "--keep=1", "--merge=magic"], "sum, union, turns"),
+    "merge": (["--surrogate={d}/surrogate", "--keep=1", "--merge=magic"], "sum, union or turns"),
     "handpicked": (["--method=handpicked", "--classes=unicorn"], "--classes unicorn"),
     "auto": (["--method=random", "--keep=auto"], "no votes"),
     "no-forgetting": (["--method=forgetting", "--surrogate={b}/wide.safetensors", "--keep=1"], "--forgetting"),

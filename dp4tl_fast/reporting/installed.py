@@ -54,7 +54,9 @@ def doctor(*, require: str = "") -> dict[str, Any]:
             "version": _version(PARTS[name][0]),
             "remedy": "" if works else PARTS[name][2],
         }
-    result["rates"] = _run_rates() if result["native"]["works"] and result["torch"]["works"] else {}
+    result["rates"], why = _run_rates() if result["native"]["works"] and result["torch"]["works"] else ({}, "")
+    if why:
+        result["native"] |= {"works": False, "why": why, "remedy": PARTS["native"][2]}
     _print(result)
     failed = [name for name in filter(None, require.split(",")) if not result[name]["works"]]
     if failed:
@@ -89,13 +91,17 @@ def probe(name: str) -> None:
     print(json.dumps({"works": works, "why": why}))
 
 
-def _run_rates() -> dict[str, Any]:
-    """What ``rates`` prints, from a fresh process."""
+def _run_rates() -> tuple[dict[str, Any], str]:
+    """What ``rates`` prints, from a fresh process, or why it failed."""
     code = "from dp4tl_fast.reporting.installed import rates; rates()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PROBE_TIMEOUT)
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PROBE_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        return {}, f"the CPU kernels did not finish in {PROBE_TIMEOUT} s"
     if done.returncode:
-        raise BackendError(f"measuring the CPU kernels failed: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        return {}, f"the CPU kernels failed: {last[0]}"
+    return json.loads(done.stdout.splitlines()[-1]), ""
 
 
 def rates() -> None:
