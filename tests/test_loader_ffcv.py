@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from native_files import jpeg, picture, write
+from odd_jpegs import without
 
 from dp4tl_fast.beton import Beton, BetonWriter
 from dp4tl_fast.beton.format import MODE_RAW
@@ -177,19 +178,22 @@ def test_the_byte_table_is_rounded_once(dtype: str) -> None:
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from(["RGB", "L", "CMYK"]), st.booleans())
-def test_the_frame_header_is_found(width: int, height: int, mode: str, progressive: bool) -> None:
-    from dp4tl_fast.loaders.ffcv_stages import states_size
+def test_a_jpeg_of_this_size_with_its_own_tables_stands_alone(width: int, height: int, mode: str, progressive: bool) -> None:
+    from dp4tl_fast.loaders.ffcv_stages import stands_alone
 
-    stored = np.frombuffer(jpeg(np.zeros((height, width, 3), np.uint8), mode, progressive=progressive), np.uint8)
-    assert states_size(stored, height, width)
-    assert not states_size(stored, height + 1, width)
-    assert not states_size(stored, height, width + 1)
+    data = jpeg(np.zeros((height, width, 3), np.uint8), mode, progressive=progressive)
+    stored = np.frombuffer(data, np.uint8)
+    assert stands_alone(stored, height, width)
+    assert not stands_alone(stored, height + 1, width)
+    assert not stands_alone(stored, height, width + 1)
+    for marker in (0xC4, 0xDB):
+        assert not stands_alone(np.frombuffer(without(data, marker), np.uint8), height, width)
 
 
 @given(st.binary(max_size=60), st.integers(0, 700))
 def test_a_search_for_the_frame_header_stays_inside_the_bytes(junk: bytes, keep: int) -> None:
-    from dp4tl_fast.loaders.ffcv_stages import states_size
+    from dp4tl_fast.loaders.ffcv_stages import stands_alone
 
-    cut = jpeg(picture(40, 30))[:keep] + junk
-    found = states_size.py_func(np.frombuffer(cut, np.uint8).astype(np.int64), 30, 40)  # Python checks every index
-    assert found == states_size(np.frombuffer(cut, np.uint8), 30, 40)
+    cut = jpeg(picture(40, 30), progressive=bool(keep % 2))[:keep] + junk
+    found = stands_alone.py_func(np.frombuffer(cut, np.uint8).astype(np.int64), 30, 40)  # Python checks every index
+    assert found == stands_alone(np.frombuffer(cut, np.uint8), 30, 40)

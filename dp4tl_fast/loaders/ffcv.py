@@ -10,7 +10,8 @@ FFCV's traps, and where they end:
   ``distributed=True`` repeats samples, and an ``isinstance`` on the class refuses any own ``TraversalOrder``: it gets
   the records of an epoch from us, in the order that every backend follows.
 - Its readahead fetches several times the wanted bytes of a scattered selection: ``loaders.readahead``.
-- It decodes a JPEG of another size than the file states into rubbish, without a word: ``ffcv_stages.states_size``.
+- It decodes a JPEG of another size than the file states into rubbish, and one without tables by another's, without a word:
+  ``ffcv_stages.stands_alone``.
 - Batches live in a ring of buffers that later batches overwrite: ours own their memory.
 - Compiling takes 5 to 12 s per pipeline: our one kernel is cached on disk (``ffcv_stages.uncompiled``).
 """

@@ -64,7 +64,7 @@ def decode_crop(stored, offsets, sizes, modes, heights, widths, boxes, mirror, t
         mirror: bool ``[views, n]``.
         table: What a byte of a channel becomes, ``[256, 3]``.
         out: ``[views, n, size, size, 3]`` of the table's dtype.
-        status: int32 ``[n]``; set to the decoder's return code, 0 if it had nothing to say, or -1 for another size.
+        status: int32 ``[n]``; set to the decoder's return code, 0 if it had nothing to say, or -1 if the JPEG does not stand alone.
     """
     size = out.shape[2]
     most = np.int64(0)
@@ -78,7 +78,7 @@ def decode_crop(stored, offsets, sizes, modes, heights, widths, boxes, mirror, t
         source = image.ctypes.data
         if modes[i] == JPEG:
             status[i] = -1
-            if states_size(image, h, w):
+            if stands_alone(image, h, w):
                 status[i] = _imdecode(source, image.size, h, w, pixels.ctypes.data, h, w, 0, 0, 1, 1, False, False)
             if status[i] != 0:
                 continue
@@ -101,17 +101,58 @@ def write_tile(tile, mirrored, table, out):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def states_size(jpeg, height, width):  # type: ignore[no-untyped-def]
-    """Does the JPEG's frame header (ITU-T T.81, B.2.2) state this size? False also when there is none."""
+def stands_alone(jpeg, height, width):  # type: ignore[no-untyped-def]
+    """Is this a Huffman-coded JPEG that states this size and holds every table its scans name (ITU-T T.81, B.2)?
+
+    FFCV's decoder keeps tables from image to image: one that lacks its own would be decoded with another's.
+    """
+    tables, wanted, components, progressive = 0, 0, 0, False  # bits 0 to 15: DC, 16 to 31: AC, 32 to 47: quantisation
     i = 2
-    while i + 9 <= jpeg.size and jpeg[i] == 0xFF:
+    while i + 4 <= jpeg.size and jpeg[i] == 0xFF:
         marker = jpeg[i + 1]
         if marker == 0xFF:  # fill byte
             i += 1
             continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return (jpeg[i + 5] << 8 | jpeg[i + 6]) == height and (jpeg[i + 7] << 8 | jpeg[i + 8]) == width
-        i += 2 + (jpeg[i + 2] << 8 | jpeg[i + 3])
+        at, end = i + 4, i + 2 + (np.int64(jpeg[i + 2]) << 8 | jpeg[i + 3])
+        if end > jpeg.size:
+            return False
+        i = end
+        if marker == 0xDB:
+            while at < end:
+                tables |= np.int64(1) << (32 + (jpeg[at] & 15))
+                at += 129 if jpeg[at] >> 4 else 65
+        elif marker == 0xC4:
+            while at + 17 <= end:
+                tables |= np.int64(1) << ((jpeg[at] >> 4 & 1) * 16 + (jpeg[at] & 15))
+                at += 17 + np.int64(jpeg[at + 1 : at + 17].sum())
+        elif marker == 0xC0 or marker == 0xC1 or marker == 0xC2:
+            if end < at + 6 or (np.int64(jpeg[at + 1]) << 8 | jpeg[at + 2]) != height:
+                return False
+            if (np.int64(jpeg[at + 3]) << 8 | jpeg[at + 4]) != width or end < at + 6 + 3 * np.int64(jpeg[at + 5]):
+                return False
+            components, progressive = np.int64(jpeg[at + 5]), marker == 0xC2
+            for c in range(components):
+                wanted |= np.int64(1) << (32 + (jpeg[at + 8 + 3 * c] & 15))
+        elif marker == 0xDA:
+            n = np.int64(jpeg[at]) if at < end else np.int64(255)
+            if components == 0 or end < at + 4 + 2 * n:
+                return False
+            first, refines = jpeg[at + 1 + 2 * n], jpeg[at + 3 + 2 * n] >> 4
+            for c in range(n):
+                if not progressive or (first == 0 and refines == 0):
+                    wanted |= np.int64(1) << (jpeg[at + 2 + 2 * c] >> 4)
+                if not progressive or first > 0:
+                    wanted |= np.int64(1) << (16 + (jpeg[at + 2 + 2 * c] & 15))
+            if wanted & ~tables:
+                return False
+            if n == components and not progressive:
+                return True
+            while i + 1 < jpeg.size and (jpeg[i] != 0xFF or jpeg[i + 1] == 0 or 0xD0 <= jpeg[i + 1] <= 0xD7):
+                i += 1  # entropy-coded data, up to the next marker
+            if i + 1 >= jpeg.size or jpeg[i + 1] == 0xD9:
+                return True
+        elif marker == 0xC9 or marker == 0xCA or marker == 0xD9:
+            return False
     return False
 
 
