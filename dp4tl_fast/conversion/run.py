@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton.entry_points import wants_entry_points
 from dp4tl_fast.beton.layout import check_layout, record_order
 from dp4tl_fast.common import cli
@@ -112,6 +113,7 @@ def convert(
     )  # fmt: skip
     options = SourceOptions(
         labels=labels, split=split, classes_from=classes_from, class_order=class_order, label_type=label_type,
+        class_list=tuple(Beton(class_order).class_names) if class_order.endswith(".beton") else (),
         allow_empty=allow_empty, image_column=image_column, label_column=label_column, image_key=image_key, label_key=label_key,
     )  # fmt: skip
     check_layout(layout)
