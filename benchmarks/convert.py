@@ -19,8 +19,7 @@ from PIL import Image
 
 from benchmarks.harness import Suite, interleave, timed
 from dp4tl_fast.conversion.run import convert
-from dp4tl_fast.sources.folder import FolderSource
-from dp4tl_fast.sources.options import SourceOptions
+from dp4tl_fast.sources import open_source
 
 WORKERS = 2
 COPIES = 4  # of the 500 sample images, as links: enough that start-up does not count
@@ -32,7 +31,7 @@ class Samples:
     """What FFCV's writer is given: (PIL image, label), opened lazily as torchvision's ImageFolder does."""
 
     def __init__(self, root: Path) -> None:
-        source = FolderSource(root, SourceOptions())
+        source = open_source(str(root))
         self._rows = [(source.name(i), int(label)) for i, label in enumerate(source.labels)]
 
     def __len__(self) -> int:

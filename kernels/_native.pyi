@@ -264,7 +264,13 @@ def jpeg_add_index(data: bytes, pixels: int = 64) -> bytes:
     """
     The same JPEG with one more segment: an index of places about every `pixels` pixels of a row where the native loader can
     begin to decode. The very same object if it has such places (an index, restart markers), or if it is no ordinary sequential
-    JPEG. RuntimeError: its entropy-coded data are damaged.
+    JPEG. RuntimeError: it is one, but cannot be decoded in full; see `jpeg_check`.
+    """
+
+def jpeg_check(data: bytes) -> None:
+    """
+    Pass over all of a JPEG. RuntimeError: libjpeg refuses its headers, or its entropy-coded data are damaged, end early or
+    continue behind the last block.
     """
 
 def jpeg_end(data: bytes, start: int) -> int:

@@ -193,7 +193,7 @@ def test_bad_sources_are_named_and_leave_nothing(tree: Path, tmp_path: Path) -> 
     with pytest.raises(SourceError, match="nowhere: no such"):
         convert(str(tmp_path / "nowhere"), out)
     (tmp_path / "tree" / "n01" / "notes.txt").write_text("not an image")
-    with pytest.raises(SourceError, match=r"n01/notes\.txt: it cannot be decoded"):
+    with pytest.raises(SourceError, match=r"n01/notes\.txt: it is a text file"):
         convert(str(tree), out)
     assert leftovers(tmp_path) == []
     (tree / "n01" / "notes.txt").unlink()

@@ -64,10 +64,10 @@ ZOO = {
     "gif": (saved(scene().quantize(64), "GIF"), "GIF, not JPEG"),
     "bmp": (saved(scene(), "BMP"), "BMP, not JPEG"),
     "tiff": (saved(scene(), "TIFF"), "TIFF, not JPEG"),
-    "alpha": (saved(scene().convert("RGBA"), "PNG"), "PNG, not JPEG"),
+    "alpha": (saved(scene().convert("RGBA"), "PNG"), "PNG, not JPEG; alpha dropped"),
     "palette": (saved(scene().quantize(64), "PNG"), "PNG, not JPEG"),
     "one_bit": (saved(scene().convert("1"), "PNG"), "PNG, not JPEG"),
-    "grey_alpha": (saved(scene().convert("LA"), "PNG"), "PNG, not JPEG"),
+    "grey_alpha": (saved(scene().convert("LA"), "PNG"), "PNG, not JPEG; alpha dropped"),
     "cmyk": (saved(scene().convert("CMYK"), "JPEG", quality=95), "CMYK JPEG"),
     "1x1": (saved(scene(1, 1), "PNG"), "PNG, not JPEG"),
     "500x33": (saved(scene(500, 33), "PNG"), "PNG, not JPEG"),
@@ -87,19 +87,6 @@ def test_odd_images_become_what_torchvision_reads(name: str) -> None:
         assert np.abs(pixels(kept) - expected).mean() < 6
 
 
-def test_sixteen_bit_grey_keeps_its_high_byte() -> None:
-    values = np.linspace(0, 65535, 64 * 32).astype(np.uint16).reshape(32, 64)
-    data = saved(Image.fromarray(values), "PNG")
-    record = make_record(data, ImageRule(write_mode="raw"), 0)
-    assert (pixels(record) == (values >> 8).astype(np.uint8)[..., None]).all()
-    assert Image.open(io.BytesIO(make_record(data, KEEP, 0).payload)).mode == "L"
-
-
-def test_floating_point_pixels_are_refused() -> None:
-    with pytest.raises(SourceError, match="floating-point"):
-        make_record(saved(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), KEEP, 0)
-
-
 @pytest.mark.parametrize(
     "data",
     [
@@ -112,9 +99,8 @@ def test_floating_point_pixels_are_refused() -> None:
         saved(scene(), "JPEG", optimize=True),
         saved(scene(1, 1), "JPEG"),
         saved(scene(500, 33), "JPEG"),
-        saved(scene(), "JPEG", icc_profile=b"x" * 100),
     ],
-    ids=["plain", "grey", "422", "444", "rgb", "restarts", "optimised", "1x1", "500x33", "icc"],
+    ids=["plain", "grey", "422", "444", "rgb", "restarts", "optimised", "1x1", "500x33"],
 )
 def test_plain_jpegs_are_kept_byte_for_byte(data: bytes) -> None:
     record = make_record(data, KEEP, 0)
@@ -146,7 +132,7 @@ def test_metadata_is_stripped_without_touching_pixels(data: bytes) -> None:
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_progressive_jpegs_become_sequential_without_loss(mode: str, size: tuple[int, int], entry_points: bool) -> None:
     data = saved(scene(*size).convert(mode), "JPEG", progressive=True, icc_profile=b"profile", comment=b"goes")
-    record = make_record(data, ImageRule(entry_points=entry_points), 0)
+    record = make_record(data, ImageRule(entry_points=entry_points, keep_icc=True), 0)
     added = "; entry points added" if entry_points and size[0] > 128 else ""
     assert record.note == f"progressive JPEG; metadata stripped; made sequential{added}"
     assert (pixels(record) == as_torchvision_reads(data)).all()
@@ -155,7 +141,7 @@ def test_progressive_jpegs_become_sequential_without_loss(mode: str, size: tuple
 
 
 def test_entry_points_change_no_pixel_and_spare_small_images() -> None:
-    rule = ImageRule(entry_points=True)
+    rule = ImageRule(entry_points=True, keep_icc=True)
     assert make_record(PLAIN, rule, 0).payload == PLAIN
     for options in ({}, {"subsampling": "4:4:4"}, {"subsampling": "4:2:2"}, {"keep_rgb": True}, {"icc_profile": b"p"}):
         data = saved(scene(300, 201), "JPEG", **options)
@@ -209,7 +195,8 @@ def test_a_scan_without_components_is_no_crash(tmp_path: Path) -> None:
 def test_a_side_that_no_encoder_takes_is_the_images_fault() -> None:
     """A JPEG may have sides up to 65,535 pixels; libjpeg writes them up to 65,500."""
     data = flat_jpeg(65535, 8)
-    assert make_record(data, KEEP, 0).payload == data
+    with pytest.raises(SourceError, match="cannot be decoded"):
+        make_record(data, KEEP, 0)  # libjpeg reads them up to 65,500, too: what is stored must be readable by every backend
     assert make_record(data, ImageRule(max_side=65500), 0).width == 65500
     for wide in (data, saved(Image.new("L", (65530, 8)), "PNG")):
         with pytest.raises(SourceError, match="cannot be stored at 65520 x 8 pixels"):
@@ -240,7 +227,7 @@ def test_a_few_bytes_that_claim_a_huge_image_fill_no_memory(tmp_path: Path) -> N
     (tmp_path / "bomb.jpg").write_bytes(flat_jpeg(30000, 30000, scan_bytes=500))  # 858 MiB of grey
     command = [sys.executable, "-c", BOMB_CHILD, str(tmp_path / "small.jpg"), str(tmp_path / "bomb.jpg")]
     more, message = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split(maxsplit=1)
-    assert "too large to be decoded safely" in message
+    assert "it has 30000 x 30000 pixels, more than `max_pixels=178956970`" in message
     assert float(more) < 100
 
 

@@ -69,7 +69,7 @@ def test_tar_of_class_folders_with_long_names(tree: Path, tmp_path: Path, tar_fo
     with tarfile.open(tmp_path / "y.tar", "w", format=tar_format) as tar:
         tar.add(tree, "all/train")
         tar.add(tree, "all/val")
-    with pytest.raises(SourceError, match=r"y\.tar: holds the splits train, val\. Choose one with --split train"):
+    with pytest.raises(SourceError, match=r"y\.tar: holds the splits train, val\. Choose one with `split=train`"):
         opened(tmp_path / "y.tar")
     assert samples(tmp_path / "y.tar", split="val") == samples(tree)
     for spelling in ("all/train", "./all/train/", "/all//train", "all/x/../train"):

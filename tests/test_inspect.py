@@ -143,11 +143,11 @@ def test_verify_without_checksums_still_reads_headers_and_decodes(beton_path: Pa
     with pytest.raises(BetonError, match=r"record 3 .*end marker"):
         inspect(str(damaged(beton_path, start + size - 2, b"\0\0")), verify=True)
     beton_path.write_bytes(original)
-    tables = bytes(beton.payload(3)).index(b"\xff\xc4") + start  # without Huffman tables only the decoder notices
+    tables = bytes(beton.payload(3)).index(b"\xff\xc4") + start  # only a decoder notices
     damaged(beton_path, tables + 4, b"\x55")
-    assert inspect(str(beton_path), verify=True)["samples"] == 12
-    with pytest.raises(BetonError, match=r"record 3 .*cannot be decoded"):
-        inspect(str(beton_path), decode=True)
+    for how in ({"verify": True}, {"decode": True}):
+        with pytest.raises(BetonError, match=r"record 3 .*cannot be decoded"):
+            inspect(str(beton_path), **how)
 
 
 def test_missing_and_foreign_files(tmp_path: Path) -> None:

@@ -117,17 +117,17 @@ def test_several_columns_are_asked_about(tmp_path: Path) -> None:
     columns = {"thumbnail": STRUCTS[::-1], "picture": STRUCTS, "fine_label": [0, 1, 2, 3], "coarse_label": [0, 0, 1, 1]}
     src = parquet(tmp_path / "x.parquet", columns)
     with pytest.raises(
-        SourceError, match=r"has images in the columns thumbnail, picture\. Choose one with --image-column"
+        SourceError, match=r"has images in the columns thumbnail, picture\. Choose one with `image_column`"
     ):
         opened(src, tmp_path)
-    with pytest.raises(SourceError, match=r"has both 'fine_label' and 'coarse_label'\. Choose with --label-column"):
+    with pytest.raises(SourceError, match=r"has both 'fine_label' and 'coarse_label'\. Choose with `label_column`"):
         opened(src, tmp_path, image_column="picture")
     found = samples(src, tmp_path, image_column="picture", label_column="coarse_label")
     assert found == list(zip("0011", IMAGES, strict=True))
     with pytest.raises(SourceError, match=r"has no column 'no'\. It has 'thumbnail', 'picture'"):
         opened(src, tmp_path, image_column="no")
     table = csv_file(tmp_path, "file,path,label\nx,0.jpg,1\n")
-    with pytest.raises(SourceError, match=r"has both 'file' and 'path'\. Choose with --image-column"):
+    with pytest.raises(SourceError, match=r"has both 'file' and 'path'\. Choose with `image_column`"):
         opened(table)
     assert samples(table, image_column="path") == [("1", IMAGES[0])]
 
@@ -245,7 +245,7 @@ def test_the_image_of_a_sample_is_found_by_content(tmp_path: Path) -> None:
     assert samples(src) == [("1", IMAGES[0]), ("1", IMAGES[1])]
     src = wds(tmp_path / "z.tar", ("22.01.png", image(1, "PNG")), ("22.01.jpg", IMAGES[1]), ("22.cls", b"0"))
     with pytest.raises(
-        SourceError, match=r"z\.tar: 22: has several images, 01\.png, 01\.jpg\. Choose with --image-key 01\.png or"
+        SourceError, match=r"z\.tar: 22: has several images, 01\.png, 01\.jpg\. Choose with `image_key=01\.png` or"
     ):
         opened(src)
     assert samples(src, image_key="01.jpg") == [("0", IMAGES[1])]
@@ -259,7 +259,7 @@ def test_keys_of_labels(tmp_path: Path) -> None:
     assert samples(src, label_key="txt") == [("a caption", IMAGES[0])]
     with pytest.raises(
         SourceError,
-        match=r"its \.json file has no 'label' \(it has class_id, info\)\. Choose with --label-key json:NAME",
+        match=r"its \.json file has no 'label' \(it has class_id, info\)\. Choose with `label_key=json:NAME`",
     ):
         opened(src, image_key="jpg")
     with pytest.raises(SourceError, match=r"s0\.jpg lies in no class folder"):
@@ -306,7 +306,7 @@ def test_shards_of_a_hub_folder(tmp_path: Path) -> None:
     put(tmp_path / "hub", {"README.md": b"card", ".gitattributes": b"x"})
     for src in (tmp_path / "hub", tmp_path / "hub/data", tmp_path / "hub/data/*.parquet"):
         with pytest.raises(
-            SourceError, match=r"holds the splits test, train, validation\. Choose one with --split test"
+            SourceError, match=r"holds the splits test, train, validation\. Choose one with `split=test`"
         ):
             opened(src, tmp_path)
         assert [name for name, _ in samples(src, tmp_path, split="validation")] == ["dog", "dog", "cat", "cat"]

@@ -23,10 +23,21 @@ def add_entry_points(payload: bytes, width: int, height: int) -> bytes:
     """A JPEG with an index of entry points; the very same object where it is too small, has some, or is no ordinary one.
 
     Raises:
-        RuntimeError: Its entropy-coded data are damaged.
+        RuntimeError: It cannot be decoded in full.
     """
     if width * height < ENTRY_POINT_PIXELS:
         return payload
     from dp4tl_fast.kernels._native import jpeg_add_index
 
     return jpeg_add_index(payload, ENTRY_POINT_DISTANCE)
+
+
+def check(payload: bytes) -> None:
+    """Read all of a JPEG.
+
+    Raises:
+        RuntimeError: It cannot be decoded in full.
+    """
+    from dp4tl_fast.kernels._native import jpeg_check
+
+    jpeg_check(payload)

@@ -7,12 +7,14 @@ Nothing in it is trusted: every length is checked against the bytes at hand.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"
 _SOF = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
 _REWRITABLE = frozenset({0xC2, 0xC9, 0xCA})  # progressive; arithmetic coding: sequential, progressive
+_MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]", re.DOTALL)  # neither a stuffed byte nor a restart
 _SOS, _DRI, _APP0, _APP2, _APP14, _APP15, _COM = 0xDA, 0xDD, 0xE0, 0xE2, 0xEE, 0xEF, 0xFE
 SAMPLINGS = {  # luma's (horizontal, vertical) factors over chroma's 1 x 1: those all decoders know
     (1, 1): "4:4:4", (2, 1): "4:2:2", (1, 2): "4:4:0", (2, 2): "4:2:0", (4, 1): "4:1:1", (1, 4): "4:4:1",
@@ -28,7 +30,9 @@ class JpegHeader:
         bits, width, height, components: Of the frame.
         sampling: (horizontal, vertical) factors of every component.
         adobe_transform: The Adobe marker's colour transform (0 none, 1 YCbCr, 2 YCCK), -1 without the marker.
-        segments: (start, stop) of the segments to keep, from SOI up to the first SOS: all but metadata without colour.
+        metadata: (start, stop) of segments without a say in the pixels: EXIF, XMP, comments, thumbnails.
+        profile: (start, stop) of the segments of an ICC profile.
+        has_exif: Whether there is EXIF, which may tell an orientation.
         scan_start, stop: The first SOS, and the end just behind EOI. ``stop`` is 0 when there is no EOI (truncated).
     """
 
@@ -38,13 +42,19 @@ class JpegHeader:
     height: int
     sampling: tuple[tuple[int, int], ...]
     adobe_transform: int
-    segments: tuple[tuple[int, int], ...]
+    metadata: tuple[tuple[int, int], ...]
+    profile: tuple[tuple[int, int], ...]
+    has_exif: bool
     scan_start: int
     stop: int
 
     @property
     def components(self) -> int:
         return len(self.sampling)
+
+    def has_metadata(self, size: int) -> bool:
+        """Whether something besides an ICC profile goes when a file of ``size`` bytes is stripped."""
+        return bool(self.metadata) or self.stop != size
 
 
 def parse(data: bytes) -> JpegHeader:
@@ -58,7 +68,7 @@ def parse(data: bytes) -> JpegHeader:
     from dp4tl_fast.kernels._native import jpeg_end
 
     frame, adobe, sof = b"", -1, 0
-    kept, keep_from, at = [], 0, 0
+    metadata, profile, has_exif, at = [], [], False, 0
     for marker, at, end in _segments(data):
         if marker in _SOF:
             if sof:
@@ -68,10 +78,11 @@ def parse(data: bytes) -> JpegHeader:
             head = data[at + 4 : at + 16]
             if marker == _APP14 and head[:5] == b"Adobe" and len(head) == 12:
                 adobe = head[11]
-            elif not (marker == _APP0 and head[:5] == b"JFIF\0") and not (marker == _APP2 and head == b"ICC_PROFILE\0"):
-                kept.append((keep_from, at))
-                keep_from = end
-    kept.append((keep_from, at))
+            elif marker == _APP2 and head == b"ICC_PROFILE\0":
+                profile.append((at, end))
+            elif not (marker == _APP0 and head[:5] == b"JFIF\0"):
+                metadata.append((at, end))
+                has_exif = has_exif or head[:5] == b"Exif\0"
     if len(frame) < 6 or len(frame) != 6 + 3 * frame[5]:
         raise ValueError("it has no complete frame header before its first scan")
     scan = data[at + 4 : end]  # components, 2 bytes each, 3 bytes
@@ -80,12 +91,24 @@ def parse(data: bytes) -> JpegHeader:
     sampling = tuple((frame[i] >> 4, frame[i] & 15) for i in range(7, len(frame), 3))
     # In one scan of everything, the first FFD9 is the end; several scans have tables between them that may contain one.
     single = scan[0] == len(sampling) and sof != 0xC2
-    stop = jpeg_end(data, at) if single else data.rfind(EOI, at) + 2
+    stop = jpeg_end(data, at) if single else _end_of_scans(data, end)
     height, width = frame[1] << 8 | frame[2], frame[3] << 8 | frame[4]
     return JpegHeader(
         sof=sof, bits=frame[0], width=width, height=height, sampling=sampling, adobe_transform=adobe,
-        segments=tuple(kept), scan_start=at, stop=stop if stop > at else 0,
+        metadata=tuple(metadata), profile=tuple(profile), has_exif=has_exif, scan_start=at, stop=stop if stop > at else 0,
     )  # fmt: skip
+
+
+def _end_of_scans(data: bytes, at: int) -> int:
+    """The position behind the end marker, from entropy-coded data at ``at`` on; 0 where there is none."""
+    while found := _MARKER.search(data, at):
+        marker, at = data[found.end() - 1], found.end()
+        if marker == 0xD9:
+            return at
+        if at + 2 > len(data):
+            break
+        at += data[at] << 8 | data[at + 1]  # tables, or the header of the next scan
+    return 0
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -147,14 +170,17 @@ def can_become_plain(header: JpegHeader) -> bool:
     return header.sof in _REWRITABLE and not why_not_plain(replace(header, sof=0xC0))
 
 
-def strip(data: bytes, header: JpegHeader) -> bytes:
-    """The JPEG without metadata that has no say in its colours (EXIF, XMP, comments, thumbnails) and without a tail.
+def strip(data: bytes, header: JpegHeader, keep_profile: bool = False) -> bytes:
+    """The JPEG without metadata that has no say in its pixels, without its ICC profile unless that is kept, and without a tail.
 
-    JFIF, Adobe and ICC segments stay. Orientation goes: PIL and torchvision ignore it, other readers apply it.
+    JFIF and Adobe segments stay. Orientation goes: PIL and torchvision ignore it, other readers apply it.
     """
-    if header.segments == ((0, header.scan_start),) and header.stop == len(data):
+    dropped = sorted(header.metadata if keep_profile else header.metadata + header.profile)
+    if not dropped and header.stop == len(data):
         return data
-    return b"".join(data[a:b] for a, b in header.segments) + data[header.scan_start : header.stop]
+    starts = [0, *(stop for _, stop in dropped)]
+    stops = [*(start for start, _ in dropped), header.stop]
+    return b"".join(data[a:b] for a, b in zip(starts, stops, strict=True))
 
 
 def profiles(data: bytes) -> bytes:

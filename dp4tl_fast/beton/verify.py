@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import os
 import zlib
@@ -12,9 +11,11 @@ import numpy as np
 
 from dp4tl_fast.beton import format as fmt
 from dp4tl_fast.beton import jpeg
+from dp4tl_fast.beton.entry_points import check as check_jpeg
 from dp4tl_fast.beton.reader import Beton
 from dp4tl_fast.common.errors import RecordError
 from dp4tl_fast.common.ordered import chunk_bounds, ordered_map
+from dp4tl_fast.common.pictures import open_picture
 
 
 def verify(
@@ -95,14 +96,14 @@ def _fault(data: bytes, shape: tuple[int, int, int], decode: bool) -> str:
         return f"is {header.width} x {header.height}, but the table says {width} x {height}"
     if not header.stop:
         return "is a JPEG without an end marker"
+    try:
+        check_jpeg(data)
+    except RuntimeError as error:
+        return f"cannot be decoded ({error})"
     if decode:
-        from PIL import Image
-
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with open_picture(data) as image:
                 image.load()
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # a decoder of someone else's may raise anything over damaged data
             return f"cannot be decoded ({error})"
     return ""
-
-

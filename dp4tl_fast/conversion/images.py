@@ -1,12 +1,13 @@
 """How the bytes of an image file become a record: kept, re-encoded, or raw. The content tells the kind, never the name.
 
-Rules for images that are not stored as they came:
+What is not stored as it came is decoded (``decoding``), and
 
-- decoding is PIL's: alpha is dropped, palettes are looked up, the first frame of an animation is taken, CMYK and YCCK become RGB;
-- 16-bit samples keep their high byte; EXIF orientation is ignored;
 - grey stays grey in a JPEG and becomes three equal channels in a raw record;
 - resizing is bilinear with antialiasing and keeps the aspect ratio; images are never enlarged. Ordinary JPEGs are
-  resized as YCbCr planes, everything else as RGB or grey; the result is 4:2:0.
+  resized as YCbCr planes, everything else as RGB or grey; the result is 4:2:0;
+- colour profiles are dropped, also of JPEGs that are kept, unless they are asked for.
+
+What is stored can be decoded: every JPEG is read to its end before.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from typing import NamedTuple
 
 from dp4tl_fast.beton import format as fmt
 from dp4tl_fast.beton import jpeg
-from dp4tl_fast.beton.entry_points import add_entry_points
-from dp4tl_fast.common.checks import require
-from dp4tl_fast.common.content import HEAD_BYTES, what_it_is
+from dp4tl_fast.beton.entry_points import add_entry_points, check
+from dp4tl_fast.common.checks import require, require_one_of
 from dp4tl_fast.common.errors import SourceError
+from dp4tl_fast.common.pictures import MAX_PIXELS
+from dp4tl_fast.conversion.decoding import check_pixels, decode, exif_orientation
 
 WRITE_MODES = ("keep", "jpg", "raw", "smart", "proportion")
+ORIENTATIONS = ("ignore", "apply")
+ICC_DROPPED = "ICC profile dropped"
 
 
 class Record(NamedTuple):
@@ -49,6 +53,9 @@ class ImageRule:
         quality: Of JPEGs that are encoded anew, 1 to 100.
         entry_points: Insert an index into JPEGs of at least ``ENTRY_POINT_PIXELS``, so that the native loader can begin
             in the middle. It is a segment that other decoders pass over; the image's own bytes stay as they are.
+        max_pixels: Images with more pixels are refused.
+        exif_orientation: ``ignore`` it, or ``apply`` it: images that it turns are encoded anew.
+        keep_icc: Keep colour profiles in JPEGs.
     """
 
     write_mode: str = "keep"
@@ -59,6 +66,9 @@ class ImageRule:
     jpeg_share: float = 0.5
     seed: int = 0
     entry_points: bool = False
+    max_pixels: int = MAX_PIXELS
+    exif_orientation: str = "ignore"
+    keep_icc: bool = False
 
     def __post_init__(self) -> None:
         def need(ok: bool, name: str, rule: str) -> None:
@@ -71,6 +81,8 @@ class ImageRule:
         need(1 <= self.quality <= 100, "quality", "from 1 to 100")
         need(self.write_mode != "smart" or self.smart_threshold > 0, "smart_threshold", "above 0 with write mode smart")
         need(0 <= self.jpeg_share <= 1, "jpeg_share", "from 0 to 1")
+        need(self.max_pixels >= 1, "max_pixels", "at least 1")
+        require_one_of("exif_orientation", self.exif_orientation, ORIENTATIONS)
 
     def size_for(self, width: int, height: int) -> tuple[int, int]:
         """The stored size of an image of this size, in pixels."""
@@ -92,11 +104,15 @@ def make_record(data: bytes, rule: ImageRule, index: int) -> Record:
         SourceError: The bytes are no image, or a damaged one. The message does not know the file's name.
     """
     record = _without_index(data, rule, index)
-    if not rule.entry_points or record.mode != fmt.MODE_JPEG:
+    if record.mode != fmt.MODE_JPEG:
         return record
+    payload = record.payload
     try:
-        payload = add_entry_points(record.payload, record.width, record.height)
-    except RuntimeError as error:  # found only by reading all of it: PIL decides whether it can be used
+        if rule.entry_points:
+            payload = add_entry_points(payload, record.width, record.height)
+        if payload is record.payload:  # else all of it was read
+            check(payload)
+    except RuntimeError as error:  # found only by reading all of it: Pillow decides whether it can be used
         return _decoded(data, rule, "keep", f"damaged JPEG ({error})")
     if payload is record.payload:
         return record
@@ -128,24 +144,29 @@ def _kept(data: bytes, rule: ImageRule, mode: str) -> Record | str:
     except ValueError as error:
         return f"damaged JPEG ({error})"
     width, height = header.width, header.height
+    check_pixels(width, height, rule.max_pixels)
     reason = jpeg.why_not_plain(header)
+    if rule.exif_orientation == "apply" and header.has_exif and exif_orientation(data) != 1:
+        return reason
     size = rule.size_for(width, height)
     if size != (width, height):
         note = f"resized from {width}x{height}" + (f"; {reason}" if reason else "")
-        return (not reason and mode == "keep" and _shrunk(data, header, size, rule, note)) or note
+        shrinks = not reason and mode == "keep" and not (rule.keep_icc and header.profile)
+        return (shrinks and _shrunk(data, header, size, rule, note)) or note
     if mode == "smart" and width * height * 3 <= rule.smart_threshold:
         return "stored raw" + (f"; {reason}" if reason else "")
     if reason and not jpeg.can_become_plain(header):
         return reason
     payload, notes = data, [reason] if reason else []
-    if (stripped := jpeg.strip(data, header)) is not data:
+    if (stripped := jpeg.strip(data, header, rule.keep_icc)) is not data:
         payload = stripped
-        notes.append("metadata stripped")
+        notes += ["metadata stripped"] if header.has_metadata(len(data)) else []
+        notes += [ICC_DROPPED] if header.profile and not rule.keep_icc else []
     if reason:
         try:
             payload = _sequential(payload)
         except RuntimeError as error:
-            return f"damaged JPEG ({error})"
+            return f"{reason} that cannot be made sequential ({error})"
         notes.append("made sequential")
     return Record(payload, fmt.MODE_JPEG, width, height, "; ".join(notes))
 
@@ -158,6 +179,7 @@ def _shrunk(data: bytes, header: jpeg.JpegHeader, size: tuple[int, int], rule: I
         payload = jpeg_shrink(data, header.width, header.height, *size, rule.quality)
     except (RuntimeError, MemoryError) as error:
         raise _not_stored(size, error) from None
+    note += f"; {ICC_DROPPED}" if header.profile else ""
     return Record(payload, fmt.MODE_JPEG, *size, note) if payload else None
 
 
@@ -169,34 +191,31 @@ def _sequential(data: bytes) -> bytes:
 
 
 def _decoded(data: bytes, rule: ImageRule, mode: str, note: str) -> Record:
-    from PIL import Image, UnidentifiedImageError
-
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            kind = image.format or "image"
-            pixels = _to_8_bit(image)
-    except Image.DecompressionBombError as error:
-        raise SourceError(f"it is too large to be decoded safely: {error}") from None
-    except UnidentifiedImageError:  # its text has an address in it, and audit files must not differ between runs
-        what = what_it_is(data[:HEAD_BYTES])
-        raise SourceError(f"it is {what}" if what else "it cannot be decoded: its content is no image of a known kind") from None
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
-        raise SourceError(f"it cannot be decoded: {error}") from None
-    notes = [note] if note else [f"{kind}, not JPEG"] if kind != "JPEG" else []
+        image = decode(data, rule.max_pixels, rule.exif_orientation)
+    except SourceError as error:
+        raise SourceError(f"{error} ({note.partition(' (')[0]})" if note else str(error)) from None
+    pixels, notes = image.pixels, [note] if note else [f"{image.kind}, not JPEG"] if image.kind != "JPEG" else []
+    notes += image.notes
     size = rule.size_for(*pixels.size)
     if max(size) > fmt.MAX_SIDE:
         raise SourceError(f"its sides of {size[0]} x {size[1]} pixels exceed {fmt.MAX_SIDE}. Give `max_side`")
     if size != pixels.size and not note.startswith("resized"):
         notes.append(f"resized from {pixels.width}x{pixels.height}")
+    raw = mode == "raw" or (mode == "smart" and math.prod(size) * 3 <= rule.smart_threshold)
+    keep_profile = rule.keep_icc and bool(image.profile) and not raw
+    if image.profile and not keep_profile:
+        notes.append(ICC_DROPPED)
     try:
         if size != pixels.size:
-            pixels = pixels.resize(size, Image.Resampling.BILINEAR)
-        if mode == "raw" or (mode == "smart" and math.prod(size) * 3 <= rule.smart_threshold):
-            payload = pixels.convert("RGB").tobytes()
-            return Record(payload, fmt.MODE_RAW, *size, "; ".join(notes) or "stored raw")
+            from PIL.Image import Resampling
+
+            pixels = pixels.resize(size, Resampling.BILINEAR)
+        if raw:
+            return Record(pixels.convert("RGB").tobytes(), fmt.MODE_RAW, *size, "; ".join(notes) or "stored raw")
         out = io.BytesIO()
-        pixels.save(out, "JPEG", quality=rule.quality)
-    except (OSError, MemoryError) as error:
+        pixels.save(out, "JPEG", quality=rule.quality, **({"icc_profile": image.profile} if keep_profile else {}))
+    except (OSError, ValueError, MemoryError) as error:
         raise _not_stored(size, error) from None
     return Record(out.getvalue(), fmt.MODE_JPEG, *size, "; ".join(notes) or "encoded anew")
 
@@ -205,13 +224,3 @@ def _not_stored(size: tuple[int, int], error: Exception) -> SourceError:
     """An encoder takes no side above 65,500 pixels, or memory is short."""
     reason = str(error) or "not enough memory"
     return SourceError(f"it cannot be stored at {size[0]} x {size[1]} pixels: {reason}. Give a smaller `max_side`")
-
-
-def _to_8_bit(image):  # type: ignore[no-untyped-def]  # PIL is imported lazily
-    """Decode to mode L or RGB by the rules above."""
-    image.load()
-    if image.mode.startswith("I"):  # 16-bit grey; "I" holds it in 32 bits
-        return image.convert("I").point(lambda v: v / 256).convert("L")
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no defined range")
-    return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")

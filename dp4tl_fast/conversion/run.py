@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton.entry_points import wants_entry_points
 from dp4tl_fast.beton.layout import check_layout, record_order
 from dp4tl_fast.common import cli
@@ -18,6 +19,7 @@ from dp4tl_fast.common.checks import require, require_one_of
 from dp4tl_fast.common.errors import SourceError
 from dp4tl_fast.common.files import check_outputs
 from dp4tl_fast.common.machine import cores
+from dp4tl_fast.common.pictures import MAX_PIXELS
 from dp4tl_fast.conversion.conversion import Conversion, check_space, finished
 from dp4tl_fast.conversion.images import ImageRule, make_record
 from dp4tl_fast.conversion.listing import as_text, converted_text, listed
@@ -46,6 +48,9 @@ def convert(
     quality: int = 90,
     smart_threshold: int = 0,
     jpeg_share: float = 0.5,
+    max_pixels: int = MAX_PIXELS,
+    exif_orientation: str = "ignore",
+    keep_icc: bool = False,
     entry_points: str = "on",
     seed: int = 0,
     workers: int = 0,
@@ -85,6 +90,9 @@ def convert(
         quality: JPEG quality of images that are re-encoded.
         smart_threshold: Bytes of pixels up to which ``smart`` stores an image raw.
         jpeg_share: Share of images that ``proportion`` stores as JPEG, chosen at random; the rest is raw.
+        max_pixels: Images with more pixels are refused.
+        exif_orientation: ``ignore`` what EXIF says of how to turn an image, or ``apply`` it, in every format.
+        keep_icc: Keep colour profiles in JPEGs, instead of dropping them.
         entry_points: ``on`` inserts an index (2.5 % of the bytes) into JPEGs of 128 x 128 pixels and more, so that the
             native loader decodes only what a crop needs; other readers pass over it. ``off`` leaves it out.
         seed: Of the random order of records.
@@ -109,9 +117,11 @@ def convert(
     rule = ImageRule(
         write_mode=write_mode, max_side=max_side, short_side=short_side, quality=quality,
         smart_threshold=smart_threshold, jpeg_share=jpeg_share, seed=seed, entry_points=wants_entry_points(entry_points),
+        max_pixels=max_pixels, exif_orientation=exif_orientation, keep_icc=keep_icc,
     )  # fmt: skip
     options = SourceOptions(
         labels=labels, split=split, classes_from=classes_from, class_order=class_order, label_type=label_type,
+        class_list=tuple(Beton(class_order).class_names) if class_order.endswith(".beton") else (),
         allow_empty=allow_empty, image_column=image_column, label_column=label_column, image_key=image_key, label_key=label_key,
     )  # fmt: skip
     check_layout(layout)

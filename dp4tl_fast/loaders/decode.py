@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 from PIL import Image
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton.format import MODE_JPEG, MODE_RAW
 from dp4tl_fast.common.errors import RecordError
+from dp4tl_fast.common.pictures import open_picture
 
 
 def bad_record(beton: Beton, record: int, why: str) -> RecordError:
@@ -36,12 +35,12 @@ def decode_record(beton: Beton, record: int) -> np.ndarray:
     if mode != MODE_JPEG:
         raise bad_record(beton, record, f"has the unknown mode {mode}")
     try:
-        with Image.open(io.BytesIO(payload.tobytes()), formats=("JPEG",)) as image:
+        with open_picture(payload.tobytes(), formats=("JPEG",)) as image:
             if image.size != (width, height):
                 w, h = image.size
                 raise ValueError(f"it holds {w} x {h} pixels, but the file says {width} x {height}")
             return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError) as error:
         # PIL names its buffer's address, which changes every time and helps nobody.
         reason = "it is not a JPEG" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise bad_record(beton, record, f"cannot be decoded: {reason}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -248,10 +247,11 @@ def _describe(name: str, selection: Selection, source: Path, names_file: str) ->
 
 def first_image(beton: Beton, class_id: int) -> Any:
     """The first record of a class, decoded. uint8 ``[h, w, 3]``."""
-    from PIL import Image
+
+    from dp4tl_fast.common.pictures import open_picture
 
     i = int((beton.labels == class_id).argmax())
     row, data = beton.images[i], beton.payload(i)
     if row["mode"]:
         return data.reshape(int(row["height"]), int(row["width"]), 3)
-    return np.asarray(Image.open(io.BytesIO(data.tobytes())).convert("RGB"))
+    return np.asarray(open_picture(data.tobytes()).convert("RGB"))

@@ -46,7 +46,7 @@ def open_source(src: str, options: SourceOptions | None = None, *, scratch: Path
     scratch, options = scratch or Path(tempfile.gettempdir()), options or SourceOptions()
     if not src.strip():
         raise UsageError(
-            "convert: SRC is empty. Give a folder, or one of the files that `dp4tl-fast convert --help` lists"
+            "`src` is empty. Give a folder, or one of the files that `dp4tl-fast convert --help` lists"
         )
     if src.startswith("torchvision:"):
         from dp4tl_fast.sources.torchvision import open_torchvision
@@ -148,7 +148,7 @@ def _of_split(src: str, files: list[Path], options: SourceOptions) -> tuple[list
     if len(found) > 1:
         names = ", ".join(name or "others" for name in found)
         first = next(filter(None, found))
-        raise SourceError(f"{src}: holds the splits {names}. Choose one with --split {first}")
+        raise SourceError(f"{src}: holds the splits {names}. Choose one with `split={first}`")
     return files, options
 
 

@@ -140,7 +140,7 @@ def ordered(names: Iterable[str], src: str, options: SourceOptions) -> list[str]
         return sorted(found, key=_natural)
     if options.class_order == "text":
         return sorted(found, key=os.fsencode)
-    given = read_order(options.class_order)
+    given = list(options.class_list) or read_order(options.class_order)
     if missing := sorted(found - set(given), key=os.fsencode):
         raise SourceError(
             f"{options.class_order}: has no class {missing[0]!r}, but {src} does ({len(missing)} are missing)"
@@ -160,15 +160,11 @@ def _natural(name: str) -> tuple[list[tuple[int, Any]], bytes]:
 
 
 def read_order(path: str) -> list[str]:
-    """Class names by id, from a text file with one per line, or from a .beton.
+    """Class names by id, from a text file with one per line.
 
     Raises:
         UsageError: It cannot be read, or names a class twice.
     """
-    if path.endswith(".beton"):
-        from dp4tl_fast.beton import Beton
-
-        return Beton(path).class_names
     try:
         lines = Path(path).read_text("utf-8-sig", "surrogateescape").splitlines()
     except OSError as error:

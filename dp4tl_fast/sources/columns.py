@@ -149,11 +149,11 @@ class ColumnSource(SpoolSource):
         if options.image_column or len(found) == 1:
             return pick(path, schema.names, options.image_column or found[0], (), "image")
         if found:
-            raise SourceError(f"{path}: has images in the columns {', '.join(found)}. Choose one with --image-column")
+            raise SourceError(f"{path}: has images in the columns {', '.join(found)}. Choose one with `image_column`")
         texts = [f.name for f in schema if types.is_string(f.type) or types.is_large_string(f.type)]
         if not set(texts) & set(PATH_COLUMNS):
             raise SourceError(
-                f"{path}: has no column of image bytes. Give --image-column. It has {', '.join(schema.names)}"
+                f"{path}: has no column of image bytes. Give `image_column`. It has {', '.join(schema.names)}"
             )
         return pick(path, [name for name in texts if name in PATH_COLUMNS], "", PATH_COLUMNS, "image")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dp4tl_fast.common.checks import require, require_one_of
 from dp4tl_fast.common.errors import UsageError
 
 LABEL_TYPES = ("auto", "id", "text")
@@ -18,6 +19,7 @@ class SourceOptions:
         split: The split to read, where the source holds several.
         classes_from: ``top`` or ``leaf``: which folders are classes; or a table of file names and classes.
         class_order: ``text``, ``natural``, or a file with one class name per line.
+        class_list: The class names by id, where ``class_order`` is a file that was read already.
         label_type: ``id`` (whole numbers), ``text``, or ``auto``: numbers where all labels are numbers.
         allow_empty: Keep classes without images, as classes with an id.
         image_column, label_column: Names of columns in tables, Parquet and Arrow files.
@@ -28,6 +30,7 @@ class SourceOptions:
     split: str = ""
     classes_from: str = ""
     class_order: str = "text"
+    class_list: tuple[str, ...] = ()
     label_type: str = "auto"
     allow_empty: bool = False
     image_column: str = ""
@@ -36,16 +39,11 @@ class SourceOptions:
     label_key: str = ""
 
     def __post_init__(self) -> None:
-        if self.label_type not in LABEL_TYPES:
-            raise UsageError(
-                f"convert: label_type = {self.label_type!r}, but it must be one of {', '.join(LABEL_TYPES)}"
-            )
-        if self.class_order == "":
-            raise UsageError("convert: class_order = '', but it must be text, natural, or a file")
+        require_one_of("label_type", self.label_type, LABEL_TYPES)
+        require(bool(self.class_order), "class_order", self.class_order, "text, natural, or a file")
 
     def refuse(self, src: str, *names: str) -> None:
         """Raise ``UsageError`` where one of these was given: it has no meaning for such a source."""
         for name in names:
             if getattr(self, name):
-                flag = "--" + name.replace("_", "-")
-                raise UsageError(f"convert: {flag} {getattr(self, name)}: has no meaning for {src}. Leave it out")
+                raise UsageError(f"`{name}={getattr(self, name)}`: has no meaning for {src}. Leave it out")

@@ -110,7 +110,7 @@ def pick(path: Path, columns: Sequence[str], asked: str, known: tuple[str, ...],
     found = [column for column in columns if column.strip().lower() in known]
     if len(found) != 1:
         which = f"both {found[0]!r} and {found[1]!r}" if found else f"no column named {' or '.join(known[:3])}"
-        raise SourceError(f"{path}: has {which}. Choose with --{what}-column. {have}")
+        raise SourceError(f"{path}: has {which}. Choose with `{what}_column`. {have}")
     return found[0]
 
 
@@ -148,10 +148,10 @@ def read_mapping(path: Path, options: SourceOptions) -> dict[bytes, Any]:
             rows = [(line, row[0].split()) for line, row in rows]
     except OSError as error:
         raise SourceError(
-            f"--classes-from {path}: cannot be read: {error.strerror}. Give top, leaf, or a table"
+            f"`classes_from={path}`: cannot be read: {error.strerror}. Give top, leaf, or a table"
         ) from None
     if not rows:
-        raise SourceError(f"--classes-from {path}: has no rows")
+        raise SourceError(f"`classes_from={path}`: has no rows")
     header = rows[0][1]
     at_image, at_label = 0, 1
     named = {cell.strip().lower() for cell in header}

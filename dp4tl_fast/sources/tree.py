@@ -151,8 +151,8 @@ class TreeSource(Source):
         if image := self._has_images(folder):
             raise SourceError(
                 f"{self._where}: {_below(folder, image)} lies in no class folder. Move such images into one, or away. "
-                "For ImageNet's validation images give --labels ILSVRC2012_devkit_t12.tar.gz; for a table that names "
-                "the class of every image, --classes-from TABLE"
+                "For ImageNet's validation images give `labels=ILSVRC2012_devkit_t12.tar.gz`; for a table that names "
+                "the class of every image, `classes_from=TABLE`"
             )
         for name in folder.files.names.split(b"\0"):
             self.left_out.append((_below(folder, name), "no image, and in no class folder"))
@@ -185,8 +185,8 @@ class TreeSource(Source):
         if mode != "top" and not self._options.split and (splits := self._splits(root)):
             names = ", ".join(_text(f.name) for f in splits)
             raise SourceError(
-                f"{self._where}: holds the splits {names}. Choose one with --split {_text(splits[0].name)} "
-                "(--classes-from top if they are classes)"
+                f"{self._where}: holds the splits {names}. Choose one with `split={_text(splits[0].name)}` "
+                "(`classes_from=top` if they are classes)"
             )
         if not root.folders and root.own:
             self._leave_out_files(root)
@@ -215,7 +215,7 @@ class TreeSource(Source):
         deepest = max(leaves, key=lambda f: f.path.count(b"/"))
         raise SourceError(
             f"{self._where}: holds images at several depths, as in {_text(deepest.path)}. Say which folders are the classes: "
-            f"--classes-from top ({_some(root.folders)}) or --classes-from leaf ({_some({f.path: f for f in leaves})})"
+            f"`classes_from=top` ({_some(root.folders)}) or `classes_from=leaf` ({_some({f.path: f for f in leaves})})"
         )
 
     def _leaves(self, root: Folder) -> list[tuple[str, list[Folder]]]:
@@ -235,7 +235,7 @@ class TreeSource(Source):
     def _not_empty(self, folder: Folder, found: list[Folder]) -> list[Folder]:
         if not found and not self._options.allow_empty:
             raise SourceError(
-                f"{self._where}: class folder {_text(folder.path)!r} has no images. Fill it or remove it, or give --allow-empty "
+                f"{self._where}: class folder {_text(folder.path)!r} has no images. Fill it or remove it, or give `allow_empty` "
                 "to keep it as a class"
             )
         return found

@@ -86,7 +86,7 @@ def _samples(groups: list[tuple[int, bytes, Group]], read: Read, options: Source
             else _images(tar, group, read)
         )
         if len(images) > 1:
-            flags = " or ".join(f"--image-key {ending}" for ending in images)
+            flags = " or ".join(f"`image_key={ending}`" for ending in images)
             raise SourceError(f"{where}: has several images, {', '.join(images)}. Choose with {flags}")
         value, why = _label(tar, group, read, options)
         if not images and why:
@@ -130,6 +130,6 @@ def _label(tar: int, group: Group, read: Read, options: SourceOptions) -> tuple[
     for name in path.split("."):
         if not isinstance(value, dict) or value.get(name) is None:
             keys = ", ".join(value) if isinstance(value, dict) else "no names"
-            return None, f"its .{ending} file has no {name!r} (it has {keys}). Choose with --label-key json:NAME"
+            return None, f"its .{ending} file has no {name!r} (it has {keys}). Choose with `label_key=json:NAME`"
         value = value[name]
     return value, ""

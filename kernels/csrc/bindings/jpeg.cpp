@@ -6,6 +6,7 @@
 #include "bindings/register.h"
 #include "core/error.h"
 #include "core/isa/kernels.h"
+#include "core/jpeg/check.h"
 #include "core/jpeg/header.h"
 #include "core/jpeg/index.h"
 #include "core/jpeg/shrink.h"
@@ -34,6 +35,16 @@ nb::bytes make_sequential_jpeg(const nb::bytes& data) {
   return made_by([&] { return make_sequential(bytes_of(data), data.size()); });
 }
 
+void check(const nb::bytes& data, bool scanned) {
+  thread_local JpegChecker checker(kernels_for(best_isa()));
+  std::string why;
+  {
+    nb::gil_scoped_release free;
+    why = checker.run(bytes_of(data), data.size(), scanned);
+  }
+  if (!why.empty()) throw Error(why);
+}
+
 nb::bytes add_index(nb::bytes data, int pixels) {
   thread_local JpegIndexer indexer(kernels_for(best_isa()));
   JpegIndexer::Result what;
@@ -43,6 +54,7 @@ nb::bytes add_index(nb::bytes data, int pixels) {
   }
   if (what == JpegIndexer::Result::kDamaged) throw Error("its entropy-coded data are damaged");
   if (what != JpegIndexer::Result::kIndexed) return data;
+  check(data, true);
   PyObject* whole = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(data.size() + indexer.added_bytes()));
   if (!whole) throw nb::python_error();
   indexer.write(bytes_of(data), data.size(), reinterpret_cast<uint8_t*>(PyBytes_AS_STRING(whole)));
@@ -64,7 +76,10 @@ void register_jpeg(nb::module_& m) {
   m.def("jpeg_add_index", &add_index, "data"_a, "pixels"_a = 64,
         "The same JPEG with one more segment: an index of places about every `pixels` pixels of a row where the native loader can\n"
         "begin to decode. The very same object if it has such places (an index, restart markers), or if it is no ordinary sequential\n"
-        "JPEG. RuntimeError: its entropy-coded data are damaged.");
+        "JPEG. RuntimeError: it is one, but cannot be decoded in full; see `jpeg_check`.");
+  m.def("jpeg_check", [](const nb::bytes& data) { check(data, false); }, "data"_a,
+        "Pass over all of a JPEG. RuntimeError: libjpeg refuses its headers, or its entropy-coded data are damaged, end early or\n"
+        "continue behind the last block.");
   m.def("jpeg_end",
         [](const nb::bytes& data, size_t start) { return end_of_jpeg(bytes_of(data), data.size(), start); }, "data"_a, "start"_a,
         "The position behind the first FFD9 from `start` on, or 0 if there is none. Faster than bytes.find.");

@@ -60,15 +60,7 @@ int read_index(const JpegHeader& h, const uint8_t* data, size_t size, int last, 
   return interval;
 }
 
-JpegIndexer::Result JpegIndexer::run(const uint8_t* data, size_t size, int pixels) {
-  JpegHeader h;
-  if (size > UINT32_MAX || size < 2 || !parse_jpeg(data, size, h)) return Result::kUnusual;
-  if (data[size - 2] != 0xFF || data[size - 1] != 0xD9) return Result::kDamaged;
-  int interval = std::max(1, pixels / h.mcu_width());
-  while (kFixed + static_cast<size_t>(entries_in(h, interval)) * entry_bytes(h) > kMaxPayload) interval *= 2;
-  if (h.restart_interval > 0 || h.index || interval > 65535) return Result::kPlain;
-
-  const int mcus = h.mcus_per_row() * h.mcu_rows();
+bool JpegIndexer::walk(const JpegHeader& h, const uint8_t* data, size_t size, int interval) {
   Scan scan{};
   scan.data = data + h.scan;
   scan.end = data + size - 2;
@@ -78,11 +70,29 @@ JpegIndexer::Result JpegIndexer::run(const uint8_t* data, size_t size, int pixel
     const auto& c = h.component[i];
     scan.component[i] = {tables_.get(h.dc[c.dc], HuffmanCache::Kind::kDc), tables_.get(h.ac[c.ac], HuffmanCache::Kind::kAcWithSkip),
                          nullptr, c.h, c.v, 8, nullptr, 0};
-    if (!scan.component[i].dc || !scan.component[i].ac) return Result::kDamaged;
+    if (!scan.component[i].dc || !scan.component[i].ac) return false;
   }
+  entries_.resize(static_cast<size_t>(entries_in(h, interval)) + 1);
+  return kernels_.index_scan(scan, h.mcus_per_row() * h.mcu_rows(), entries_.data());
+}
+
+JpegIndexer::Result JpegIndexer::check(const uint8_t* data, size_t size) {
+  JpegHeader h;
+  if (size > UINT32_MAX || size < 2 || !parse_jpeg(data, size, h) || h.restart_interval > 0) return Result::kUnusual;
+  if (data[size - 2] != 0xFF || data[size - 1] != 0xD9) return Result::kDamaged;
+  return walk(h, data, size, h.mcus_per_row() * h.mcu_rows()) ? Result::kPlain : Result::kDamaged;
+}
+
+JpegIndexer::Result JpegIndexer::run(const uint8_t* data, size_t size, int pixels) {
+  JpegHeader h;
+  if (size > UINT32_MAX || size < 2 || !parse_jpeg(data, size, h)) return Result::kUnusual;
+  if (data[size - 2] != 0xFF || data[size - 1] != 0xD9) return Result::kDamaged;
+  int interval = std::max(1, pixels / h.mcu_width());
+  while (kFixed + static_cast<size_t>(entries_in(h, interval)) * entry_bytes(h) > kMaxPayload) interval *= 2;
+  if (h.restart_interval > 0 || h.index || interval > 65535) return Result::kPlain;
+
+  if (!walk(h, data, size, interval)) return Result::kDamaged;
   const int n = entries_in(h, interval);
-  entries_.resize(static_cast<size_t>(n) + 1);
-  if (!kernels_.index_scan(scan, mcus, entries_.data())) return Result::kDamaged;
 
   at_ = h.scan - (8 + 2 * static_cast<size_t>(h.components));  // where the scan's own segment begins
   const size_t payload = kFixed + static_cast<size_t>(n) * entry_bytes(h);

@@ -29,17 +29,23 @@ class JpegIndexer {
 
   enum class Result {
     kIndexed,
-    kPlain,    // needs no index (it has restart markers, or one already), or has no room for one
+    kPlain,    // needs no index (it has restart markers, or one already), or has no room for one; in order, where it was checked
     kUnusual,  // not a JPEG that parse_jpeg takes
     kDamaged,
   };
   // Makes the segment, with an entry about every `pixels` pixels of a row. Reads all entropy-coded data, so that it finds damage.
   Result run(const uint8_t* data, size_t size, int pixels);
+  // Passes over all entropy-coded data. kPlain: they are in order; kUnusual: it is no JPEG that parse_jpeg takes, or one with
+  // restart markers.
+  Result check(const uint8_t* data, size_t size);
   // After kIndexed: writes the same JPEG with the segment in its place, `added_bytes` longer than it was.
   void write(const uint8_t* data, size_t size, uint8_t* to) const;
   size_t added_bytes() const { return segment_.size(); }
 
  private:
+  // Fills entries_ with one entry per `interval` MCUs. False if the data are damaged.
+  bool walk(const JpegHeader& header, const uint8_t* data, size_t size, int interval);
+
   const Kernels& kernels_;
   HuffmanCache tables_;
   std::vector<ScanEntry> entries_;

@@ -15,7 +15,10 @@ namespace {
 }
 
 void on_message(j_common_ptr info, int level) {
-  if (level < 0 && info->err->msg_code == JWRN_JPEG_EOF) on_error(info);
+  if (level >= 0) return;
+  if (info->err->msg_code == JWRN_JPEG_EOF) on_error(info);
+  auto* errors = static_cast<LibjpegErrors*>(info->err);
+  if (errors->num_warnings++ == 0) (*errors->format_message)(info, errors->first_warning);
 }
 
 }  // namespace

@@ -27,9 +27,12 @@ struct LibjpegErrors : jpeg_error_mgr {
     return true;
   }
   const char* why() const { return message; }
+  // The first of the `num_warnings` about data that libjpeg repaired, since the header was read.
+  const char* warning() const { return first_warning; }
 
   std::jmp_buf jump;
   char message[JMSG_LENGTH_MAX] = "";
+  char first_warning[JMSG_LENGTH_MAX] = "";
 };
 
 // A decompressor for one image. Not to be used for another: libjpeg keeps quantisation and Huffman tables, and an image without its
