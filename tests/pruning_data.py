@@ -50,5 +50,5 @@ def forward_passes(monkeypatch):
     """A list that grows by the name of every file whose images go through a surrogate."""
     calls = []
     real = Surrogate.batches
-    monkeypatch.setattr(Surrogate, "batches", lambda self, b, w: calls.append(b.path.name) or real(self, b, w))
+    monkeypatch.setattr(Surrogate, "batches", lambda self, b, *more: calls.append(b.path.name) or real(self, b, *more))
     return calls

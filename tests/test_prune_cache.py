@@ -22,13 +22,14 @@ def test_a_second_method_or_ratio_reads_no_image(data, tmp_path, monkeypatch):
     assert sorted(calls) == ["red.beton", "source.beton"]
     first = run(data, tmp_path / "b.json", method="fm", keep="1")
     run(data, tmp_path / "c.json", method="moderate")
-    run(data, tmp_path / "d.json", method="lm")
     assert sorted(calls) == ["red.beton", "source.beton"]
+    run(data, tmp_path / "d.json", method="lm")  # tries the classifier on a sample of the source
+    assert calls[2:] == ["source.beton"]
     assert first["seconds"]["cached"] > 0  # what the first run spent counts towards the selection's cost
     run(data, tmp_path / "e.json", "blue", method="lm")
-    assert calls[2:] == ["blue.beton"]
+    assert calls[3:] == ["blue.beton"]
     run(data, tmp_path / "f.json", method="lm", cache="none")
-    assert calls[3:] == ["red.beton"]
+    assert calls[4:] == ["source.beton", "red.beton"]
 
 
 def test_other_weights_or_data_are_not_found_in_the_cache(data, tmp_path, monkeypatch):
@@ -38,14 +39,15 @@ def test_other_weights_or_data_are_not_found_in_the_cache(data, tmp_path, monkey
     tensors["fc.bias"] = tensors["fc.bias"].clone()
     tensors["fc.bias"][3] += 1000
     save_file(tensors, tmp_path / "other.safetensors")
-    after = run(data, tmp_path / "b.json", surrogate=str(tmp_path / "other.safetensors"), arch="small-4", size=16)
-    assert len(calls) == 2 and after["scores"] == [0, 0, 0, 9] != before["scores"]
+    other = {"surrogate": str(tmp_path / "other.safetensors"), "arch": "small-4", "size": 16, "accept_surrogate": True}
+    after = run(data, tmp_path / "b.json", **other)
+    assert calls == ["source.beton", "red.beton"] * 2 and after["scores"] == [0, 0, 0, 9] != before["scores"]
     copy = tmp_path / "red.beton"
     copy.write_bytes((data / "blue.beton").read_bytes())
     run(data, tmp_path / "c.json", target=[str(copy)])
     copy.write_bytes((data / "red.beton").read_bytes())
     run(data, tmp_path / "d.json", target=[str(copy)])
-    assert len(calls) == 4 and json.loads((tmp_path / "d.json").read_text())["scores"] == before["scores"]
+    assert calls[4:] == ["red.beton"] * 2 and json.loads((tmp_path / "d.json").read_text())["scores"] == before["scores"]
 
 
 def test_damaged_cache_files_are_computed_again(data, tmp_path, capsys):

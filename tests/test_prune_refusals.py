@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from dp4tl_fast.__main__ import main as dispatch
 from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.training import checkpoint
+from dp4tl_fast.training import checkpoint, models
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +21,9 @@ def bad(data, tmp_path_factory):
     save_file({k: v * torch.nan if k == "fc.weight" else v for k, v in tensors.items()}, root / "head.safetensors")
     wide = {k: torch.cat([v, v[:1]]) if k.startswith("fc.") else v for k, v in tensors.items()}
     save_file(wide, root / "wide.safetensors")
+    save_file({k: v * 0 if k.startswith("stem") else v for k, v in tensors.items()}, root / "dead.safetensors")  # all images alike
+    torch.manual_seed(1)
+    torch.save(models.build("small-4", 4).state_dict(), root / "untrained.pt")
     return root
 
 
@@ -29,7 +32,7 @@ REFUSED = {
     "channels": (["--surrogate={b}/grey.safetensors"], "1 of another shape (e.g. stem.0.weight)"),
     "nan-features": (["--surrogate={b}/nan.safetensors"], "not finite"),
     "nan-logits": (["--surrogate={b}/head.safetensors"], "not finite"),
-    "nan-gradients": (["--surrogate={b}/nan.safetensors", "--method=grand"], "gradients of record 0"),
+    "nan-gradients": (["--surrogate={b}/nan.safetensors", "--method=grand"], "features or logits of record 0"),
     "clusters": (["--surrogate={d}/surrogate", "--method=fm", "--groups=kmeans", "--clusters=49"], "--clusters 49"),
     "keeps-nothing": (["--surrogate={d}/surrogate", "--budget=0.01"], "keeps nothing"),
     "no-clusters": (["--surrogate={d}/surrogate", "--method=ssl-prototypes", "--clusters=-3"], "--clusters -3"),
@@ -45,6 +48,9 @@ REFUSED = {
     "keep-and-budget": (["--surrogate={d}/surrogate", "--keep=1", "--budget=0.1"], "give one of them"),
     "neither": (["--surrogate={d}/surrogate"], "Give --keep"),
     "no-surrogate": (["--keep=1"], "needs --surrogate"),
+    "untrained": (["--surrogate={b}/untrained.pt"], "no better than guessing"),
+    "untrained-features": (["--surrogate={b}/dead.safetensors", "--method=fm"], "no better than guessing"),
+    "surrogate-val": (["--surrogate={d}/surrogate", "--surrogate-val={d}/nothing.beton"], "nothing.beton"),
     "keep-zero": (["--surrogate={d}/nothing", "--keep=0"], "--keep 0"),
     "budget-above-1": (["--surrogate={d}/nothing", "--budget=1.5"], "budget:1.5"),
     "merge": (["--surrogate={d}/surrogate", "--keep=1", "--merge=magic"], "sum, union or turns"),

@@ -14,7 +14,8 @@ from dp4tl_fast.training import checkpoint, models
 
 
 def test_train_surrogate_counts_its_cost_and_is_reused(data, tmp_path):
-    options = {"surrogate": None, "train_surrogate": str(tmp_path / "net"), "arch": "small-4", "size": 16, "surrogate_epochs": 1}
+    options = {"surrogate": None, "train_surrogate": str(tmp_path / "net"), "arch": "small-4", "size": 16, "surrogate_epochs": 1,
+               "accept_surrogate": True}  # fmt: skip
     result = run(data, tmp_path / "a.json", method="forgetting", keep="0.5", **options)
     assert result["seconds"]["surrogate"] > 0 and len(np.load(tmp_path / "net/forgetting.npy")) == 48
     stamp = checkpoint.find_weights(tmp_path / "net").stat().st_mtime_ns
@@ -83,7 +84,7 @@ def test_published_and_timm_surrogates(data, tmp_path, monkeypatch):
 
     network = models.build("timm:test_resnet", 4)
     torch.save({f"module.{k}": v for k, v in network.state_dict().items()}, tmp_path / "w.pt")
-    timm = run(data, tmp_path / "t.json", surrogate=str(tmp_path / "w.pt"), arch="timm:test_resnet", size=32)
+    timm = run(data, tmp_path / "t.json", surrogate=str(tmp_path / "w.pt"), arch="timm:test_resnet", size=32, accept_surrogate=True)
     assert sum(timm["scores"]) == 9
     with pytest.raises(UsageError, match="unknown architecture timm:nothing"):
         run(data, tmp_path / "b.json", surrogate=str(tmp_path / "w.pt"), arch="timm:nothing")

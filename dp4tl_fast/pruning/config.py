@@ -30,6 +30,10 @@ class PruneConfig(Placement):
             of published weights) with --arch.
         train_surrogate: Run folder to train a surrogate in, in a short run; reused when it is complete.
         surrogate_epochs: Length of that run.
+        surrogate_val: Held-out .beton of the source's classes, to measure the surrogate's accuracy on; without it a sample of the
+            source is used.
+        accept_surrogate: Go on, with a warning, with a surrogate that is no better than chance on its own source, or whose
+            classes are numbered in another order.
         arch: The surrogate's architecture, where its file does not say.
         method: lm, fm, ffmm, cmt, cmt-median, random, handpicked, influence, random-samples, moderate, grand, el2n,
             forgetting, prototypes or ssl-prototypes.
@@ -57,6 +61,8 @@ class PruneConfig(Placement):
     surrogate: str | None = None
     train_surrogate: str = ""
     surrogate_epochs: int = 4
+    surrogate_val: str = ""
+    accept_surrogate: bool = False
     arch: str | None = None
     method: str = "lm"
     groups: str = "classes"

@@ -62,6 +62,7 @@ def prune(config: PruneConfig) -> dict[str, Any]:
     shown = readable(beton.class_names, config.names)
     surrogate = _surrogate(config, method, beton, watch)
     inputs = _inputs(config, method, beton, surrogate, watch)
+    accuracy = _accuracy(config, method, inputs)
     with watch.section("counting"):
         all_scores = [method.score(inputs, inputs.target(t)) for t in targets] if uses_targets else [method.score(inputs)]
     with watch.section("selection"):
@@ -79,7 +80,7 @@ def prune(config: PruneConfig) -> dict[str, Any]:
     about: dict[str, Any] = {
         "method": config.method,
         "seconds": _seconds(inputs, watch),
-        "surrogate": dict(inputs.surrogate.identity) if inputs.surrogate else {},
+        "surrogate": inputs.surrogate.identity | ({"accuracy": accuracy} if accuracy else {}) if inputs.surrogate else {},
         "parameters": parameters,
     }
 
@@ -118,7 +119,7 @@ def _check_files(config: PruneConfig, each: Mapping[str, str]) -> None:
     outputs += [("out", path) for path in each.values()]
     if (cache := _cache_folder(config)) is not None:
         outputs.append(("cache", cache / "features"))
-    inputs = [config.source, *config.target, config.surrogate, config.scores]
+    inputs = [config.source, *config.target, config.surrogate, config.surrogate_val, config.scores]
     check_outputs([(name, path) for name, path in outputs if path], [path for path in inputs if path])
 
 
@@ -177,6 +178,25 @@ def _inputs(config: PruneConfig, method: Method, beton: Beton, surrogate: str | 
     return SourceInputs(
         beton, network, _cache_folder(config), config.groups, config.clusters, config.seed, config.classes, config.scores
     )
+
+
+def _accuracy(config: PruneConfig, method: Method, inputs: SourceInputs) -> dict[str, Any]:
+    """How often the surrogate is right on its own source, for the selection; one that cannot choose is refused."""
+    surrogate = inputs.surrogate
+    if surrogate is None or config.method == "forgetting":  # its counts are of the training itself
+        return {}
+    from dp4tl_fast.pruning import quality
+
+    val = Beton(config.surrogate_val) if config.surrogate_val else None
+    if val is not None:
+        inputs.beton.check_split(val)
+    found = quality.measure(inputs, method.logits, val)
+    if found is None:
+        return {}
+    labels_matter = method.logits or config.groups == "classes"  # clusters are for sources whose labels mean nothing
+    if rank() == 0 or found.misnumbered or found.useless:
+        quality.check(found, surrogate.path, inputs.beton, config.accept_surrogate or not labels_matter)
+    return found.to_dict()
 
 
 # -- what is written -------------------------------------------------------------------------------------------------

@@ -89,12 +89,15 @@ class Surrogate:
         summary = Path(self.path) / "summary.json"
         return {"surrogate": float(json.loads(summary.read_text())["pretrain_s"])} if summary.is_file() else {}
 
-    def batches(self, beton: Beton, what: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """This process's images of a file once, in file order, normalised, and their labels; on the device."""
+    def batches(
+        self, beton: Beton, what: str, records: np.ndarray | None = None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """This process's images of a file (or of some records) once, in file order, normalised, and their labels; on the device."""
         with self.watch.section("loading"):
-            loader = open_loader(beton, None, self._spec, self._backend)
+            loader = open_loader(beton, records, self._spec, self._backend)
         with loader:
-            iterator = iter(cli.progress(loader, desc=f"{what} {beton.path.name}", unit="batch", total=len(loader)))
+            desc = f"{what.partition('-')[0]} {beton.path.name}"
+            iterator = iter(cli.progress(loader, desc=desc, unit="batch", total=len(loader)))
             while True:
                 with self.watch.section("loading"):
                     batch = next(iterator, None)
@@ -136,6 +139,19 @@ class Surrogate:
             with torch.inference_mode():
                 return self._pass(beton, "features", (beton.num_samples, width), np.dtype("<f4"), fill, cache)
 
+    def predictions(self, beton: Beton, records: np.ndarray, cache: Path | None) -> tuple[np.ndarray, float]:
+        """The class that the classifier puts each of these records (ascending) into, int64 ``[n]``, and the seconds saved."""
+
+        def fill(out: np.ndarray, some: np.ndarray, images: torch.Tensor, labels: torch.Tensor) -> None:
+            logits = self.model(images)
+            self._check(logits.isfinite().all(1).cpu().numpy(), "features or logits", some, beton)
+            out[np.searchsorted(records, some)] = logits.argmax(1).cpu().numpy()
+
+        what = f"predictions-{hashlib.sha256(records.tobytes()).hexdigest()[:16]}"
+        with torch.inference_mode():
+            classes, seconds = self._pass(beton, what, (len(records),), np.dtype("<i8"), fill, cache, records)
+        return classes.numpy(), seconds
+
     def gradient_norms(self, beton: Beton, cache: Path | None) -> tuple[np.ndarray, float]:
         """GraNd of every record, float64 ``[n]``, and the seconds that the cache saved."""
         from dp4tl_fast.mapping.grand import grand
@@ -155,19 +171,20 @@ class Surrogate:
             )
 
     def _pass(
-        self, beton: Beton, what: str, shape: tuple[int, ...], dtype: np.dtype, fill: Fill, cache: Path | None
+        self, beton: Beton, what: str, shape: tuple[int, ...], dtype: np.dtype, fill: Fill, cache: Path | None,
+        records: np.ndarray | None = None,
     ) -> tuple[torch.Tensor, float]:
         if beton.num_samples == 0:
             raise UsageError(f"{beton.path} has no images; {what} need some")
 
         def compute(out: np.ndarray) -> None:
-            spec, everything = self._spec, np.arange(beton.num_samples)
+            spec, everything = self._spec, np.arange(beton.num_samples) if records is None else records
             mine = rank_batches(
                 everything, batch_size=spec.batch_size, rank=spec.rank, world_size=spec.world_size, drop_last=False
             )
-            for records, (images, labels) in zip(mine, self.batches(beton, what), strict=True):
+            for some, (images, labels) in zip(mine, self.batches(beton, what, records), strict=True):
                 with self.watch.section("forward"):
-                    fill(out, records, images, labels)
+                    fill(out, some, images, labels)
 
         path = None if cache is None else cache / f"{what}-{self.key(beton, what)}.npy"
         with self.watch.section("writing"):  # all of it but computing, which is ``loading`` and ``forward``

@@ -35,7 +35,7 @@ class Selection:
         tie_breaks: Second key for equal scores, one per class; equal again, the lower class id wins.
         kept_classes: Ascending class ids.
         kept_samples: Records of those classes (or the number of ``records``).
-        surrogate, targets: Identity of the network and the target files.
+        surrogate, targets: Identity of the network, with its ``accuracy`` on its own source, and of the target files.
         seconds: What the selection cost: ``surrogate`` (its training, where known) and ``scoring``.
         records: Ascending record numbers for sample-level methods; ``None`` means whole classes. Stored beside the JSON.
     """
@@ -221,7 +221,8 @@ class Selection:
         if not says_class_names(selection.source):
             from dp4tl_fast.common import cli
 
-            cli.message(f"note: {path}, of an earlier version, does not tell the names of its classes: they are not compared")
+            missing = "it does not say which class names it is for, and they are not compared"
+            cli.message(f"note: {path} is of an earlier version: {missing}")
         return selection if digest is None else replace(selection, records=_load_records(path, digest, selection))
 
     def _problem(self) -> str:
@@ -260,7 +261,8 @@ def same_source(a: Selection, b: Selection) -> bool:
 def _together(a: Selection, b: Selection) -> dict[str, float]:
     """What two selections cost: the training of a surrogate that both used only once."""
     total = {stage: a.seconds.get(stage, 0.0) + b.seconds.get(stage, 0.0) for stage in a.seconds | b.seconds}
-    if a.surrogate and a.surrogate == b.surrogate and "surrogate" in total:
+    weights = a.surrogate.get("weights_sha256")
+    if weights and weights == b.surrogate.get("weights_sha256") and "surrogate" in total:
         total["surrogate"] = max(s.seconds.get("surrogate", 0.0) for s in (a, b))
     return total
 
