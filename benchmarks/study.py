@@ -118,7 +118,7 @@ class Study:
             if not (path / "summary.json").exists():
                 finetune(FinetuneConfig(
                     checkpoint=str(out), train=str(self.files["train"]), test=str(self.files["test"]), out=str(path),
-                    mode=mode, seeds=1, **self.recipe.transfer[mode],
+                    mode=mode, seeds=1, tensorboard=False, **self.recipe.transfer[mode],
                 ))  # fmt: skip
             summary[mode] = 100 * json.loads((path / "summary.json").read_text())["top_1_mean"]
         return summary
