@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from dp4tl_fast.common import cli
 from dp4tl_fast.finetuning.run import finetune
+from dp4tl_fast.training.ranks import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(finetune, argv)
+    return run_command(finetune, argv)
 
 
 if __name__ == "__main__":

@@ -266,3 +266,23 @@ def test_report_of_run_folders_shows_costs_and_figures(runs, tmp_path):
     html = page.read_text()
     assert html.count("<svg") == 4 and all(f"<th>{name}</th>" in html for name in ("energy", "images/s", "data wait", "pruning"))
     assert "Validation accuracy over time" in html and "Where the time went" in html and "GPU-hours</th>" not in html
+
+
+def test_weights_are_known_by_their_hash_wherever_they_lie(tmp_path):
+    """A finetuning of what the run had halfway is none of its results; a copied folder keeps its columns."""
+    kept = {"checkpoint/0000000012/weights.safetensors": "a" * 64, "checkpoint/0000000006/weights.safetensors": "b" * 64}
+    leave(tmp_path / "made", "full", 0, 20.0, weights_sha256=kept)
+    (tmp_path / "made/full-10-0-2--lp/summary.json").unlink()
+    for name, sha256, top_1 in (("last", "a", 0.5), ("half", "c", 0.1), ("best", "b", 0.75)):
+        probe(tmp_path / "made", name, [top_1], checkpoint_sha256=sha256 * 64, train="t.beton")
+    shown = {"t, weights last": 0.5, "t, weights checkpoint/0000000006/weights.safetensors": 0.75}
+    (tmp_path / "made").rename(tmp_path / "copied")
+    assert {r["target"]: r["lp_mean"] for r in compare(find_runs([tmp_path / "copied"]))} == shown
+
+
+def test_a_new_run_in_the_folder_of_an_old_one_gets_no_old_results(tmp_path):
+    leave(tmp_path, "full", 0, 20.0, weights_sha256={"checkpoint/0000000012/weights.safetensors": "n" * 64})
+    (tmp_path / "full-10-0-2--lp/summary.json").unlink()
+    probe(tmp_path, "old", [0.9], checkpoint_sha256="o" * 64)
+    (row,) = compare(find_runs([tmp_path]))
+    assert row["lp_mean"] is None

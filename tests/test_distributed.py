@@ -17,7 +17,7 @@ from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.conversion.run import convert
 from dp4tl_fast.pretraining.config import PretrainConfig
-from dp4tl_fast.training import checkpoint
+from dp4tl_fast.training import checkpoint, ranks
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 CASES = Path(__file__).with_name("distributed_cases.py")
@@ -111,8 +111,8 @@ def test_the_command_in_two_processes(data, tmp_path):
 def test_a_batch_must_split_evenly(monkeypatch):
     from dp4tl_fast.pretraining import batches
 
-    monkeypatch.setattr(batches, "rank", lambda: 1)
-    monkeypatch.setattr(batches, "world_size", lambda: 2)
+    monkeypatch.setattr(ranks, "rank", lambda: 1)
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
     config = PretrainConfig(source="s", out="o", batch_size=24, accumulate=3, workers=1)
     mine = {"batch_size": 12, "rank": 1, "world_size": 2, "workers": 1, "pinned": torch.cuda.is_available()}
     assert batches.share(config) == mine

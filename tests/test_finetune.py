@@ -16,11 +16,11 @@ from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import BetonError, UsageError
 from dp4tl_fast.conversion.run import convert
 from dp4tl_fast.finetune import main
-from dp4tl_fast.finetuning import accuracy
 from dp4tl_fast.finetuning.config import FinetuneConfig
-from dp4tl_fast.finetuning.few_shots import few_shots
 from dp4tl_fast.finetuning.probes import knn_probe
 from dp4tl_fast.finetuning.run import finetune
+from dp4tl_fast.finetuning.splits import few_shots
+from dp4tl_fast.inference import accuracy
 from dp4tl_fast.pretrain import main as pretrain
 from dp4tl_fast.reporting.page import report
 from dp4tl_fast.selection import Selection

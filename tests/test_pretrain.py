@@ -291,7 +291,7 @@ def test_cached_features_equal_the_plain_way(data, tmp_path):
     model, _ = checkpoint.load_model(tmp_path / "r")
     normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, torch.device("cpu"))
     with open_loader(data / "val.beton", None, LoaderSpec(size=16, batch_size=7, crop_ratio=1.0)) as loader:
-        x, y = features(model, loader, normalise)
+        x, y = features(model, loader, normalise), loader.beton.labels
         images = torch.cat([normalise(i) for i, _ in loader])
     with torch.no_grad():
         torch.testing.assert_close(model.fc(x), model(images), rtol=1e-5, atol=1e-5)  # fp32 sums in another order

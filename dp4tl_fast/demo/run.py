@@ -93,7 +93,7 @@ def demo(
             for recipe in (LINEAR_PROBE, FULL_FINETUNE):
                 config = FinetuneConfig(
                     checkpoint=str(root / run), train=str(train), test=str(test), out=str(root / f"{run}-{recipe['mode']}"),
-                    flip=False, min_scale=0.8, seeds=1, backend=backend, **recipe,
+                    flip=False, min_scale=0.8, seeds=1, backend=backend, tensorboard=False, **recipe,
                 )  # fmt: skip
                 finetune(config)
     return _finish(root, chosen, time.perf_counter() - start)

@@ -1,84 +1,48 @@
-"""Finetuning on a target: linear probe (LP) and full finetuning (FF), recipes of arXiv 2310.08782; and a kNN probe.
-
-LP and FF report the *last* epoch's test accuracy first; the best over epochs, which the paper reports, stands beside it.
-"""
+"""What needs no training of the network: its features, and a vote of their neighbours (kNN)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dp4tl_fast.loaders.contract import Batch, IndexedBatch, Loader
+from dp4tl_fast.inference import passes
+from dp4tl_fast.loaders.base import BaseLoader
+from dp4tl_fast.loaders.contract import Batch
 from dp4tl_fast.training import models
-from dp4tl_fast.training.loop import Normalise, Stepping, evaluate, train
-from dp4tl_fast.training.optimizer import make_optimizer
-from dp4tl_fast.training.schedule import learning_rate
-from dp4tl_fast.training.state import Run
-from dp4tl_fast.training.supervised import Supervised, hits
 
 KNN_ROWS = 1024  # test features compared at a time: bounds the memory of the similarities
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    last: float  # top-1 accuracy on the test set after the last epoch
-    best: float  # after the epoch that was best there
-    predicted: torch.Tensor  # int64 [n], after the last epoch, on the CPU
+    """One seed's accuracy on the test set.
+
+    Attributes:
+        last: Top-1 after the last epoch.
+        best: After the best epoch: of the validation set where there is one, else of the test set, which flatters.
+        predicted: Classes after the last epoch, int64 ``[n]``, on the CPU.
+        ema: Top-1 of the averaged weights after the last epoch, if they were asked for.
+    """
+
+    last: float
+    best: float
+    predicted: torch.Tensor
+    ema: float | None = None
 
 
-@torch.inference_mode()
-def features(
-    model: nn.Module, batches: Iterable[Batch], normalise: Normalise
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Penultimate features ``[n, d]`` and labels ``[n]`` in eval mode, each image once.
+def features(model: nn.Module, loader: BaseLoader[Batch], prepare: Any) -> torch.Tensor:
+    """Penultimate features, float32 ``[n, d]`` in eval mode, each image once; on the device of ``prepare``, on every rank.
 
     A linear probe freezes the backbone in eval mode and does not augment, so that an epoch over cached features equals
     an epoch over the images.
     """
     model.eval()
     with models.FeatureTap(model) as tap:
-        pairs = [(tap(normalise(images))[1].float(), labels.to(normalise.device)) for images, labels in batches]
-    return torch.cat([f for f, _ in pairs]), torch.cat([y for _, y in pairs])
-
-
-def linear_probe(
-    train_set: tuple[torch.Tensor, torch.Tensor],
-    test_set: tuple[torch.Tensor, torch.Tensor],
-    num_classes: int,
-    *,
-    seed: int,
-    epochs: int,
-    lr: float,
-    batch_size: int,
-    optimizer: str = "adam",
-    weight_decay: float = 0.0,
-    on_epoch: Callable[[], None] = lambda: None,
-) -> Result:
-    """``optimizer`` and a per-step cosine on a fresh linear classifier over features ``[n, d]`` and labels ``[n]``."""
-    x, y = train_set
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-    classifier = nn.Linear(x.shape[1], num_classes).to(x.device)
-    descent = make_optimizer(classifier.parameters(), optimizer, lr, weight_decay, decay_all=True)
-    total = epochs * -(-len(x) // batch_size)
-    step, accuracies = 0, []
-    for _ in range(epochs):
-        for batch in torch.randperm(len(x), generator=generator).to(x.device).split(batch_size):
-            for group in descent.param_groups:
-                group["lr"] = learning_rate(step, schedule="cosine", peak=lr, total_steps=total, warmup_steps=0)
-            descent.zero_grad(set_to_none=True)
-            F.cross_entropy(classifier(x[batch]), y[batch]).backward()
-            descent.step()
-            step += 1
-        with torch.no_grad():
-            predicted = classifier(test_set[0]).argmax(1)
-        accuracies.append(float((predicted == test_set[1]).float().mean()))
-        on_epoch()
-    return Result(accuracies[-1], max(accuracies), predicted.cpu())
+        return passes.rows(lambda images: tap(images)[1], loader, prepare, lambda rows: rows).to(prepare.device)
 
 
 def knn_probe(
@@ -104,45 +68,3 @@ def knn_probe(
     found = torch.cat(predicted)
     accuracy = float((found == test_set[1]).float().mean())
     return Result(accuracy, accuracy, found.cpu())
-
-
-def full_finetune(
-    model: nn.Module,
-    train_loader: Loader[IndexedBatch],
-    test_loader: Iterable[Batch],
-    normalise: Normalise,
-    num_classes: int,
-    *,
-    seed: int,
-    epochs: int,
-    lr: float,
-    precision: torch.dtype | None,
-    optimizer: str = "adam",
-    weight_decay: float = 0.0,
-    on_epoch: Callable[[], None] = lambda: None,
-) -> Result:
-    """``optimizer`` and a per-step cosine on all weights, with a fresh classifier. Changes ``model``."""
-    torch.manual_seed(seed)
-    models.replace_head(model, num_classes)
-    model.to(normalise.device)
-    descent = make_optimizer(model.parameters(), optimizer, lr, weight_decay, decay_all=True)
-    total = epochs * len(train_loader)
-    accuracies: list[float] = []
-    predicted: list[torch.Tensor] = []
-
-    def count(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        predicted.append(logits.argmax(1))
-        return hits(logits, labels)
-
-    def score(run: Run, metrics: dict[str, float]) -> None:
-        predicted.clear()
-        accuracies.append(evaluate(model, test_loader, normalise, count)["top_1"])
-        on_epoch()
-
-    scaler = torch.amp.GradScaler(normalise.device.type, enabled=precision == torch.float16)
-    train(
-        Run(model, Supervised(), descent, scaler, seed=seed), train_loader, normalise,
-        lambda step: learning_rate(step, schedule="cosine", peak=lr, total_steps=total, warmup_steps=0),
-        epochs=epochs, how=Stepping(precision), on_epoch=score,
-    )  # fmt: skip
-    return Result(accuracies[-1], max(accuracies), torch.cat(predicted).cpu())

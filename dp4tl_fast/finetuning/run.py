@@ -1,4 +1,4 @@
-"""What a pretrained network is worth on the target."""
+"""What a pretrained network is worth on the target, and the network that comes of it."""
 
 from __future__ import annotations
 
@@ -15,33 +15,36 @@ from dp4tl_fast.beton import Beton
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.files import write_atomically
-from dp4tl_fast.finetuning import accuracy
 from dp4tl_fast.finetuning.config import FinetuneConfig
-from dp4tl_fast.finetuning.few_shots import few_shots
+from dp4tl_fast.finetuning.splits import few_shots, hold_out
 from dp4tl_fast.finetuning.targets import open_target
+from dp4tl_fast.inference import accuracy
+from dp4tl_fast.runs.folder import check_folder
+from dp4tl_fast.training.ranks import on_rank_zero, process_group, rank, world_size
 
 if TYPE_CHECKING:
-    import torch
-
     from dp4tl_fast.finetuning.probes import Result
-    from dp4tl_fast.loaders import BaseLoader
-
-    Features = tuple[torch.Tensor, torch.Tensor]
 
 # Settings that the summary repeats, besides ``size``: what two finetunings must share to be compared.
 IN_SUMMARY = (
-    "mode", "seeds", "epochs", "lr", "optimizer", "weight_decay", "batch_size", "min_scale", "flip", "shots", "neighbours",
+    "mode", "seeds", "epochs", "lr", "schedule", "warmup_epochs", "optimizer", "weight_decay", "layer_decay", "label_smoothing",
+    "clip_norm", "ema_decay", "batch_size", "min_scale", "flip", "augment", "mix", "tta", "val_share", "shots", "neighbours",
     "temperature", "backend", "precision",
 )  # fmt: skip
+# Flags that may differ between a run and its continuation: they do not change what is computed. More seeds join those done.
+FREE_ON_RESUME = {"resume", "out", "workers", "tensorboard", "save", "profile", "seeds", "checkpoint"}
 
 
+@process_group()
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
-    """Train a fresh classifier on the target and report test accuracy over seeds.
+    """Train a fresh classifier on the target, keep the network, and report test accuracy over seeds.
 
     lp (linear probe) freezes the network and trains the classifier on its features, computed once; ff (full finetuning)
     trains everything; knn trains nothing and lets the nearest training features vote. The accuracy of the last epoch comes
-    first; the best epoch's, which is chosen on the test set and therefore flatters, stands beside it. Shipped recipes (the
-    paper's), for --config NAME: lp, ff, and ff_sgd for Food101, StanfordCars and SUN397.
+    first; the best epoch's stands beside it: without --val or --val-share it is chosen on the test set and therefore flatters.
+    OUT/seed-0/checkpoint holds the network, for `dp4tl-fast evaluate`, `predict` and `export`. Interrupted runs (Ctrl-C,
+    SIGTERM, a crash) go on with --resume; under torchrun the processes share each batch. Shipped recipes (the paper's), for
+    --config NAME: lp, ff, and ff_sgd for Food101, StanfordCars and SUN397.
 
     Returns:
         ``summary.json``: settings, ``top_1`` of each seed, mean and spread, accuracy by class and by group.
@@ -50,122 +53,96 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         Dp4tlError: A file is bad, or the settings do not fit it; nothing is written then.
     """
     start = time.perf_counter()
-    target = Path(config.out) / "summary.json"
-    if target.exists():
+    out, target = Path(config.out), Path(config.out) / "summary.json"
+    if target.exists() and not config.resume:
         raise UsageError(f"{target} exists. Remove it, or give another `out`")
-    train_set, test_set = open_target(config.train, config.out), open_target(config.test, config.out)
-    train_set.check_split(test_set)
+    files = _open_files(config)
+    train_set, test_set = files["train"], files["test"]
     groups = accuracy.read_groups(config.groups, test_set) if config.groups else None
     drawn = config.mode != "knn" or config.shots > 0
     seeds = range(config.seeds if drawn else 1)
-    chosen = [few_shots(train_set, config.shots, seed) if config.shots else None for seed in seeds]
+    chosen = [_split(train_set, config, seed) for seed in seeds]
 
-    finetuning = Finetuning(config, train_set, test_set)
-    with cli.progress(None, desc=f"{Path(config.out).name} ({config.mode})", unit="epoch", total=config.epochs * len(seeds)) as bar:
-        results = [finetuning.result(seed, records, bar.update) for seed, records in zip(seeds, chosen, strict=True)]
+    from dp4tl_fast.finetuning.start import HASH, pinned, read_start
+    from dp4tl_fast.finetuning.work import Work
+
+    settings: dict[str, Any] = {k: v for k, v in asdict(config).items() if k not in FREE_ON_RESUME}
+    hashes = {f"{name}_records_sha256": beton.records_sha256 for name, beton in files.items()}
+    paths = {f"{name}_records_sha256": str(beton.path) for name, beton in files.items()}
+    settings |= {HASH: pinned(config), **hashes}
+    complete = on_rank_zero(lambda: check_folder(out, settings, config.resume, paths))
+    if complete is not None and complete.get("seeds") == len(seeds):
+        if rank() == 0:
+            cli.message(f"{out}: this finetuning is complete; nothing to do")
+        return complete
+    origin = read_start(config)
+    settings[HASH] = origin.sha256
+    work = Work(config, settings, origin, files)
+    results = [work.result(seed, *records) for seed, records in zip(seeds, chosen, strict=True)]
     summary: dict[str, Any] = {
         "kind": "finetune",
-        "checkpoint": str(Path(config.checkpoint).resolve()),
+        "checkpoint": str(Path(config.checkpoint).resolve()) if config.checkpoint else None,
+        HASH: origin.sha256,
+        "arch": origin.meta["arch"],
         "train": str(train_set.path),
         "train_records_sha256": train_set.records_sha256,
         "test": str(test_set.path),
         "test_records_sha256": test_set.records_sha256,
         **{name: value for name, value in asdict(config).items() if name in IN_SUMMARY},
         "seeds": len(seeds),
-        "size": finetuning.size,
-        "top_1_mean": fmean(r.last for r in results),
-        "top_1_std": stdev(r.last for r in results) if len(seeds) > 1 else 0.0,
-        "top_1_best_mean": fmean(r.best for r in results),
-        "top_1": [r.last for r in results],
+        "size": work.pixels.size,
+        "best_on": "val" if config.val or config.val_share else "test",
+        **_over_seeds(results),
         **accuracy.summary(np.stack([r.predicted.numpy() for r in results]), test_set, groups),
+        "processes": world_size(),
         "seconds": time.perf_counter() - start,
     }
-    write_atomically(target, json.dumps(summary, indent=1) + "\n")
-    _tell(summary)
+    on_rank_zero(lambda: _finish(target, summary))
     return summary
 
 
-class Finetuning:
-    """The network, the target, and what the seeds share: features, for the modes that freeze the network."""
+def _open_files(config: FinetuneConfig) -> dict[str, Beton]:
+    """The target's files by their parameter, which must number their classes alike."""
+    names = {"train": config.train, "test": config.test} | ({"val": config.val} if config.val else {})
+    paths = on_rank_zero(lambda: {name: str(open_target(spec, config.out).path) for name, spec in names.items()})
+    files = {name: Beton(path) for name, path in paths.items()}
+    for name in set(files) - {"train"}:
+        files["train"].check_split(files[name])
+    return files
 
-    def __init__(self, config: FinetuneConfig, train_set: Beton, test_set: Beton) -> None:
-        from dp4tl_fast.loaders import IMAGENET_MEAN, IMAGENET_STD
-        from dp4tl_fast.training import checkpoint, loop
-        from dp4tl_fast.training.device import pick_device
 
-        self.config, self.train_set, self.test_set = config, train_set, test_set
-        self.device = pick_device(config.device)
-        self.model, meta = checkpoint.load_model(config.checkpoint, config.arch)
-        self.model.to(self.device)
-        self.normalise = loop.Normalise(
-            tuple(meta.get("mean", IMAGENET_MEAN)), tuple(meta.get("std", IMAGENET_STD)), self.device
-        )
-        self.size: int = config.size or meta.get("size", 224)
-        self._features: tuple[Features, Features] | None = None
+def _split(train_set: Beton, config: FinetuneConfig, seed: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Records of ``train_set`` to train and to validate on; ``None`` for all, and for none."""
+    records = few_shots(train_set, config.shots, seed) if config.shots else None
+    return hold_out(train_set, records, config.val_share, seed) if config.val_share else (records, None)
 
-    def result(self, seed: int, records: np.ndarray | None, on_epoch: Any) -> Result:
-        """One seed, on these training records (``None``: all). ``on_epoch`` is called after each epoch."""
-        if self.config.mode == "ff":
-            return self._finetuned(seed, records, on_epoch)
-        if self._features is None:
-            self._features = self._frozen(self.train_set), self._frozen(self.test_set)
-        return self._probed(seed, records, on_epoch)
 
-    def _loader_options(self) -> dict[str, Any]:
-        config = self.config
-        return {
-            "batch_size": config.batch_size, "size": self.size, "workers": config.workers, "pinned": self.device.type == "cuda",
-        }  # fmt: skip
+def _over_seeds(results: list[Result]) -> dict[str, Any]:
+    """Means and spread."""
+    averaged = [r.ema for r in results if r.ema is not None]
+    return {
+        "top_1_mean": fmean(r.last for r in results),
+        "top_1_std": stdev(r.last for r in results) if len(results) > 1 else 0.0,
+        "top_1_best_mean": fmean(r.best for r in results),
+        "top_1": [r.last for r in results],
+        **({"ema_top_1": averaged, "ema_top_1_mean": fmean(averaged)} if averaged else {}),
+    }
 
-    def _plain(self, beton: Beton) -> BaseLoader:
-        from dp4tl_fast.loaders import LoaderSpec, open_loader
 
-        return open_loader(beton, None, LoaderSpec.evaluation(**self._loader_options()), self.config.backend)
+def _finish(target: Path, summary: dict[str, Any]) -> None:
+    from dp4tl_fast.finetuning.start import START
 
-    def _frozen(self, beton: Beton) -> Features:
-        from dp4tl_fast.finetuning import probes
-
-        with self._plain(beton) as loader:
-            return probes.features(self.model, loader, self.normalise)
-
-    def _probed(self, seed: int, records: np.ndarray | None, on_epoch: Any) -> Result:
-        from dp4tl_fast.finetuning import probes
-
-        assert self._features is not None  # computed by ``result``
-        config, (train, test) = self.config, self._features
-        x, y = train if records is None else (tensor[records] for tensor in train)
-        classes = self.train_set.num_classes
-        if config.mode == "knn":
-            return probes.knn_probe((x, y), test, classes, neighbours=config.neighbours, temperature=config.temperature)
-        return probes.linear_probe(
-            (x, y), test, classes, seed=seed, epochs=config.epochs, lr=config.lr, batch_size=config.batch_size,
-            optimizer=config.optimizer, weight_decay=config.weight_decay, on_epoch=on_epoch,
-        )  # fmt: skip
-
-    def _finetuned(self, seed: int, records: np.ndarray | None, on_epoch: Any) -> Result:
-        from dp4tl_fast.finetuning import probes
-        from dp4tl_fast.loaders import LoaderSpec, open_loader
-        from dp4tl_fast.training import checkpoint
-        from dp4tl_fast.training.device import pick_precision
-
-        config = self.config
-        spec = LoaderSpec(
-            **self._loader_options(), transform="random_resized_crop", scale=(config.min_scale, 1.0), flip=config.flip,
-            shuffle=True, seed=seed, with_index=True,
-        )  # fmt: skip
-        fresh, _ = checkpoint.load_model(config.checkpoint, config.arch)
-        with open_loader(self.train_set, records, spec, config.backend) as loader, self._plain(self.test_set) as test_loader:
-            return probes.full_finetune(
-                fresh.to(self.device), loader, test_loader, self.normalise, self.train_set.num_classes,
-                seed=seed, epochs=config.epochs, lr=config.lr, optimizer=config.optimizer, weight_decay=config.weight_decay,
-                precision=pick_precision(config.precision, self.device), on_epoch=on_epoch,
-            )  # fmt: skip
+    write_atomically(target, json.dumps(summary, indent=1) + "\n")
+    (target.parent / START).unlink(missing_ok=True)
+    if rank() == 0:
+        _tell(summary)
 
 
 def _tell(summary: dict[str, Any]) -> None:
+    best = "best epoch" if summary["best_on"] == "test" else "epoch chosen on validation"
     cli.message(
         f"{summary['mode']} top-1 {100 * summary['top_1_mean']:.2f} ± {100 * summary['top_1_std']:.2f} % over {summary['seeds']} "
-        f"seeds, last epoch (best epoch {100 * summary['top_1_best_mean']:.2f} %)"
+        f"seeds, last epoch ({best} {100 * summary['top_1_best_mean']:.2f} %)"
     )
     if "worst_group_mean" in summary:
         cli.message(f"worst group {100 * summary['worst_group_mean']:.2f} ± {100 * summary['worst_group_std']:.2f} %")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.common.machine import cores
 from dp4tl_fast.loaders import BaseLoader, Batch, IndexedBatch, LoaderSpec, open_loader
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.training.device import pick_device
-from dp4tl_fast.training.ranks import rank, world_size
+from dp4tl_fast.training.placement import loader_share
 
 if TYPE_CHECKING:
     from dp4tl_fast.pretraining.config import PretrainConfig
@@ -28,21 +25,8 @@ def eval_size(config: PretrainConfig) -> int:
 
 
 def share(config: PretrainConfig) -> dict[str, Any]:
-    """This process's part of every batch, its loader threads, and whether a GPU takes the batches.
-
-    Raises:
-        UsageError: The batch cannot be divided evenly: equal parts make the mean of the ranks' gradients the batch's.
-    """
-    ranks = world_size()
-    parts = ranks * config.accumulate
-    if config.batch_size % parts:
-        raise UsageError(
-            f"`batch_size={config.batch_size}`: not a multiple of {ranks} processes x {config.accumulate} parts (`accumulate`). "
-            f"Use {max(1, config.batch_size // parts) * parts}"
-        )
-    workers = config.workers or max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    pinned = pick_device(config.device).type == "cuda"
-    return {"batch_size": config.batch_size // ranks, "rank": rank(), "world_size": ranks, "workers": workers, "pinned": pinned}
+    """This process's part of every batch, see ``loader_share``."""
+    return loader_share(config.batch_size, config.accumulate, config.workers, pick_device(config.device))
 
 
 def open_train(config: PretrainConfig, source: Beton, selection: Selection | None) -> BaseLoader[IndexedBatch]:

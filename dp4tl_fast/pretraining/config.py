@@ -81,7 +81,7 @@ class PretrainConfig(Placement):
         lr: Peak learning rate.
         lr_batch: Batch size that --lr is meant for: the rate is scaled linearly to --batch-size. 0 takes --lr as it is.
         weight_decay: L2 penalty on all weights but biases and normalisation.
-        schedule: triangular (the paper's), cosine or constant.
+        schedule: triangular (the paper's), cosine, step (a tenth at half and at three quarters of the run) or constant.
         warmup_epochs: Epochs until the peak learning rate.
         label_smoothing: Share of the target spread over all classes.
         clip_norm: Largest L2 norm of the gradient; 0 does not clip.
@@ -173,6 +173,11 @@ class PretrainConfig(Placement):
     def views(self) -> int:
         """Augmented views of each image that the objective wants."""
         return OBJECTIVES[self.objective].views
+
+    @property
+    def saving(self) -> CheckpointConfig:
+        """When to save, as every training run's plan has it."""
+        return self.checkpoint
 
     @property
     def peak_lr(self) -> float:

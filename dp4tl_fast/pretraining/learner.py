@@ -6,7 +6,6 @@ import torch
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.loaders import IMAGENET_MEAN, IMAGENET_STD
 from dp4tl_fast.pretraining.batches import eval_size
 from dp4tl_fast.pretraining.config import PretrainConfig
 from dp4tl_fast.pretraining.objectives import OBJECTIVES, Given
@@ -15,8 +14,9 @@ from dp4tl_fast.selection import Selection
 from dp4tl_fast.training import models, norm, ranks, views
 from dp4tl_fast.training.device import pick_device, pick_precision
 from dp4tl_fast.training.ema import Ema
-from dp4tl_fast.training.loop import Normalise, Stepping
+from dp4tl_fast.training.loop import Stepping
 from dp4tl_fast.training.optimizer import make_optimizer
+from dp4tl_fast.training.preprocessing import Preprocessing
 from dp4tl_fast.training.state import Run
 
 
@@ -49,14 +49,14 @@ def build(config: PretrainConfig, source: Beton, selection: Selection | None, to
     if config.compile:
         network.compile(dynamic=False)  # in place: names of weights stay; a graph of its own for each resolution
     run = Run(model, objective, optimizer, scaler, network=network, ema=ema, seed=config.seed)
-    normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, device)
+    pixels = Preprocessing.of({"size": eval_size(config)})
+    normalise = pixels.normalise(device)
     prepare = views.Recolour(normalise, config.seed, facts.colours()) if facts.colours else normalise
     meta = {
         "arch": config.arch,
         "num_classes": num_classes,
-        "size": eval_size(config),
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
+        "class_names": [source.class_names[c] for c in classes] if config.compact_labels else list(source.class_names),
+        **pixels.meta(),
         "classes": classes if config.compact_labels else None,
         "blur_pool": config.blur_pool,
         "source": source.fingerprint,

@@ -37,6 +37,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     from dp4tl_fast.pretraining.batches import open_eval, open_train
     from dp4tl_fast.pretraining.learner import build
     from dp4tl_fast.pretraining.training import Training
+    from dp4tl_fast.runs.trial import try_out
+    from dp4tl_fast.training import checkpoint
 
     if config.val:  # fail now, not after an epoch
         with open_eval(config.val, selection, config) as val:
@@ -44,12 +46,16 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     with open_train(config, source, selection) as loader:
         check_batch(config, len(loader.records))
         learner = build(config, source, selection, len(loader) * config.epochs)
+        for size in {config.size, config.end_size or config.size}:
+            least = loader.spec.batch_size // config.accumulate
+            try_out(learner.run.joint.network, config.arch, size, learner.normalise.device, least=least)
         Training(config, settings, selection, learner, loader).run()
 
     def finish() -> dict[str, Any]:
         if config.forgetting:
             write_atomically(out / "forgetting.npy", npy_bytes(learner.run.objective.counts()))  # type: ignore[attr-defined]
         summary = summarise(out, config, source, selection, learner.how.precision, learner.normalise.device)
+        summary["weights_sha256"] = checkpoint.hashes(out)
         write_atomically(out / "summary.json", json.dumps(summary, indent=1) + "\n")
         return summary
 

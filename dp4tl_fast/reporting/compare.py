@@ -13,8 +13,9 @@ from dp4tl_fast.reporting.runs import Runs, flat
 MODES = ("lp", "ff", "knn")
 # What two finetunings must share besides the target for a mean over them to mean something.
 FINETUNING = (
-    "test_records_sha256", "epochs", "lr", "optimizer", "weight_decay", "batch_size", "size", "min_scale", "flip", "shots",
-    "neighbours", "temperature", "backend", "precision",
+    "test_records_sha256", "epochs", "lr", "schedule", "warmup_epochs", "optimizer", "weight_decay", "layer_decay",
+    "label_smoothing", "clip_norm", "ema_decay", "batch_size", "size", "min_scale", "flip", "augment", "mix", "tta", "val_share",
+    "shots", "neighbours", "temperature", "backend", "precision",
 )  # fmt: skip
 NOT_TOLD = "not told"  # by a run of an older version
 
@@ -180,15 +181,12 @@ def _rows(group: Group, full_s: float | None, finetunings: list[Finetuning]) -> 
 
 def _finetunings(runs: Runs) -> list[Finetuning]:
     """Those that started from one of the runs. Different targets, and different settings for one, have different names."""
-    folders = {folder for folder, s in runs if s["kind"] == "pretrain"}
+    pretrained = {folder: s for folder, s in runs if s["kind"] == "pretrain"}
     started = []
     for _, summary in runs:
-        if summary["kind"] == "finetune":
-            weights = Path(summary["checkpoint"]).resolve()
-            run = next((p for p in (weights, *weights.parents) if p in folders), None)
-            if run is not None:
-                part = str(weights.relative_to(run)) if weights != run else ""  # checkpoint/best/ema.safetensors, say
-                started.append((run, summary | {"weights": part}))
+        origin = _origin(summary, pretrained) if summary["kind"] == "finetune" else None
+        if origin is not None:
+            started.append((origin[0], summary | {"weights": origin[1]}))
     files = {_target(s): Path(s.get("train", "")) for _, s in started}
     result = []
     for run, one in started:
@@ -197,6 +195,28 @@ def _finetunings(runs: Runs) -> list[Finetuning]:
         words = [_file_name(_target(one), files), *(_in_words(one, k) for k in telling)]
         result.append(Finetuning(run, ", ".join(words), one))
     return result
+
+
+def _origin(finetuning: dict[str, Any], pretrained: dict[Path, dict[str, Any]]) -> tuple[Path, str] | None:
+    """The run whose weights a finetuning started from, and which of them: a path in its folder, empty for the last ones.
+
+    Weights are known by their hash: a folder may be moved, and weights that a run had halfway are not those it ended with.
+    Runs and finetunings of older versions do not tell it; there the path decides.
+    """
+    if not finetuning.get("checkpoint"):
+        return None  # from scratch
+    path, sha256 = Path(finetuning["checkpoint"]).resolve(), finetuning.get("checkpoint_sha256")
+    here = next((p for p in (path, *path.parents) if p in pretrained), None)
+    if sha256 is not None:
+        for run in sorted(pretrained, key=lambda run: run != here):  # of equal weights those that were named
+            kept = pretrained[run].get("weights_sha256") or {}
+            if (part := next((part for part, known in kept.items() if known == sha256), None)) is not None:
+                return run, "" if part == next(iter(kept)) else part
+        if here is not None and "weights_sha256" in pretrained[here]:
+            return None
+    if here is None:
+        return None
+    return here, str(path.relative_to(here)) if path != here else ""  # checkpoint/best/ema.safetensors, say
 
 
 def _target(finetuning: dict[str, Any]) -> tuple[str, str]:

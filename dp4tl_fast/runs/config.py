@@ -33,10 +33,11 @@ class Plan(Protocol):
     accumulate: int
     schedule: str
     warmup_epochs: float
-    checkpoint: CheckpointConfig
     tensorboard: bool
     profile: bool
     resume: bool
 
+    @property
+    def saving(self) -> CheckpointConfig: ...
     @property
     def peak_lr(self) -> float: ...

@@ -142,7 +142,7 @@ class Session:
             raise
         self.log.epoch(metrics)
         best = self._is_best(metrics)
-        if run.epoch == self.plan.epochs or best or run.epoch % self.plan.checkpoint.every == 0:
+        if run.epoch == self.plan.epochs or best or run.epoch % self.plan.saving.every == 0:
             self._save()
         self.begin_epoch()
 
@@ -200,7 +200,7 @@ class Session:
         if self.first:
             checkpoint.save(
                 self.out / "checkpoint", run.step, run.model, self.learner.meta, state,
-                keep=self.plan.checkpoint.keep_last, best=int(run.best.get("step", -1)), ema=run.ema.model if run.ema else None,
+                keep=self.plan.saving.keep_last, best=int(run.best.get("step", -1)), ema=run.ema.model if run.ema else None,
             )  # fmt: skip
 
     def _resume(self) -> None:

@@ -68,16 +68,15 @@ def save(
     return final
 
 
-def _write(final: Path, models: dict[str, nn.Module], meta: dict[str, Any], state: dict[str, Any]) -> None:
+def _write(final: Path, networks: dict[str, nn.Module], meta: dict[str, Any], state: dict[str, Any]) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(final)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    for name, model in models.items():
-        weights = {strip(k): v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-        save_file(weights, partial / name, metadata={META: json.dumps(meta)})
+    for name, model in networks.items():
+        _save_file(partial / name, model, meta)
     torch.save(state, partial / STATE)
-    for name in (*models, STATE):
+    for name in (*networks, STATE):
         with open(partial / name, "rb+") as file:
             os.fsync(file.fileno())
     aside = partial_path(final).with_suffix(".old")
@@ -86,6 +85,29 @@ def _write(final: Path, models: dict[str, nn.Module], meta: dict[str, Any], stat
         final.replace(aside)  # faster than removing it: the moment without either is as short as can be
     commit(partial, final)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _save_file(path: Path, model: nn.Module, meta: dict[str, Any]) -> None:
+    """Weights with their metadata, readable by whom the umask lets read."""
+    weights = {strip(k): v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(weights, path, metadata={META: json.dumps(meta)})
+    path.chmod(mode)  # safetensors gives files to their owner alone
+
+
+def save_weights(path: Path, model: nn.Module, meta: dict[str, Any]) -> None:
+    """A weights file by itself, complete or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(path)
+    try:
+        _save_file(partial, model, meta)
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        commit(partial, path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: cannot be written ({error})") from None
 
 
 def _link(path: Path, target: str) -> None:
@@ -196,7 +218,18 @@ def weights_hash(path: str | Path, model: nn.Module) -> str:
         for name, tensor in sorted(model.state_dict().items()):
             tensors.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
         return tensors.hexdigest()
-    with open(find_weights(path), "rb") as file:
+    return _file_hash(find_weights(path))
+
+
+def hashes(run: Path) -> dict[str, str]:
+    """SHA-256 of every weights file that a run has kept, by its path in the run's folder; the newest checkpoint's come first."""
+    kept = reversed(checkpoints(run / "checkpoint"))
+    files = [folder / name for folder in kept for name in (WEIGHTS, EMA) if (folder / name).exists()]
+    return {str(file.relative_to(run)): _file_hash(file) for file in files}
+
+
+def _file_hash(path: Path) -> str:
+    with open(path, "rb") as file:
         digest = hashlib.sha256()
         while chunk := file.read(1 << 20):
             digest.update(chunk)

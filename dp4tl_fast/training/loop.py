@@ -93,7 +93,7 @@ def train(
         drawn = energy() - tally.energy_j
         for batch in ahead(timed(loader, tally), prepare.device):
             for group in run.optimizer.param_groups:
-                group["lr"] = rate(run.step)
+                group["lr"] = rate(run.step) * group.get("scale", 1.0)
             run.draw_from(run.step)
             loss = gradients(run, prepare, batch, how)
             if how.clip_norm:

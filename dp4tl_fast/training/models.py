@@ -193,6 +193,25 @@ def replace_head(model: nn.Module, num_classes: int) -> nn.Linear:
     return new
 
 
+def layer_scales(model: nn.Module, decay: float) -> dict[nn.Parameter, float]:
+    """For every parameter ``decay`` to the power of its block's distance from the last one, the classifier's (1).
+
+    A block is a module inside a numbered list (``layer1.0``, ``encoder.layers.encoder_layer_3``, ``blocks.5``), or what has
+    parameters besides; blocks count in the order in which the network lists them.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    blocks = [_block_of(name) for name in names]
+    depth = {block: i for i, block in enumerate(dict.fromkeys(blocks))}
+    top = len(depth) - 1
+    return {p: decay ** (top - depth[block]) for (_, p), block in zip(model.named_parameters(), blocks, strict=True)}
+
+
+def _block_of(name: str) -> str:
+    parts = name.split(".")
+    numbered = [i for i, part in enumerate(parts[:-1]) if re.search(r"(^|_)\d+$", part)]
+    return ".".join(parts[: numbered[0] + 1]) if numbered else parts[0]
+
+
 class FeatureTap:
     """The penultimate features ``[batch, d]``: what the last linear layer is given. A context manager."""
 

@@ -6,7 +6,7 @@ import math
 
 from dp4tl_fast.common.errors import UsageError
 
-SCHEDULES = ("triangular", "cosine", "constant")
+SCHEDULES = ("triangular", "cosine", "step", "constant")
 
 
 def learning_rate(
@@ -16,7 +16,8 @@ def learning_rate(
 
     ``triangular`` is the paper's: ``floor`` -> ``peak`` over the warm-up, then straight back to ``floor``. ``cosine`` warms
     up the same way and falls on a half cosine to 0. (The published ViT schedule ran both at once, so that its rate rose at
-    the end; here the two phases follow each other.)
+    the end; here the two phases follow each other.) ``step`` warms up alike and falls to a tenth at half and at three quarters
+    of what follows.
     """
     if schedule not in SCHEDULES:
         raise UsageError(f"unknown schedule {schedule!r}. Known: {', '.join(SCHEDULES)}")
@@ -28,4 +29,6 @@ def learning_rate(
     progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
     if schedule == "triangular":
         return peak + (floor - peak) * progress
+    if schedule == "step":
+        return peak * 0.1 ** ((progress >= 0.5) + (progress >= 0.75))
     return peak * 0.5 * (1 + math.cos(math.pi * progress))

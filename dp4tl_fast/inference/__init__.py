@@ -1,0 +1,1 @@
+"""A trained network put to use: ``evaluate``, ``predict``, ``export``, and what these share."""

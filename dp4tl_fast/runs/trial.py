@@ -1,0 +1,47 @@
+"""Two images through a network, forward and back, before anything is written: what cannot work is told at the start."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from dp4tl_fast.common.errors import UsageError
+
+
+def try_out(network: nn.Module, arch: str, size: int, device: torch.device, *, least: int = 2) -> None:
+    """One training step's passes over grey images of ``size`` pixels with a copy of ``network``, which stays as it is.
+
+    Args:
+        least: Images of the smallest part of a batch that there will be.
+
+    Raises:
+        UsageError: The architecture takes no images of this size, or a batch of one where it needs two.
+    """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        trained = copy.deepcopy(network).train()
+        _passes(trained, arch, size, device, max(2, least))
+        if least == 1 and _needs_two(trained, size, device):
+            raise UsageError(
+                f"`batch_size`: leaves a batch, or a part of one, of a single image, which the batch normalisation of {arch} "
+                "cannot be trained on. Use another `batch_size` (or smaller `accumulate`)"
+            )
+
+
+def _passes(network: nn.Module, arch: str, size: int, device: torch.device, n: int) -> None:
+    try:
+        network(torch.zeros(n, 3, size, size, device=device)).float().sum().backward()
+    except (RuntimeError, ValueError, AssertionError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(f"`size={size}`: {arch} cannot be trained on images of {size} x {size} pixels ({reason})") from None
+
+
+def _needs_two(network: nn.Module, size: int, device: torch.device) -> bool:
+    try:
+        network(torch.zeros(1, 3, size, size, device=device))
+    except ValueError as error:  # "Expected more than 1 value per channel when training"
+        return "more than 1 value" in str(error)
+    return False
