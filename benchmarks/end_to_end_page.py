@@ -98,7 +98,8 @@ def _about(rows: Sequence[Outcome], settings: dict[str, Any], machine: str) -> s
         f"{network['epochs']} epochs. Means of {seeds} pretraining seed{'s' if seeds > 1 else ''}; differences are paired by seed, "
         f"in brackets their 95 % intervals (Student's t). Every column but the last takes the same number of steps; times count "
         f"training the surrogate ({surrogate:.0f} s{share}; shared by {sharing} targets, or for one alone), scoring and "
-        f"pretraining. Targets: {targets}. {machine}.{left_out}"
+        f"pretraining. The last columns are of the fastest of all runs on a selection, chosen by the same accuracies. "
+        f"Targets: {targets}. {machine}.{left_out}"
     )
 
 
