@@ -14,7 +14,8 @@ from pathlib import Path
 from benchmarks.environment import environment
 from benchmarks.harness import Part, Suite
 from benchmarks.recipes import RECIPES
-from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.common.cli import EXIT_INTERRUPTED, EXIT_USAGE
+from dp4tl_fast.common.errors import Dp4tlError
 
 # name -> module with run(suite); imported only when asked for, because some need torch, FFCV or DALI.
 SUITES = {
@@ -54,9 +55,13 @@ def main(arguments: list[str] | None = None) -> int:
         suite = Suite(name=name, data=options.data, work=options.work, recipe=options.recipe, part=part)
         try:
             importlib.import_module(SUITES[name]).run(suite)
-        except UsageError as error:
-            print(error, file=sys.stderr)
-            return 2
+        except Dp4tlError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            return EXIT_USAGE
+        except KeyboardInterrupt:
+            kept = f"; the same command continues what is in {options.work}" if options.work else ""
+            print(f"{name}: interrupted{kept}", file=sys.stderr)
+            return EXIT_INTERRUPTED
         except ModuleNotFoundError as error:
             extras = "'.[bench,dali,ffcv]', on a GPU also '.[bench-gpu]'"
             parser.error(f"suite {name!r} compares with {error.name}, not installed here. Run pip install {extras}")

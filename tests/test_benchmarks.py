@@ -39,6 +39,9 @@ def test_results_and_page(tmp_path):
     suite.goal("case", goal=3.0, measured=rows["ours"].ratio, unit="x peer")
     suite.goal("bytes", goal=0.1, measured=0.05, unit="fraction of file", at_most=True)
     suite.settings |= {"seeds": 3, "network": {"arch": "small-4", "epochs": 2}}
+    difference = {"target": "food", "cell": "lm-25@0.25", "against": "full@0.25", "points": 3.0, "low": -0.5, "high": 6.5}
+    differences = [{**difference, "seeds": 3}, {**difference, "low": None, "high": None, "seeds": 1}]
+    suite.tables["differences"] = differences
     result: dict = {"rows": [], "goals": []}
     suite.add_to(result)
     result = json.loads(json.dumps(result))
@@ -51,6 +54,18 @@ def test_results_and_page(tmp_path):
     assert "2.00 x peer" in page and "two cores" in page
     assert "`python -m benchmarks demo --data DATA --out demo.json`" in page
     assert "demo: seeds: 3; network: arch small-4, epochs 2." in page
+    assert "| food | lm-25@0.25 | full@0.25 | +3.00 | [-0.50, +6.50] | 3 |" in page
+    assert "| food | lm-25@0.25 | full@0.25 | +3.00 |  | 1 |" in page
+
+
+def test_ctrl_c_says_how_to_continue(tmp_path, monkeypatch, capsys):
+    def interrupted(suite):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scale, "run", interrupted)
+    assert main(["scale", "--work", str(tmp_path), "--out", str(tmp_path / "scale.json")]) == 130
+    assert capsys.readouterr().err == f"scale: interrupted; the same command continues what is in {tmp_path}\n"
+    assert not (tmp_path / "scale.json").exists()
 
 
 def test_ratio_to_must_be_measured():
