@@ -17,7 +17,7 @@ from dp4tl_fast.beton.layout import check_layout, record_order
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.checks import require, require_one_of
 from dp4tl_fast.common.errors import SourceError
-from dp4tl_fast.common.files import check_outputs
+from dp4tl_fast.common.files import check_outputs, through_links
 from dp4tl_fast.common.machine import cores
 from dp4tl_fast.common.pictures import MAX_PIXELS
 from dp4tl_fast.conversion.conversion import Conversion, check_space, finished
@@ -128,7 +128,7 @@ def convert(
     _check_flags(on_error, workers)
     started = time.perf_counter()
     part = parse_shard(shard)
-    target = shard_path(Path(out), *part) if part else Path(out)
+    target = through_links(shard_path(Path(out), *part) if part else Path(out))
     check_outputs([("out", target)], [src])
     with closing(open_source(src, options, scratch=target.absolute().parent)) as source:
         if dry_run:

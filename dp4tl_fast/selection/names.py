@@ -22,7 +22,7 @@ def readable(names: Sequence[str], path: str) -> list[str]:
     if not path:
         return list(names)
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise UsageError(f"`names={path}`: cannot be read as text ({error})") from None
     pairs = [line.split(None, 1) for line in lines]
