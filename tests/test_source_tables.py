@@ -262,7 +262,10 @@ def test_keys_of_labels(tmp_path: Path) -> None:
         match=r"its \.json file has no 'label' \(it has class_id, info\)\. Choose with `label_key=json:NAME`",
     ):
         opened(src, image_key="jpg")
-    with pytest.raises(SourceError, match=r"s0\.jpg lies in no class folder"):
+    with pytest.raises(SourceError, match=r"x\.tar: s0\.json: its \.json file has no 'label' \(it has class_id, info\)"):
+        opened(src)
+    src = wds(tmp_path / "dots.tar", *(r for k in "12" for r in ((f"22.0{k}.jpg", IMAGES[0]), (f"22.0{k}.cls", b"1"))))
+    with pytest.raises(SourceError, match=r"dots\.tar: 22\.01\.cls: in a WebDataset a sample's name ends at the first dot"):
         opened(src)
     src = wds(
         tmp_path / "y.tar",

@@ -55,10 +55,10 @@ def converted_text(result: dict[str, Any], rules: list[str]) -> str:
     """What a conversion did: the last line on the terminal."""
     parts = [f"{result['out']}: {result['samples']:,} images in {result['classes']:,} classes"]
     if result["changed"]:
-        most = sorted(result["changed"].items(), key=lambda item: -item[1])
-        shown = ", ".join(f"{count:,} {what}" for what, count in most[:EXAMPLES]) + (
-            ", ..." if len(most) > EXAMPLES else ""
-        )
+        reasons: Counter[str] = Counter()
+        for why, count in result["changed"].items():  # one image may have several
+            reasons.update(dict.fromkeys(why.split("; "), count))
+        shown = ", ".join(f"{what}: {count:,}" for what, count in reasons.most_common())
         parts.append(f"{sum(result['changed'].values()):,} changed ({shown})")
     if result["skipped"]:
         parts.append(f"{result['skipped']:,} skipped")

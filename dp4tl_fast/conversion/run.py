@@ -68,8 +68,9 @@ def convert(
 
     Args:
         src: Folder of class folders, or a tar of them; ILSVRC2012_img_train.tar; ILSVRC2012_img_val.tar (with
-            ``labels``); WebDataset tars (``x-{000..099}.tar``); Parquet with an image column; CSV or TSV with columns
-            path and label; ``torchvision:NAME?root=DIR&split=train``; a folder, tar or Parquet file behind a URL.
+            ``labels``); WebDataset tars (``x-{000..099}.tar``); Parquet with an image column; a folder of
+            ``datasets.save_to_disk``; CSV or TSV with columns path and label; ``torchvision:NAME?root=DIR&split=train``; a
+            folder, tars or Parquet files behind a URL.
         out: The .beton file to write. Its sidecar goes beside it: ``x.info.zip`` for ``x.beton``, with the class names.
         labels: ILSVRC2012_devkit_t12.tar.gz, which knows the labels of ILSVRC2012_img_val.tar.
         split: The split to convert, where SRC holds several (train, val ...).
