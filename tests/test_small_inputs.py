@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from source_cases import image, make_tar, put
 
@@ -16,9 +17,11 @@ from dp4tl_fast.common.checks import class_id
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.files import write_atomically
 from dp4tl_fast.conversion.run import convert
-from dp4tl_fast.finetuning.accuracy import read_groups
+from dp4tl_fast.inference.accuracy import read_groups
 from dp4tl_fast.mapping.baselines import handpicked
 from dp4tl_fast.pruning.score_table import read_scores
+from dp4tl_fast.reporting.page import report_selections
+from dp4tl_fast.selection import Selection
 from dp4tl_fast.selection.names import readable
 
 BOM = b"\xef\xbb\xbf"
@@ -124,7 +127,15 @@ def test_class_names_that_are_not_utf8_reach_every_output(tmp_path: Path, capsys
     assert dispatch(["convert", str(tmp_path / "tree"), str(tmp_path / "o.beton"), "--dry-run", "--json"]) == 0
     captured = capsys.readouterr()
     assert [c["name"] for c in json.loads(captured.out)["classes"]] == ["caf\udce9", "tea"]
-    assert "caf\\udce9" in captured.err
+    assert "caf\ufffd" in captured.err
+    assert dispatch(["inspect", str(tmp_path / "o.beton")]) == 0
+    assert "caf\ufffd" in capsys.readouterr().err
+    beton = Beton(tmp_path / "o.beton")
+    selection = Selection.of_classes(beton, np.array([0]), method="random", scores=np.array([1.0, 0.5]))
+    selection.save(tmp_path / "s.json")
+    report_selections([str(tmp_path / "s.json")], str(beton.path), str(tmp_path / "r.html"))
+    assert "caf\ufffd" in (tmp_path / "r.html").read_text("utf-8")
+    assert readable(beton.class_names, "") == ["caf\ufffd", "tea"]
 
 
 # -- dry run ----------------------------------------------------------------------------------------------------------

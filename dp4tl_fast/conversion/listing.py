@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dp4tl_fast.common.files import printable
 from dp4tl_fast.sources import Source
 
 EXAMPLES = 3  # names per reason
@@ -69,8 +70,3 @@ def converted_text(result: dict[str, Any], rules: list[str]) -> str:
         "; the audit in its sidecar lists them" if result["skipped"] or result["left_out"] or result["changed"] else ""
     )
     return "; ".join(parts) + details
-
-
-def printable(name: str) -> str:
-    """A name as a terminal can show it, whatever bytes it has."""
-    return name.encode("utf-8", "backslashreplace").decode() if name.isprintable() else ascii(name)[1:-1]
