@@ -409,3 +409,15 @@ def test_urls_with_queries_patterns_and_without_sizes(tmp_path: Path, monkeypatc
     monkeypatch.setattr(type(fs), "find", find)
     with pytest.raises(SourceError, match=r"the server gives no size of a/1\.jpg\. Download the folder first"):
         opened("memory://sizeless", tmp_path)
+
+
+def test_whatever_a_reader_raises_is_one_line_about_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision
+
+    class Broken:
+        def __init__(self, root: str) -> None:
+            raise KeyError(root)
+
+    monkeypatch.setattr(torchvision.datasets, "Broken", Broken, raising=False)
+    with pytest.raises(SourceError, match=r"torchvision:Broken\?root=x: cannot be read: KeyError: 'x'"):
+        opened("torchvision:Broken?root=x", tmp_path)
