@@ -11,6 +11,7 @@ import numpy as np
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton.copying import subset as copy_records
 from dp4tl_fast.common import cli
+from dp4tl_fast.common.checks import class_id
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.files import check_outputs
 
@@ -22,7 +23,7 @@ def subset(src: str, out: str, *, selection: str = "", classes: list[str] = []) 
         src: The .beton to copy from.
         out: The .beton to write.
         selection: A selection made for SRC by ``dp4tl-fast prune``.
-        classes: Names or ids of classes, instead of a selection.
+        classes: Names or ids of classes, instead of a selection; ``name:0`` or ``id:0`` where a name is another class's id.
     """
     started = time.perf_counter()
     if bool(selection) == bool(classes):
@@ -34,18 +35,10 @@ def subset(src: str, out: str, *, selection: str = "", classes: list[str] = []) 
 
         records = Selection.load(selection).indices(beton)
     else:
-        records = np.flatnonzero(np.isin(beton.labels, [_class_id(beton, name) for name in classes]))
+        records = np.flatnonzero(np.isin(beton.labels, [class_id(name, beton.class_names) for name in classes]))
     with cli.progress((), desc="subset", unit="image", total=len(records)) as bar:
         summary = copy_records(beton, records, out, bar.update)
     return {"out": out, **summary, "seconds": time.perf_counter() - started}
-
-
-def _class_id(beton: Beton, name: str) -> int:
-    if name in beton.class_names:
-        return beton.class_names.index(name)
-    if name.isdecimal() and int(name) < beton.num_classes:
-        return int(name)
-    raise UsageError(f"`classes={name}`: {beton.path} has no such class. `dp4tl-fast inspect` lists them")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -93,6 +93,21 @@ def test_a_link_leads_to_the_sidecar_of_its_target(out: Path, tmp_path: Path) ->
     assert Beton(link).class_names == ["mine", "1"], "but what lies beside the link comes first"
 
 
+def test_splits_that_name_their_classes_otherwise_are_refused(out: Path) -> None:
+    beton = Beton(out)
+    sidecar(out).rename(out.with_name("aside"))
+    cases = (("caf\u00e9", "cafe\u0301", "the same text in another Unicode form"), ("ant", "bee", "calls class 0 'bee', but"))
+    for first, second, message in cases:
+        named = []
+        for name in (first, second):
+            sidecar(out, "classes.json").write_text(json.dumps([{"id": 0, "name": name}, {"id": 1, "name": "tea"}]))
+            named.append(Beton(out))
+        named[0].check_split(named[0])
+        with pytest.raises(BetonError, match=message):
+            named[0].check_split(named[1])
+    assert beton.class_names == ["ant", "bee"], "read when it was opened"
+
+
 @pytest.mark.parametrize("seed", [2, 3])
 def test_the_sidecar_of_another_file_is_refused(out: Path, tmp_path: Path, seed: int) -> None:
     """Though both have the same size, counts and classes: raw images of one size, in another order."""

@@ -161,9 +161,12 @@ def test_validation_tar_with_the_devkit(tree: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "val.tar", "w") as tar:
         for place, k in reversed(list(enumerate(order))):
             add(tar, f"ILSVRC2012_val_{place + 1:08}.JPEG", files[k].read_bytes())
+    with tarfile.open(tmp_path / "val.tar") as tar:
+        tar.extractall(tmp_path / "val", filter="data")
     for labels in (tmp_path / "devkit.tar.gz", tmp_path / "devkit"):
-        found = samples(str(tmp_path / "val.tar"), labels=str(labels))
-        assert found == [(files[k].parent.name, files[k].read_bytes()) for k in order]
+        for src in (tmp_path / "val.tar", tmp_path / "val"):
+            found = samples(src, labels=str(labels))
+            assert found == [(files[k].parent.name, files[k].read_bytes()) for k in order]
     with pytest.raises(SourceError, match="devkit"):
         open_source(str(tmp_path / "val.tar"))
     (devkit / "ILSVRC2012_validation_ground_truth.txt").write_text("1\n2\n")

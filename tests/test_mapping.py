@@ -215,7 +215,9 @@ def test_cmt(median):
 def test_handpicked():
     names = ["cat", "dog", "3", "ship"]
     assert baselines.handpicked(["ship", "0"], names).tolist() == [1, 0, 0, 1]
-    assert baselines.handpicked(["3"], names).tolist() == [0, 0, 1, 0]  # a name goes before an id
+    assert baselines.handpicked(["name:3"], names).tolist() == [0, 0, 1, 0]
+    with pytest.raises(UsageError, match="`classes=3`: is the name of class 2 and the id of class 'ship'"):
+        baselines.handpicked(["3"], names)
     for bad in ("horse", "4", "-1"):
         with pytest.raises(UsageError, match=f"`classes={bad}"):
             baselines.handpicked([bad], names)

@@ -208,6 +208,18 @@ def test_sixteen_bits_are_divided_by_257(kind: str) -> None:
     assert Image.open(io.BytesIO(make_record(data, KEEP, 0).payload)).mode == "L"
 
 
+def test_sixteen_bit_colours_are_noted() -> None:
+    """Pillow keeps their high byte: at most one level from what dividing by 257 gives."""
+    rows = [b"\0" + row.tobytes() for row in np.dstack([RAMP, RAMP[::-1], RAMP[:, ::-1]]).astype(">u2")]
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 96, 64, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"".join(rows))), (b"IEND", b"")]
+    body = b"".join(struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in chunks)
+    record = make_record(b"\x89PNG\r\n\x1a\n" + body, RAW, 0)
+    assert record.note == "PNG, not JPEG; 16-bit colours by their high byte"
+    found = np.frombuffer(record.payload, np.uint8).reshape(64, 96, 3)
+    assert (found[..., 0] == RAMP.astype(np.uint16) >> 8).all()
+    assert np.abs(found[..., 0] - RAMP / 257).max() <= 1
+
+
 @pytest.mark.parametrize(
     ("values", "what"),
     [(RAMP.astype(np.int32) * 30000, "signed or 32-bit"), ((RAMP / 4 - 9000).astype(np.int16).astype(np.int32), "signed or 32-bit"),

@@ -262,7 +262,10 @@ def test_keys_of_labels(tmp_path: Path) -> None:
         match=r"its \.json file has no 'label' \(it has class_id, info\)\. Choose with `label_key=json:NAME`",
     ):
         opened(src, image_key="jpg")
-    with pytest.raises(SourceError, match=r"s0\.jpg lies in no class folder"):
+    with pytest.raises(SourceError, match=r"x\.tar: s0\.json: its \.json file has no 'label' \(it has class_id, info\)"):
+        opened(src)
+    src = wds(tmp_path / "dots.tar", *(r for k in "12" for r in ((f"22.0{k}.jpg", IMAGES[0]), (f"22.0{k}.cls", b"1"))))
+    with pytest.raises(SourceError, match=r"dots\.tar: 22\.01\.cls: in a WebDataset a sample's name ends at the first dot"):
         opened(src)
     src = wds(
         tmp_path / "y.tar",
@@ -406,3 +409,15 @@ def test_urls_with_queries_patterns_and_without_sizes(tmp_path: Path, monkeypatc
     monkeypatch.setattr(type(fs), "find", find)
     with pytest.raises(SourceError, match=r"the server gives no size of a/1\.jpg\. Download the folder first"):
         opened("memory://sizeless", tmp_path)
+
+
+def test_whatever_a_reader_raises_is_one_line_about_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision
+
+    class Broken:
+        def __init__(self, root: str) -> None:
+            raise KeyError(root)
+
+    monkeypatch.setattr(torchvision.datasets, "Broken", Broken, raising=False)
+    with pytest.raises(SourceError, match=r"torchvision:Broken\?root=x: cannot be read: KeyError: 'x'"):
+        opened("torchvision:Broken?root=x", tmp_path)

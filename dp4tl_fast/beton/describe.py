@@ -11,6 +11,7 @@ from dp4tl_fast.beton import format as fmt
 from dp4tl_fast.beton import jpeg
 from dp4tl_fast.beton.layout import label_mixing
 from dp4tl_fast.beton.reader import Beton
+from dp4tl_fast.common.files import printable
 
 LOOKED_AT, HEADER_BYTES = 200, 1 << 18  # JPEGs, and bytes of each, that say whether there are entry points
 
@@ -90,7 +91,7 @@ def as_text(result: dict[str, Any]) -> str:
         decoded = ", every image decoded" if checked["decoded"] else ""
         lines.append(f"verified    {checked['records']:,} records: pointers, sizes, {with_checksums}{decoded}")
     lines.append(f"{'id':>6}  {'samples':>9}  {'bytes':>10}  class")
-    lines += [f"{c['id']:>6}  {c['samples']:>9,}  {_size(c['bytes']):>10}  {c['name']}" for c in result["classes"]]
+    lines += [f"{c['id']:>6}  {c['samples']:>9,}  {_size(c['bytes']):>10}  {printable(c['name'])}" for c in result["classes"]]
     return "\n".join(lines)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import unicodedata
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -212,8 +213,12 @@ class Beton:
             split._fail(f"has {split.num_classes} classes, but {self.path} only {self.num_classes}. {SAME_FOLDERS}")
         ours, theirs = self.sidecar.class_names, split.sidecar.class_names
         for i, (a, b) in enumerate(zip(ours, theirs, strict=False)):
-            if a != b:
-                split._fail(f"calls class {i} {b!r}, but {self.path} calls it {a!r}. {SAME_FOLDERS}")
+            if a == b:
+                continue
+            if unicodedata.normalize("NFC", a) == unicodedata.normalize("NFC", b):
+                forms = f"{b!a}, but {self.path} calls it {a!a}: the same text in another Unicode form"
+                split._fail(f"calls class {i} {forms}. Rename the folders of one of them, and convert it again")
+            split._fail(f"calls class {i} {b!r}, but {self.path} calls it {a!r}. {SAME_FOLDERS}, or with `class_order={self.path}`")
 
     @cached_property
     def fingerprint(self) -> Fingerprint:

@@ -18,7 +18,7 @@ import numpy as np
 from dp4tl_fast.beton import format as fmt
 from dp4tl_fast.beton.sidecars import Contents, put_in_place, sidecar, stamp, write_partial
 from dp4tl_fast.common.errors import BetonError
-from dp4tl_fast.common.files import commit, naming, partial_path
+from dp4tl_fast.common.files import commit, naming, partial_path, through_links
 
 FIELDS = (("image", fmt.TYPE_RGB), ("label", fmt.TYPE_INT), ("index", fmt.TYPE_INT))
 ROW = fmt.metadata_dtype([type_id for _, type_id in FIELDS])
@@ -41,7 +41,7 @@ class BetonWriter:
     def __init__(
         self, path: str | Path, capacity: int, page_size: int = fmt.DEFAULT_PAGE_SIZE, *, resume: bool = False
     ) -> None:
-        self.path = Path(path)
+        self.path = through_links(Path(path))
         self.partial = partial_path(self.path)
         if page_size & (page_size - 1) or not fmt.MIN_PAGE_SIZE <= page_size <= fmt.MAX_PAGE_SIZE:
             rule = f"a power of two from {fmt.MIN_PAGE_SIZE} to {fmt.MAX_PAGE_SIZE}"

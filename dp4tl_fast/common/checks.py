@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from dp4tl_fast.common.errors import UsageError
 
@@ -17,3 +17,28 @@ def require_one_of(name: str, value: str, known: Collection[str]) -> None:
     """Raise ``UsageError`` unless ``value`` is one of ``known``, which the message lists."""
     *most, last = known
     require(value in known, name, value, f"{', '.join(most)} or {last}")
+
+
+def class_id(given: str, names: Sequence[str], parameter: str = "classes") -> int:
+    """The class that a name, an id, ``name:0`` or ``id:0`` stands for.
+
+    Args:
+        names: Class names by id.
+
+    Raises:
+        UsageError: There is no such class, or the text is the name of one class and the id of another.
+    """
+    kind, _, rest = given.partition(":")
+    by_name = names.index(given) if given in names else None
+    by_id = int(given) if given.isdecimal() and int(given) < len(names) else None
+    if by_name is None and kind == "name" and rest in names:
+        by_name = names.index(rest)
+    if by_name is None and kind == "id" and rest.isdecimal() and int(rest) < len(names):
+        by_id = int(rest)
+    if by_name is not None and by_id is not None and by_name != by_id:
+        what = f"the name of class {by_name} and the id of class {names[by_id]!r}"
+        raise UsageError(f"`{parameter}={given}`: is {what}. Give name:{given} or id:{given}")
+    found = by_id if by_name is None else by_name
+    if found is None:
+        raise UsageError(f"`{parameter}={given}`: the source has no such class. `dp4tl-fast inspect` lists them")
+    return found

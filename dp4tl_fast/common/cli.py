@@ -44,13 +44,25 @@ class Parser(jsonargparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         given = list(sys.argv[1:] if args is None else args)
-        normal = [self._normalise(a, "".join(given[i + 1 : i + 2])) for i, a in enumerate(given)]
+        normal = self._joined([self._normalise(a, "".join(given[i + 1 : i + 2])) for i, a in enumerate(given)])
         for i, argument in enumerate(normal):
             if argument == "--config" and i + 1 < len(normal):
                 normal[i + 1] = self._find_config(normal[i + 1])
             elif argument.startswith("--config="):
                 normal[i] = "--config=" + self._find_config(argument.removeprefix("--config="))
         return super().parse_args(normal, *rest, **kwargs)
+
+    def _joined(self, arguments: list[str]) -> list[str]:
+        """``--classes -dash`` as ``--classes=-dash``: a value may begin with one dash."""
+        found: list[str] = []
+        for argument in arguments:
+            before = self._option_string_actions.get(found[-1]) if found else None
+            takes_value = before is not None and before.nargs is None  # the others take none, or any number
+            if takes_value and argument[:1] == "-" != argument[1:2] and argument not in self._option_string_actions:
+                found[-1] += f"={argument}"
+            else:
+                found.append(argument)
+        return found
 
     def _find_config(self, name: str) -> str:
         """A YAML file, or the path of the shipped recipe of that name; its contents where it has former names."""

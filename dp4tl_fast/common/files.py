@@ -42,15 +42,21 @@ def write_atomically(path: str | Path, data: str | bytes) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomically(path, "wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
+        file.write(data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data)  # names need not be UTF-8
 
 
 @contextmanager
 def atomically(path: Path, mode: str, **options: Any) -> Iterator[IO[Any]]:
     """A file to write to, opened like ``open`` under a temporary name; afterwards synced and renamed, on an error removed."""
+    path = through_links(path)
     with unnamed(path, mode, **options) as file:
         yield file
     commit(partial_path(path), path)
+
+
+def through_links(path: Path) -> Path:
+    """The file that a link leads to, for outputs: the target is written, and the link stays."""
+    return path.resolve() if path.is_symlink() else path
 
 
 @contextmanager
@@ -99,3 +105,9 @@ def npy_bytes(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
+
+
+def printable(name: str) -> str:
+    """A file's or class's name for people: bytes that are not UTF-8 become U+FFFD, control characters are escaped."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,7 +1,8 @@
 """Any image file to 8-bit grey or RGB pixels, by one set of rules; docs/converting.md states them.
 
 - Alpha is dropped, palettes are looked up, the first frame of an animation is taken, CMYK and YCCK become RGB.
-- 16-bit grey is divided by 257 and rounded; other integers and floating-point pixels are refused: their range is not defined.
+- 16-bit grey is divided by 257 and rounded (of 16-bit colours, Pillow keeps the high byte). Other integers and floating-point
+  pixels are refused: their range is not defined.
 - The EXIF orientation is ignored, or applied, in every format alike.
 - Text, EXIF and colour profiles have no say in whether an image can be read.
 """
@@ -78,6 +79,8 @@ def _decode(data: bytes, max_pixels: int, orientation: str) -> Decoded:
             notes.append("turned by its EXIF orientation")
         if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
             notes.append("alpha dropped")
+        if kind == "PNG" and data[24:25] == b"\x10" and not image.mode.startswith("I"):  # Pillow has made them 8-bit already
+            notes.append("16-bit colours by their high byte")
         same_colours = image.mode in ("L", "RGB", "LA", "RGBA", "P", "1")
         pixels = _to_8_bit(image, kind, notes)
         return Decoded(pixels, kind, notes, profile if same_colours else b"")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dp4tl_fast.common.files import printable
 from dp4tl_fast.sources import Source
 
 EXAMPLES = 3  # names per reason
@@ -55,10 +56,10 @@ def converted_text(result: dict[str, Any], rules: list[str]) -> str:
     """What a conversion did: the last line on the terminal."""
     parts = [f"{result['out']}: {result['samples']:,} images in {result['classes']:,} classes"]
     if result["changed"]:
-        most = sorted(result["changed"].items(), key=lambda item: -item[1])
-        shown = ", ".join(f"{count:,} {what}" for what, count in most[:EXAMPLES]) + (
-            ", ..." if len(most) > EXAMPLES else ""
-        )
+        reasons: Counter[str] = Counter()
+        for why, count in result["changed"].items():  # one image may have several
+            reasons.update(dict.fromkeys(why.split("; "), count))
+        shown = ", ".join(f"{what}: {count:,}" for what, count in reasons.most_common())
         parts.append(f"{sum(result['changed'].values()):,} changed ({shown})")
     if result["skipped"]:
         parts.append(f"{result['skipped']:,} skipped")
@@ -69,8 +70,3 @@ def converted_text(result: dict[str, Any], rules: list[str]) -> str:
         "; the audit in its sidecar lists them" if result["skipped"] or result["left_out"] or result["changed"] else ""
     )
     return "; ".join(parts) + details
-
-
-def printable(name: str) -> str:
-    """A name as a terminal can show it, whatever bytes it has."""
-    return name.encode("utf-8", "backslashreplace").decode() if name.isprintable() else ascii(name)[1:-1]

@@ -17,7 +17,7 @@ from dp4tl_fast.beton.layout import check_layout, record_order
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.checks import require, require_one_of
 from dp4tl_fast.common.errors import SourceError
-from dp4tl_fast.common.files import check_outputs
+from dp4tl_fast.common.files import check_outputs, through_links
 from dp4tl_fast.common.machine import cores
 from dp4tl_fast.common.pictures import MAX_PIXELS
 from dp4tl_fast.conversion.conversion import Conversion, check_space, finished
@@ -68,8 +68,9 @@ def convert(
 
     Args:
         src: Folder of class folders, or a tar of them; ILSVRC2012_img_train.tar; ILSVRC2012_img_val.tar (with
-            ``labels``); WebDataset tars (``x-{000..099}.tar``); Parquet with an image column; CSV or TSV with columns
-            path and label; ``torchvision:NAME?root=DIR&split=train``; a folder, tar or Parquet file behind a URL.
+            ``labels``); WebDataset tars (``x-{000..099}.tar``); Parquet with an image column; a folder of
+            ``datasets.save_to_disk``; CSV or TSV with columns path and label; ``torchvision:NAME?root=DIR&split=train``; a
+            folder, tars or Parquet files behind a URL.
         out: The .beton file to write. Its sidecar goes beside it: ``x.info.zip`` for ``x.beton``, with the class names.
         labels: ILSVRC2012_devkit_t12.tar.gz, which knows the labels of ILSVRC2012_img_val.tar.
         split: The split to convert, where SRC holds several (train, val ...).
@@ -128,7 +129,7 @@ def convert(
     _check_flags(on_error, workers)
     started = time.perf_counter()
     part = parse_shard(shard)
-    target = shard_path(Path(out), *part) if part else Path(out)
+    target = through_links(shard_path(Path(out), *part) if part else Path(out))
     check_outputs([("out", target)], [src])
     with closing(open_source(src, options, scratch=target.absolute().parent)) as source:
         if dry_run:

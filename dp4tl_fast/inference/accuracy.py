@@ -39,7 +39,7 @@ def read_groups(path: str, beton: Beton) -> tuple[list[str], np.ndarray]:
         UsageError: The table cannot be read, or has no single row for a record.
     """
     try:
-        with open(path, newline="") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             if not {"index", "group"} <= set(reader.fieldnames or ()):
                 raise UsageError(f"`groups={path}`: needs the columns index and group; it has {reader.fieldnames}")

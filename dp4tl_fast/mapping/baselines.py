@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.common.checks import class_id
 from dp4tl_fast.mapping.feature_mapping import Groups, class_means
 
 # -- classes ----------------------------------------------------------------------------------------------------------
@@ -24,14 +24,9 @@ def random_classes(num_classes: int, seed: int) -> np.ndarray:
 
 
 def handpicked(picked: Iterable[str], names: Sequence[str]) -> np.ndarray:
-    """1 for the classes listed by name, or by id if no class has that name; 0 for the others. float64 ``[classes]``."""
+    """1 for the classes listed by name or id (see ``class_id``), 0 for the others. float64 ``[classes]``."""
     scores = np.zeros(len(names))
-    ids = {name: i for i, name in enumerate(names)}
-    for item in picked:
-        c = ids.get(item, int(item) if item.isdecimal() else -1)
-        if not 0 <= c < len(names):
-            raise UsageError(f"`classes={item}`: the source has no such class. `dp4tl-fast inspect` lists them")
-        scores[c] = 1
+    scores[[class_id(item, names) for item in picked]] = 1
     return scores
 
 

@@ -65,7 +65,7 @@ def _read(path: Path) -> dict[str, list[Any]]:
             except ImportError:
                 raise UsageError("`scores`: Parquet needs pyarrow: pip install 'dp4tl_fast[parquet]'") from None
             return parquet.read_table(path).to_pydict()
-        with open(path, newline="") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             header, *rows = list(csv.reader(file)) or [[]]
     except (OSError, ValueError, csv.Error) as error:  # pyarrow's errors are ValueErrors or OSErrors
         raise UsageError(f"`scores={path}`: cannot be read as a table ({error})") from None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.common.files import printable
 
 
 def readable(names: Sequence[str], path: str) -> list[str]:
@@ -20,9 +21,9 @@ def readable(names: Sequence[str], path: str) -> list[str]:
         UsageError: The file cannot be read, or names no class of the source.
     """
     if not path:
-        return list(names)
+        return [printable(name) for name in names]
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise UsageError(f"`names={path}`: cannot be read as text ({error})") from None
     pairs = [line.split(None, 1) for line in lines]
@@ -32,4 +33,4 @@ def readable(names: Sequence[str], path: str) -> list[str]:
             f"`names={path}`: has none of the source's classes ({', '.join(names[:3])} ...). It needs lines such as "
             "`n01443537<TAB>goldfish, Carassius auratus`"
         )
-    return [called.get(name, name) for name in names]
+    return [printable(called.get(name, name)) for name in names]

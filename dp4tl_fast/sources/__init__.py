@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from dp4tl_fast.common.content import PARQUET, TAR, TEXT, UNFINISHED, what_it_is
-from dp4tl_fast.common.errors import SourceError, UsageError
+from dp4tl_fast.common.errors import Dp4tlError, SourceError, UsageError
 from dp4tl_fast.sources.base import Source
 from dp4tl_fast.sources.files import check_file, read_head
 from dp4tl_fast.sources.options import SourceOptions
@@ -43,7 +43,20 @@ def open_source(src: str, options: SourceOptions | None = None, *, scratch: Path
         SourceError: It is missing, empty or of no known kind, or leaves open what must be said.
         UsageError: An option has no meaning for it.
     """
-    scratch, options = scratch or Path(tempfile.gettempdir()), options or SourceOptions()
+    try:
+        return _open(src, options or SourceOptions(), scratch or Path(tempfile.gettempdir()))
+    except Dp4tlError:
+        raise
+    except OSError as error:
+        if error.filename is not None:  # it says which file it is about
+            raise
+        raise SourceError(f"{src}: cannot be read: {error}") from error
+    except Exception as error:  # readers of others' formats, file systems and data sets may raise anything
+        words = (str(error).splitlines() or [""])[0]
+        raise SourceError(f"{src}: cannot be read: {type(error).__name__}: {words}") from error
+
+
+def _open(src: str, options: SourceOptions, scratch: Path) -> Source:
     if not src.strip():
         raise UsageError(
             "`src` is empty. Give a folder, or one of the files that `dp4tl-fast convert --help` lists"

@@ -5,15 +5,14 @@ Names alone decide only about what is hidden or a system's; anything else of a w
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 from dp4tl_fast.common.content import image_kind
 
 FOLDERS = (b"__macosx", b"__pycache__", b"@eadir", b"$recycle.bin", b"system volume information", b"lost+found")
-FILES = (b"thumbs.db", b"ehthumbs.db", b"desktop.ini", b"icon\r", b"md5sums", b"sha1sums", b"sha256sums", b"checksums.txt",
-         b"md5sum.txt", b"sha256sum.txt")  # fmt: skip
-_ANNOTATION = re.compile(rb".*(\.json|\.xml|\.md5|\.sha1|\.sha256|\.sha512|_boxes\.txt)")
+SYSTEM = frozenset((b"thumbs.db", b"ehthumbs.db", b"desktop.ini", b"icon\r"))
+CHECKSUMS = frozenset((b"md5sums", b"sha1sums", b"sha256sums", b"checksums.txt", b"md5sum.txt", b"sha256sum.txt"))
+ANNOTATIONS = (b".json", b".xml", b".md5", b".sha1", b".sha256", b".sha512", b"_boxes.txt")
 
 
 def is_litter_folder(name: bytes) -> bool:
@@ -23,7 +22,7 @@ def is_litter_folder(name: bytes) -> bool:
 
 def is_annotation(name: bytes) -> bool:
     """Whether a file's name is that of an annotation or checksum. In a WebDataset these are not litter."""
-    return _ANNOTATION.fullmatch(name.lower()) is not None
+    return name.lower().endswith(ANNOTATIONS)
 
 
 def why_litter(name: bytes, head: Callable[[], bytes]) -> str:
@@ -35,10 +34,12 @@ def why_litter(name: bytes, head: Callable[[], bytes]) -> str:
     if name.startswith(b"."):
         return "a hidden file"
     lower = name.lower()
-    if lower in FILES:
-        why = "a system file" if lower.endswith((b".db", b".ini", b"\r")) else "a list of checksums"
-    elif is_annotation(name):
+    if lower.endswith(ANNOTATIONS):
         why = "an annotation or checksum beside the images"
+    elif lower in SYSTEM:
+        why = "a system file"
+    elif lower in CHECKSUMS:
+        why = "a list of checksums"
     else:
         return ""
     return "" if image_kind(head()) else why

@@ -76,7 +76,7 @@ class TarSource(TreeSource):
     def _why_litter(self, tar: int, m: Member) -> str:
         """Like ``litter.why_litter``, but annotations stay: in a WebDataset they hold the labels."""
         folder, _, base = m.name.rpartition(b"/")
-        if any(map(is_litter_folder, filter(None, folder.split(b"/")))):
+        if folder and any(map(is_litter_folder, folder.split(b"/"))):
             return "in a hidden folder, or a system's"
         return "" if is_annotation(base) else why_litter(base, partial(self._bytes, tar, m, HEAD_BYTES))
 

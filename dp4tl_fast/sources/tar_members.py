@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -192,10 +193,13 @@ def _name(header: bytes) -> bytes:
 
 
 def _checksum_is_right(header: bytes) -> bool:
+    """The sum of the bytes, with blanks in place of the checksum itself; as Adler-32 has it, modulo 65521."""
     try:
-        return int(header[148:156].strip(b" \0") or b"-1", 8) == sum(header) - sum(header[148:156]) + 8 * ord(" ")
+        stated = int(header[148:156].strip(b" \0") or b"-1", 8)
     except ValueError:
         return False
+    summed = zlib.adler32(header[:148] + b" " * 8 + header[156:]) & 0xFFFF  # 1 more than the sum
+    return 0 <= stated < 512 * 256 and (stated + 1) % 65521 == summed
 
 
 def _size(text: bytes, where: str, base: int = 8) -> int:

@@ -34,7 +34,7 @@ SPLITS = ("train", "training", "trainval", "train_set", "val", "valid", "validat
 SHOWN = 5  # names in a message
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Files:
     """The files of one folder, sorted by name: names in one block, numbers in one table.
 
@@ -56,7 +56,7 @@ class Files:
         return len(self.table)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Folder:
     """A folder of a tree. ``total`` counts the files in it and below."""
 

@@ -50,6 +50,7 @@ def find(tars: list[list[Member]], read: Read, options: SourceOptions, paths: li
             by_key.setdefault(folder + slash + key, {})[os.fsdecode(ending.lower())] = member
         groups += [(tar, key, group) for key, group in by_key.items()]
     if not (options.image_key or options.label_key or _has_labels(groups, read)):
+        _refuse_other_labels(groups, read, paths)
         return None
     return _samples(groups, read, options, paths)
 
@@ -64,6 +65,22 @@ def _has_labels(groups: list[tuple[int, bytes, Group]], read: Read) -> bool:
             except (ValueError, TypeError, RecursionError):
                 return False
     return False
+
+
+def _refuse_other_labels(groups: list[tuple[int, bytes, Group]], read: Read, paths: list[str]) -> None:
+    """Flat images whose labels were meant for a WebDataset, but are not where they are looked for."""
+    for tar, key, group in groups:
+        endings = [ending for ending in group if ending.rpartition(".")[2] in ("cls", "json")]
+        if b"/" in key or not endings or not _images(tar, group, read):
+            continue
+        where = f"{paths[tar]}: {os.fsdecode(group[endings[0]].name)}"
+        if "." in endings[0]:
+            raise SourceError(
+                f"{where}: in a WebDataset a sample's name ends at the first dot, so this one is called {os.fsdecode(key)!r}. "
+                "Pack the tar again with other names"
+            )
+        _, why = _label(tar, group, read, SourceOptions(label_key="json:label"))
+        raise SourceError(f"{where}: {why}")
 
 
 def _images(tar: int, group: Group, read: Read) -> list[str]:

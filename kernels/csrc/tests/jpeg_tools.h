@@ -9,6 +9,7 @@
 
 #include "core/error.h"
 #include "core/isa/kernels.h"
+#include "core/jpeg/check.h"
 #include "core/jpeg/crop_decoder.h"
 #include "core/jpeg/index.h"
 #include "core/jpeg/shrink.h"
@@ -38,7 +39,7 @@ struct JpegCase {
 
 class JpegTools {
  public:
-  explicit JpegTools(const Kernels& kernels) : crop_(kernels), indexer_(kernels), shrinker_(kernels) {}
+  explicit JpegTools(const Kernels& kernels) : checker_(kernels), crop_(kernels), indexer_(kernels), shrinker_(kernels) {}
 
   // Samples, bytes or message of each tool, one after the other.
   std::string outcome(const JpegCase& given) {
@@ -48,7 +49,7 @@ class JpegTools {
     Rect r{given.crop[0] * width / 256, given.crop[1] * height / 256, 0, 0};
     r.width = 1 + given.crop[2] * (width - r.x - 1) / 255;
     r.height = 1 + given.crop[3] * (height - r.y - 1) / 255;
-    std::string all;
+    std::string all = checker_.run(jpeg.data(), jpeg.size(), false) + checker_.run(jpeg.data(), jpeg.size(), true);
     const int scale = 1 << (given.crop[1] & 3);
     for (const int shrink : {1, scale}) {
       Pixels pixels;
@@ -100,6 +101,7 @@ class JpegTools {
     return all;
   }
 
+  JpegChecker checker_;
   CropDecoder crop_;
   TurboDecoder turbo_;
   JpegIndexer indexer_;

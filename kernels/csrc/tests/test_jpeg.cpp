@@ -6,6 +6,7 @@
 #include <string>
 
 #include "core/error.h"
+#include "core/jpeg/check.h"
 #include "core/jpeg/transcode.h"
 #include "tests/check.h"
 #include "tests/jpegs.h"
@@ -217,6 +218,25 @@ void narrow_crops() {
   }
 }
 
+// What is whole passes the check, of every kind; what is cut or lacks a table does not, also right after one that has it.
+void checked(const Kernels& kernels) {
+  JpegChecker checker(kernels);
+  unsigned seed = 200;
+  for (JpegOptions o : ordinary()) {
+    o.progressive = ++seed % 5 == 0;
+    std::vector<uint8_t> jpeg = encode(o, seed);
+    const std::string why = checker.run(jpeg.data(), jpeg.size(), false);
+    CHECK(why.empty(), "%d x %d, restarts %d: %s", o.width, o.height, o.restart_interval, why.c_str());
+    std::vector<uint8_t> cut(jpeg.begin(), jpeg.end() - 5);
+    cut.insert(cut.end(), {0xFF, 0xD9});
+    if (o.width > 8) CHECK(!checker.run(cut.data(), cut.size(), false).empty(), "%d x %d, cut", o.width, o.height);
+    size_t at = 2;
+    while (jpeg[at + 1] != 0xDB) at += 2 + static_cast<size_t>(jpeg[at + 2] << 8 | jpeg[at + 3]);
+    jpeg[at + 1] = 0xFE;  // its quantisation table is a comment now
+    CHECK(!checker.run(jpeg.data(), jpeg.size(), false).empty(), "%d x %d, without a table", o.width, o.height);
+  }
+}
+
 // Any damage is either refused or decoded to something; the sanitizers watch the bounds. The bytes are in a block of exactly their
 // size, so that one byte too far is noticed.
 void damaged(const Kernels& kernels) {
@@ -261,6 +281,7 @@ int main() {
     index_matters(kernels);
     shrunk(kernels);
     progressive(kernels);
+    checked(kernels);
     damaged(kernels);
     std::printf("%s: good\n", name_of(kernels.isa));
   }
