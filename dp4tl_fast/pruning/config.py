@@ -37,8 +37,9 @@ class PruneConfig(Placement):
             turns (each in turn chooses its best class). The selections for each are written beside it.
         surrogate: Run folder or weights of a small network trained on the source; or torchvision:DEFAULT (or another name
             of published weights) with --arch.
-        train_surrogate: Run folder to train a surrogate in, in a short run; reused when it is complete.
-        surrogate_epochs: Length of that run.
+        train_surrogate: Folder to train a surrogate in: in rounds of 1, 2, 4, ... epochs, at a low and then a higher resolution,
+            until two rounds agree on what to keep for every target. What is there is used again, for other targets, too.
+        surrogate_epochs: Instead, one run of this length, in the folder itself; 0 trains until it is enough.
         surrogate_val: Held-out .beton of the source's classes, to measure the surrogate's accuracy on; without it a sample of the
             source is used.
         accept_surrogate: Go on, with a warning, with a surrogate that is no better than chance on its own source, or whose
@@ -73,7 +74,7 @@ class PruneConfig(Placement):
     merge: str = "sum"
     surrogate: str | None = None
     train_surrogate: str = ""
-    surrogate_epochs: int = 4
+    surrogate_epochs: int = 0
     surrogate_val: str = ""
     accept_surrogate: bool = False
     arch: str | None = None
@@ -95,7 +96,7 @@ class PruneConfig(Placement):
         super().__post_init__()
         require_one_of("merge", self.merge, MERGES)
         require(self.seed >= 0, "seed", self.seed, "at least 0")
-        require(self.surrogate_epochs >= 1, "surrogate_epochs", self.surrogate_epochs, "at least 1")
+        require(self.surrogate_epochs >= 0, "surrogate_epochs", self.surrogate_epochs, "at least 0")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
         require(self.size >= 0, "size", self.size, "at least 0")
         if self.surrogate and self.train_surrogate:

@@ -61,7 +61,7 @@ def prune(config: PruneConfig) -> dict[str, Any]:
     _check_files(config, cuts)
     beton, targets = Beton(config.source), _open_targets(config.target)
     shown = readable(beton.class_names, config.names)
-    surrogate = _surrogate(config, method, beton, watch)
+    surrogate = _surrogate(config, method, beton, targets if uses_targets else [], watch)
     inputs = _inputs(config, method, beton, surrogate, watch)
     accuracy = _accuracy(config, method, inputs)
     with watch.section("counting"):
@@ -71,11 +71,13 @@ def prune(config: PruneConfig) -> dict[str, Any]:
         served = {cut.out: _served(config, targets, all_scores, chosen[cut.out][1]) for cut in cuts}
     if rank() != 0:  # one of torchrun's processes writes
         return {}
-    about = {
+    about: dict[str, Any] = {
         "method": config.method,
         "seconds": _seconds(inputs, watch),
         "surrogate": inputs.surrogate.identity | ({"accuracy": accuracy} if accuracy else {}) if inputs.surrogate else {},
     }
+    if inputs.surrogate and len(all_scores) > 1:
+        about["surrogate"]["shared_by"] = len(all_scores)  # targets: its training is paid once for all
     written: dict[str, tuple[Selection, Choice]] = {}
     with watch.section("writing"):
         for path, (rule, choice, weights, of) in chosen.items():
@@ -137,7 +139,7 @@ def _open_targets(paths: list[str]) -> list[Beton]:
 # -- what the method looks at ----------------------------------------------------------------------------------------
 
 
-def _surrogate(config: PruneConfig, method: Method, beton: Beton, watch: Stopwatch) -> str | None:
+def _surrogate(config: PruneConfig, method: Method, beton: Beton, targets: list[Beton], watch: Stopwatch) -> str | None:
     """The surrogate's file or folder, trained first if that was asked for; ``None`` for methods that need none."""
     if "surrogate" not in method.needs:
         return None
@@ -145,10 +147,10 @@ def _surrogate(config: PruneConfig, method: Method, beton: Beton, watch: Stopwat
         return config.surrogate
     if world_size() > 1:
         raise UsageError("`train_surrogate`: train it in one process first, then give it by `surrogate` under torchrun")
-    from dp4tl_fast.pruning.surrogate import train
+    from dp4tl_fast.pruning.train_surrogate import train
 
     with watch.section("training"):
-        return train(beton, config)
+        return train(beton, targets, config, _cache_folder(config))
 
 
 def _inputs(config: PruneConfig, method: Method, beton: Beton, surrogate: str | None, watch: Stopwatch) -> SourceInputs:
