@@ -218,10 +218,10 @@ class Loader:
     def __init__(self, beton: Beton, options: LoaderOptions) -> None:
         """RuntimeError: an option has a value that it may not have."""
 
-    def start(self, records: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], bounds: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], windows: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], epoch: int) -> None:
+    def start(self, records: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], bounds: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], windows: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], epoch: int, epochs: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)] | None = None) -> None:
         """
         Begin an epoch: batch b is records[bounds[b]:bounds[b + 1]]. Records of positions windows[w] to windows[w + 1] are read
-        ahead together; no windows: each record is read when its turn comes.
+        ahead together; no windows: each record is read when its turn comes. Views are drawn for the epoch, or for each record's own of epochs.
         """
 
     def lend(self, memory: object) -> None:

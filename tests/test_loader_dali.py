@@ -39,7 +39,7 @@ def spec(**options: Any) -> LoaderSpec:
 def test_no_byte_is_copied_on_the_way_to_dali(beton: Beton) -> None:
     records = np.array([3, 0, 7])
     with open_loader(beton, None, spec(), "dali") as loader:
-        batch = loader._feed(records)[0]
+        batch = loader._feed(records, 0)[0]
         start = loader._bytes.ctypes.data
         assert [view.data_ptr() - start for view in batch] == beton.images["data_ptr"][records].tolist()
         assert all((np.asarray(view) == beton.payload(record)).all() for view, record in zip(batch, records, strict=True))

@@ -11,6 +11,7 @@ from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.loaders import LoaderSpec, native, open_loader
 from dp4tl_fast.loaders.native import NativeLoader
+from dp4tl_fast.loaders.order import Draws
 
 N, SIDE = 600, 20  # records of 1200 bytes
 
@@ -36,7 +37,7 @@ def test_every_record_comes_once_with_its_own_pixels(beton: Beton) -> None:
         images, _, index = (torch.cat(column) for column in zip(*whole, strict=True))
     for shuffle in (False, True):
         with open_loader(beton, spec=spec(shuffle=shuffle)) as loader:
-            assert len(loader._ordered()[1]) > 5
+            assert len(loader._ordered(loader.records)[1]) > 5
             some, _, order = (torch.cat(column) for column in zip(*loader, strict=True))
         assert torch.equal(order.sort().values, index)
         assert torch.equal(some[order.argsort()], images)
@@ -54,6 +55,24 @@ def test_a_resumed_epoch_and_ranks_see_the_same_order(beton: Beton) -> None:
         with open_loader(beton, spec=spec(shuffle=True, rank=rank, world_size=2)) as loader:
             parts += [index for *_, index in loader]
     assert torch.cat(parts).sort().values.tolist() == [1000 + i for i in range(N)]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_records_drawn_for_an_epoch_come_as_without_buffers(beton: Beton, shuffle: bool) -> None:
+    """In another order; a record that comes twice is shown in two ways, and both are the same."""
+    draws = Draws([np.arange(400), np.arange(400, 600)], [150, 450])
+
+    def images(**options: object) -> list[bytes]:
+        how = {"shuffle": shuffle, "transform": "random_resized_crop", "flip": True, **options}
+        with open_loader(beton, spec=spec(**how)) as loader:
+            loader.set_draws(draws)
+            loader.set_epoch(3)
+            assert (len(loader._ordered(loader._drawn()[0])[1]) > 5) == (how.get("max_ram") != 0)
+            pairs = [pair for images, _, index in loader for pair in zip(index.numpy(), images.numpy(), strict=True)]
+            return sorted(i.tobytes() + image.tobytes() for i, image in pairs)
+
+    drawn = images()
+    assert drawn == images(max_ram=0) and len(drawn) == len(set(drawn)) == 600
 
 
 def test_abandoned_in_the_middle_of_a_window(beton: Beton) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dp4tl_fast.loaders.order import block_shuffle, epoch_order, num_batches, rank_batches
+from dp4tl_fast.loaders.order import Draws, block_shuffle, epoch_order, num_batches, rank_batches
 
 RECORDS = st.lists(st.integers(0, 10**9), unique=True, max_size=200).map(lambda x: np.array(sorted(x), np.int64))
 SEED, EPOCH = st.integers(0, 2**63 - 1), st.integers(0, 10_000)
@@ -25,6 +25,50 @@ def test_epochs_and_seeds_differ() -> None:
     records = np.arange(100)
     orders = {tuple(epoch_order(records, seed=s, epoch=e, shuffle=True)) for s in range(5) for e in range(5)}
     assert len(orders) == 25
+
+
+SIZES = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 70)), min_size=1, max_size=6)
+
+
+def drawing(sizes_and_counts: list[tuple[int, int]]) -> Draws:
+    sizes = [size for size, _ in sizes_and_counts]
+    numbers = np.random.default_rng(len(sizes)).permutation(sum(sizes))  # groups lie anywhere in the file
+    groups = [np.sort(part) for part in np.split(numbers, np.cumsum(sizes)[:-1])]
+    return Draws(groups, [count for _, count in sizes_and_counts])
+
+
+@given(SIZES, st.integers(0, 2**63 - 1), st.integers(0, 50))
+def test_draws_go_on_where_the_last_epoch_stopped(sizes: list[tuple[int, int]], seed: int, start: int) -> None:
+    """Over any stretch of epochs each record of a group comes as often as every other, give or take one; no pass shows it twice."""
+    draws = drawing(sizes)
+    epochs = [draws.of_epoch(seed, e) for e in range(start + 3)]
+    for records, passes in epochs:
+        assert len(records) == len(passes) == draws.total
+        assert (np.lexsort((passes, records)) == np.arange(draws.total)).all()
+    records, passes = (np.concatenate(parts) for parts in zip(*epochs, strict=True))
+    assert len(np.unique(np.stack([records, passes]), axis=1).T) == len(records)
+    for group, count in zip(draws.groups, draws.counts, strict=True):
+        times = np.array([(records == r).sum() for r in group])
+        assert times.sum() == (start + 3) * count and times.max() - times.min() <= 1
+    again = draws.of_epoch(seed, start)  # without the epochs before it
+    assert all((a == b).all() for a, b in zip(again, epochs[start], strict=True))
+
+
+@given(RECORDS.filter(len), SEED, st.integers(0, 10_000))
+def test_drawing_everything_is_the_plain_epoch(records: np.ndarray, seed: int, epoch: int) -> None:
+    halves = [half for half in np.split(records, [len(records) // 3]) if len(half)]
+    found, passes = Draws(halves, [len(half) for half in halves]).of_epoch(seed, epoch)
+    assert found.tolist() == records.tolist() and (passes == epoch).all()
+
+
+def test_passes_groups_and_seeds_have_permutations_of_their_own() -> None:
+    draws = Draws([np.arange(50), np.arange(50, 100)], [25, 25])
+    firsts = set()
+    for seed in (0, 1):
+        for epoch in (0, 2, 4):
+            records, _ = draws.of_epoch(seed, epoch)
+            firsts |= {tuple(records[:25].tolist()), tuple((records[25:] - 50).tolist())}
+    assert len(firsts) == 12
 
 
 @given(st.integers(0, 300), st.integers(1, 40), st.integers(1, 9), st.booleans())

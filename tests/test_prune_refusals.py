@@ -42,7 +42,7 @@ REFUSED = {
     "out-is-the-source": (["--surrogate={d}/surrogate", "--out={d}/source.beton"], "source.beton: is an input, too"),
     "materialize-is-the-target": (["--method=random", "--materialize={d}/red.beton"], "red.beton: is an input, too"),
     "seed": (["--method=random", "--seed=-1"], "--seed -1"),
-    "surrogate-epochs": (["--train-surrogate={d}/new", "--surrogate-epochs=0"], "--surrogate-epochs 0"),
+    "surrogate-epochs": (["--train-surrogate={d}/new", "--surrogate-epochs=-1"], "--surrogate-epochs -1"),
     "two-surrogates": (["--surrogate={d}/surrogate", "--train-surrogate={d}/new"], "give one of them"),
     "not-weights": (["--surrogate={d}/source.info.zip"], "source.info.zip: not a state dict"),
     "keep-and-budget": (["--surrogate={d}/surrogate", "--keep=1", "--budget=0.1"], "give one of them"),

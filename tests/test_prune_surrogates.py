@@ -1,5 +1,7 @@
 """Where surrogates come from, and scores that come from elsewhere."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -146,3 +148,75 @@ def test_bad_score_tables(data, tmp_path, case):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(UsageError, match=message):
         run(data, tmp_path / "s.json", method="influence", scores=str(tmp_path / "t.csv"))
+
+
+# -- rounds until it is enough ---------------------------------------------------------------------------------------
+
+NET = {"surrogate": None, "arch": "small-4", "size": 16, "keep": "1"}
+
+
+def test_rounds_go_on_until_two_agree_and_serve_other_targets(data, tmp_path, capsys):
+    net = {**NET, "train_surrogate": str(tmp_path / "net")}
+    first = run(data, tmp_path / "a.json", "red", **net)
+    rounds = sorted(int(p.name.removeprefix("epochs-")) for p in (tmp_path / "net").iterdir())
+    assert rounds == [2**i for i in range(len(rounds))] and 2 <= len(rounds) <= 5
+    told = capsys.readouterr().err
+    assert told.count("surrogate after ") == len(rounds) and f"surrogate {tmp_path}/net/epochs-{rounds[-1]}" in told
+    accuracy = first["surrogate"]["accuracy"]
+    assert rounds[-1] == 16 or accuracy["top_1"] >= 0.625  # of four classes: not weak
+    summaries = [json.loads((tmp_path / f"net/epochs-{e}/summary.json").read_text()) for e in rounds]
+    assert first["seconds"]["surrogate"] == pytest.approx(sum(s["pretrain_s"] for s in summaries))
+    assert [s["epochs"] for s in summaries] == rounds
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "net").rglob("weights.safetensors")}
+    again = run(data, tmp_path / "b.json", "red", **net)
+    assert again["kept_classes"] == first["kept_classes"] and again["surrogate"] == first["surrogate"]
+    both = run(data, tmp_path / "c.json", "red", "blue", **net)
+    assert stamps.items() <= {p: p.stat().st_mtime_ns for p in (tmp_path / "net").rglob("weights.safetensors")}.items()
+    assert both["surrogate"]["shared_by"] == 2 and "s for each of 2 targets" in capsys.readouterr().err
+    for path in both["per_target"].values():
+        one = Selection.load(path)
+        assert one.surrogate["shared_by"] == 2 and one.seconds["surrogate"] == both["seconds"]["surrogate"]
+
+
+def test_without_a_target_accuracy_decides(data, tmp_path):
+    run(data, tmp_path / "a.json", **{**NET, "train_surrogate": str(tmp_path / "net"), "method": "el2n"})
+    assert {p.name for p in (tmp_path / "net").iterdir()} >= {"epochs-1", "epochs-2", "epochs-4"}
+
+
+def test_a_run_folder_is_not_filled_with_rounds(data, tmp_path):
+    with pytest.raises(UsageError, match="holds a run of its own"):
+        run(data, tmp_path / "a.json", **{**NET, "train_surrogate": str(data / "surrogate")})
+
+
+def test_agreement_is_what_stays_beyond_chance():
+    """Of 8 classes with records 4 are kept: 2 in common is chance, 3 is half of the way, whatever the others say."""
+    from types import SimpleNamespace
+
+    from dp4tl_fast.mapping.keep import Keep
+    from dp4tl_fast.mapping.registry import Scores
+    from dp4tl_fast.pruning.train_surrogate import agreement
+
+    def scores(*first):
+        return Scores(np.array([10 - first.index(c) if c in first else 0 for c in range(9)], float))
+
+    sizes = np.array([5] * 8 + [0])
+    config = SimpleNamespace(rules=[Keep.parse("1.0"), Keep.parse("4")], groups="classes", reverse=False, seed=0)
+    before = scores(0, 1, 2, 3)
+    for after, found in (((3, 2, 1, 0), 1.0), ((0, 1, 2, 7), 0.5), ((0, 1, 6, 7), 0.0), ((4, 5, 6, 7), -1.0)):
+        assert agreement([before], [scores(*after)], sizes, config) == pytest.approx(found)
+    assert agreement([before, before], [before, scores(0, 1, 6, 7)], sizes, config) == 0  # the worst target
+    config.rules = [Keep.parse("1.0")]
+    assert agreement([before], [scores(4, 5, 6, 7)], sizes, config) == 1
+
+
+SIDES = [(20, 0, (16, 16)), (64, 0, (16, 32)), (500, 0, (64, 128)), (64, 24, (12, 24))]
+
+
+@pytest.mark.parametrize(("side", "size", "wanted"), SIDES)
+def test_resolution_follows_the_images(side, size, wanted):
+    from types import SimpleNamespace
+
+    from dp4tl_fast.pruning.train_surrogate import sides
+
+    pictures = {"height": np.array([side, side + 9]), "width": np.array([side + 5, side])}
+    assert sides(SimpleNamespace(images=pictures), SimpleNamespace(size=size)) == wanted

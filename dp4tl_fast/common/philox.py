@@ -16,10 +16,10 @@ _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
-def philox(seed: int, record: np.ndarray, epoch: int, view: int, block: int) -> np.ndarray:
-    """Four random 32-bit words per record: int64 ``[n]`` -> uint64 ``[4, n]``, each below 2^32."""
+def philox(seed: int, record: np.ndarray, epoch: int | np.ndarray, view: int, block: int) -> np.ndarray:
+    """Four random 32-bit words per record: int64 ``[n]`` -> uint64 ``[4, n]``, each below 2^32. ``epoch``: one, or ``[n]``."""
     wide = record.astype(np.uint64)
-    return _philox4x32([wide & _LOW, wide >> _SHIFT, np.uint64(epoch), np.uint64(view << 16 | block)], seed)
+    return _philox4x32([wide & _LOW, wide >> _SHIFT, np.asarray(epoch).astype(np.uint64), np.uint64(view << 16 | block)], seed)
 
 
 def _philox4x32(counter: list[np.ndarray], seed: int) -> np.ndarray:

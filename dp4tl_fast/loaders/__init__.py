@@ -12,6 +12,7 @@ from dp4tl_fast.common.errors import BackendError
 from dp4tl_fast.loaders.base import BaseLoader, checked_records
 from dp4tl_fast.loaders.capabilities import Capabilities
 from dp4tl_fast.loaders.contract import Batch, IndexedBatch, Loader
+from dp4tl_fast.loaders.order import Draws
 from dp4tl_fast.loaders.spec import IMAGENET_MEAN, IMAGENET_STD, LoaderSpec
 from dp4tl_fast.selection import Selection
 
@@ -22,6 +23,7 @@ __all__ = [
     "BaseLoader",
     "Batch",
     "Capabilities",
+    "Draws",
     "IndexedBatch",
     "Loader",
     "LoaderSpec",
@@ -48,7 +50,7 @@ def open_loader(
     Args:
         source: Path, or an open ``Beton``.
         selection: What is read: the records of a ``Selection``, distinct record numbers in any order (integers ``[n]``), or
-            ``None`` for all records.
+            ``None`` for all records. Of a weighted selection each epoch draws its own records (``order.Draws``).
         spec: What to load; the default is a centre crop of 224 pixels in file order.
         backend: One of ``BACKENDS``. There is no silent fall-back.
 
@@ -60,7 +62,10 @@ def open_loader(
     cls = backend_class(backend)
     beton = source if isinstance(source, Beton) else Beton(source)
     records = selection.indices(beton) if isinstance(selection, Selection) else checked_records(beton, selection)
-    return cls(beton, records, spec or LoaderSpec())
+    loader = cls(beton, records, spec or LoaderSpec())
+    if isinstance(selection, Selection) and selection.weights:
+        loader.set_draws(Draws(*selection.draws(beton)))
+    return loader
 
 
 def backend_class(backend: str) -> type[BaseLoader]:

@@ -16,27 +16,28 @@ CROP_TRIES, MIRROR_BLOCK = 10, 16
 
 
 def parameters(
-    spec: LoaderSpec, epoch: int, records: np.ndarray, heights: np.ndarray, widths: np.ndarray, view: int = 0
+    spec: LoaderSpec, epoch: int | np.ndarray, records: np.ndarray, heights: np.ndarray, widths: np.ndarray, view: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """What one view of each image shows.
 
     Args:
+        epoch: Of all images, or int64 ``[n]`` of each.
         records: Record numbers, int64 ``[n]``.
         heights, widths: Of the stored images in pixels, int ``[n]``.
 
     Returns:
         Boxes ``(top, left, height, width)`` in pixels, inside the image, int64 ``[n, 4]``; and mirror, bool ``[n]``.
     """
-    h, w = heights.astype(np.int64), widths.astype(np.int64)
+    h, w, epochs = heights.astype(np.int64), widths.astype(np.int64), np.broadcast_to(epoch, records.shape)
     if spec.transform == "random_resized_crop":
-        boxes = random_boxes(spec, epoch, records, h, w, view)
+        boxes = random_boxes(spec, epochs, records, h, w, view)
     elif spec.transform == "center_crop":
         boxes = center_boxes(h, w, spec.crop_ratio)
     else:
         boxes = np.stack([np.zeros_like(h), np.zeros_like(h), h, w], axis=1)
     mirror = np.zeros(len(records), bool)
     if spec.flip:
-        mirror = philox(spec.seed, records, epoch, view, MIRROR_BLOCK)[0] >= np.uint64(2**31)
+        mirror = philox(spec.seed, records, epochs, view, MIRROR_BLOCK)[0] >= np.uint64(2**31)
     return boxes, mirror
 
 
@@ -47,7 +48,7 @@ def center_boxes(h: np.ndarray, w: np.ndarray, ratio: float) -> np.ndarray:
 
 
 def random_boxes(
-    spec: LoaderSpec, epoch: int, records: np.ndarray, h: np.ndarray, w: np.ndarray, view: int
+    spec: LoaderSpec, epochs: np.ndarray, records: np.ndarray, h: np.ndarray, w: np.ndarray, view: int
 ) -> np.ndarray:
     """torchvision's ``RandomResizedCrop.get_params``: ten tries, then the centre. int64 ``[n, 4]``."""
     boxes = _fallback_boxes(h, w, spec.aspect)
@@ -56,7 +57,7 @@ def random_boxes(
     for t in range(CROP_TRIES):
         if len(todo) == 0:
             break
-        words = philox(spec.seed, records[todo], epoch, view, t)
+        words = philox(spec.seed, records[todo], epochs[todo], view, t)
         unit = words[:2] * 2.0**-32  # [0, 1)
         area = h[todo] * w[todo] * (spec.scale[0] + unit[0] * (spec.scale[1] - spec.scale[0]))
         aspect = np.exp(log_aspect[0] + unit[1] * (log_aspect[1] - log_aspect[0]))

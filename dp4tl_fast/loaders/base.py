@@ -8,7 +8,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Generic
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from dp4tl_fast.loaders.spec import LoaderSpec
 
 if TYPE_CHECKING:
     import torch
+
+
+Epochs: TypeAlias = "int | np.ndarray"  # that the augmentation of a batch is drawn for: one, or one per record (int64)
 
 
 class BaseLoader(ABC, Generic[B]):
@@ -51,6 +54,7 @@ class BaseLoader(ABC, Generic[B]):
         self._delivered = 0  # batches of this epoch that the consumer has had
         self._closed = False
         self._running: weakref.ref[_Epoch[B]] | None = None
+        self._draws: order.Draws | None = None
         self._use(np.arange(beton.num_samples) if records is None else records)
         check_device(self.name, spec.device)
 
@@ -60,12 +64,24 @@ class BaseLoader(ABC, Generic[B]):
         """Load these records from the next iteration on: distinct record numbers ``[n]`` in any order; ``None`` for all."""
         self._use(checked_records(self.beton, records))
 
+    def set_draws(self, draws: order.Draws | None) -> None:
+        """Load what ``draws`` says of these records from the next iteration on; ``None``: each of them once in every epoch."""
+        if draws is not None:
+            self._use(np.sort(np.concatenate(draws.groups)))
+        self._draws = draws
+
     def _use(self, records: np.ndarray) -> None:
         if len(records) == 0:
             raise SelectionError(f"{self.beton.path}: no record is left to load. Keep at least one class with samples")
         check_tables(self.beton, records)
         self.capabilities.check(self.name, self.spec, record_kind(self.beton, records))
         self.records: np.ndarray = records
+        self._draws = None
+
+    @property
+    def epoch_size(self) -> int:
+        """Records of an epoch, over all ranks."""
+        return len(self.records) if self._draws is None else self._draws.total
 
     def set_size(self, size: int) -> None:
         """Side of the images in pixels from the next iteration on (progressive resizing)."""
@@ -78,7 +94,7 @@ class BaseLoader(ABC, Generic[B]):
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank."""
-        return order.num_batches(len(self.records), **self._sharding())
+        return order.num_batches(self.epoch_size, **self._sharding())
 
     def _sharding(self) -> dict[str, Any]:
         spec = self.spec
@@ -91,7 +107,18 @@ class BaseLoader(ABC, Generic[B]):
 
     def epoch_order(self) -> np.ndarray:
         """This epoch's order over all ranks, int64 ``[n]``. The same for every backend."""
-        return order.epoch_order(self.records, seed=self.spec.seed, epoch=self.epoch, shuffle=self.spec.shuffle)
+        records = self._drawn()[0]
+        return records[self._places(records)]
+
+    def _drawn(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """This epoch's records in file order, and the epochs that they are augmented for, int64 ``[n]``; ``None``: this one."""
+        if self._draws is None:
+            return self.records, None
+        return self._draws.of_epoch(self.spec.seed, self.epoch)
+
+    def _places(self, records: np.ndarray) -> np.ndarray:
+        """Places in ``records``, this epoch's in file order, in the order in which they are loaded: int64 ``[n]``."""
+        return order.epoch_order(np.arange(len(records)), seed=self.spec.seed, epoch=self.epoch, shuffle=self.spec.shuffle)
 
     # -- iterating ----------------------------------------------------------------------------------------------------
 
@@ -103,9 +130,11 @@ class BaseLoader(ABC, Generic[B]):
         if self._closed:
             raise BackendError(f"{self.name} loader of {self.beton.path} is closed. Open it again")
         self._stop("a new iteration over the same loader")
-        batches = order.rank_batches(self.epoch_order(), **self._sharding())[self._next_batch :]
+        records, epochs = self._drawn()
+        batches = order.rank_batches(self._places(records), **self._sharding())[self._next_batch :]
         self._delivered, self._next_batch = self._next_batch, 0  # iterating again without set_epoch repeats the epoch
-        epoch: _Epoch[B] = _Epoch(self, batches)
+        shown: list[Epochs] = [self.epoch if epochs is None else epochs[b] for b in batches]
+        epoch: _Epoch[B] = _Epoch(self, [records[b] for b in batches], shown)
         # Weak: when the consumer drops the iterator, the epoch ends at once, whoever holds the loader.
         self._running = weakref.ref(epoch)
         return epoch
@@ -116,8 +145,8 @@ class BaseLoader(ABC, Generic[B]):
             epoch.stop(reason)
 
     @abstractmethod
-    def _load(self, batches: list[np.ndarray]) -> Generator[Batch | IndexedBatch, None, None]:
-        """Yield a batch for each array of record numbers, in order.
+    def _load(self, batches: list[np.ndarray], epochs: list[Epochs]) -> Generator[Batch | IndexedBatch, None, None]:
+        """Yield a batch for each array of record numbers, in order, augmented for the epochs given with it.
 
         Closing the generator must end the epoch's threads and give its memory back.
         """
@@ -158,7 +187,7 @@ class BaseLoader(ABC, Generic[B]):
         return {"epoch": self.epoch, "batch": self._delivered, **self._place()}
 
     def _place(self) -> dict[str, int]:
-        return {"global_batch_size": self.spec.batch_size * self.spec.world_size, "records": len(self.records)}
+        return {"global_batch_size": self.spec.batch_size * self.spec.world_size, "records": self.epoch_size}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue after the last delivered batch; costs no decoding. After a whole epoch, nothing of it is left.
@@ -194,9 +223,9 @@ class BaseLoader(ABC, Generic[B]):
 class _Epoch(Iterator[B]):
     """One pass over the batches; counts what was delivered. Ended early, it says so instead of looking complete."""
 
-    def __init__(self, loader: BaseLoader[B], batches: list[np.ndarray]) -> None:
+    def __init__(self, loader: BaseLoader[B], batches: list[np.ndarray], epochs: list[Epochs]) -> None:
         self._loader, self._records = loader, iter(batches)
-        self._loaded: Generator[Any, None, None] = loader._load(batches)
+        self._loaded: Generator[Any, None, None] = loader._load(batches, epochs)
         self._ended_by = ""
 
     def __next__(self) -> B:

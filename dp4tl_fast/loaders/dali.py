@@ -24,7 +24,7 @@ from dp4tl_fast.common.errors import BackendError, RecordError
 from dp4tl_fast.common.machine import cores
 from dp4tl_fast.kernels import _native
 from dp4tl_fast.loaders.augment import parameters
-from dp4tl_fast.loaders.base import BaseLoader, record_kind
+from dp4tl_fast.loaders.base import BaseLoader, Epochs, record_kind
 from dp4tl_fast.loaders.capabilities import Capabilities
 from dp4tl_fast.loaders.contract import Batch, IndexedBatch
 from dp4tl_fast.loaders.decode import decode_record
@@ -68,26 +68,29 @@ class DaliLoader(BaseLoader):
             raise BackendError(f"backend 'dali' cannot work here: {reason(error)}") from error
         self._built_for = (self.spec, kind)
 
-    def _load(self, batches: list[np.ndarray]) -> Generator[Batch | IndexedBatch, None, None]:
-        todo = deque(batches)
+    def _load(self, batches: list[np.ndarray], epochs: list[Epochs]) -> Generator[Batch | IndexedBatch, None, None]:
+        todo, of = deque(batches), deque(epochs)
         while todo:
             if len(todo[0]) == 0:  # every record of it was skipped
+                of.popleft()
                 yield self._batch(self._no_images(), todo.popleft())
                 continue
             try:
-                for images in self._run(list(todo)):
+                for images in self._run(list(todo), list(of)):
+                    of.popleft()
                     yield self._batch(images, todo.popleft())
             except _BatchFailedError as error:
-                todo[0] = self._rescue(todo[0], str(error))
+                good = self._rescue(todo[0], str(error))
+                todo[0], of[0] = todo[0][good], np.broadcast_to(of[0], good.shape)[good]
 
-    def _run(self, batches: list[np.ndarray]) -> Generator[tuple[torch.Tensor, ...], None, None]:
+    def _run(self, batches: list[np.ndarray], epochs: list[Epochs]) -> Generator[tuple[torch.Tensor, ...], None, None]:
         """The views of each batch."""
         import torch
 
         if self._pipeline is None or self._built_for != (self.spec, record_kind(self.beton, self.records)):
             self._build()
         pipeline = self._pipeline
-        self._inputs = map(self._feed, fetched(self.beton, batches))
+        self._inputs = map(self._feed, fetched(self.beton, batches), epochs)
         stream = None if self.spec.device == "cpu" else torch.cuda.current_stream()
         try:
             while True:
@@ -103,7 +106,7 @@ class DaliLoader(BaseLoader):
             self._pipeline = None
             raise _BatchFailedError(reason(error)) from error
 
-    def _feed(self, records: np.ndarray) -> tuple[Any, ...]:
+    def _feed(self, records: np.ndarray, epochs: Epochs) -> tuple[Any, ...]:
         """DALI's inputs for one batch; see ``dali_pipeline.build``."""
         rows, kind = self.beton.images[records], self._built_for[1]
         from dp4tl_fast.loaders.dali_pipeline import as_batch
@@ -115,7 +118,7 @@ class DaliLoader(BaseLoader):
         if kind == "mixed":
             inputs.append(rows["mode"] == MODE_RAW)
         for view in range(self.spec.views):
-            boxes, mirror = parameters(self.spec, self.epoch, records, rows["height"], rows["width"], view)
+            boxes, mirror = parameters(self.spec, epochs, records, rows["height"], rows["width"], view)
             region = np.tile(np.array([0, 0, 1, 1], np.float32), (len(records), 1))
             region[mirror] = 0, 1, 1, 0
             inputs += [boxes.astype(np.int32), region]
@@ -136,18 +139,19 @@ class DaliLoader(BaseLoader):
         return (torch.empty(shape, dtype=getattr(torch, spec.dtype), device=spec.device),) * spec.views
 
     def _rescue(self, records: np.ndarray, failure: str) -> np.ndarray:
-        """What to try instead of a failed batch. DALI does not say which record it could not do.
+        """Which records of a failed batch to try again, bool ``[n]``. DALI does not say which one it could not do.
 
         Records that the reference cannot decode either are left out (or raised). If there is none, DALI is stricter
         than the rest of the world (stray bytes between segments): then it gets the reference's pixels, as bitmaps.
         """
         pixels: dict[int, np.ndarray] = {}
-        for record in records.tolist():
+        for record in dict.fromkeys(records.tolist()):
             try:
                 pixels[record] = decode_record(self.beton, record)
             except RecordError as error:
                 self._skip(record, error)
-        if len(pixels) == len(records):
+        good = np.isin(records, list(pixels))
+        if good.all():
             if self._rescued.keys() == pixels.keys():
                 raise BackendError(
                     f"{self.beton.path}: DALI failed on a batch of records {records.min()} to {records.max()}, which "
@@ -155,7 +159,7 @@ class DaliLoader(BaseLoader):
                 )
             warnings.warn(f"{self.beton.path}: DALI failed ({failure}); a batch was decoded without it", stacklevel=2)
             self._rescued = pixels
-        return np.array(list(pixels), np.int64)
+        return good
 
     def _stored(self, records: np.ndarray) -> list[Any]:
         """The records' bytes where they lie in the mapped file, uint8 ``[size]`` each."""

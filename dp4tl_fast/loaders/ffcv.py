@@ -29,7 +29,7 @@ from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import BackendError, RecordError
 from dp4tl_fast.common.machine import cores
 from dp4tl_fast.loaders.augment import parameters
-from dp4tl_fast.loaders.base import BaseLoader
+from dp4tl_fast.loaders.base import BaseLoader, Epochs
 from dp4tl_fast.loaders.capabilities import Capabilities
 from dp4tl_fast.loaders.contract import Batch, IndexedBatch
 from dp4tl_fast.loaders.decode import decode_record
@@ -87,10 +87,12 @@ class FfcvLoader(BaseLoader):
         held = pages_held(self.beton, self.epoch_order(), self.spec.batch_size) * self.beton.page_size
         return choose_os_cache(self.beton.file_size, held, available_memory() // 2)
 
-    def _load(self, batches: list[np.ndarray]) -> Generator[Batch | IndexedBatch, None, None]:
+    def _load(self, batches: list[np.ndarray], epochs: list[Epochs]) -> Generator[Batch | IndexedBatch, None, None]:
         if not batches:
             return
         from dp4tl_fast.loaders.ffcv_stages import Epoch
+
+        self._epochs = iter(epochs)  # FFCV's thread decodes one batch after another
 
         epoch = Epoch(self._ffcv, self.beton, batches)
         try:
@@ -112,9 +114,8 @@ class FfcvLoader(BaseLoader):
         from dp4tl_fast.loaders.ffcv_stages import decode_batch
 
         spec, rows = self.spec, self.beton.images[records]
-        drawn = [
-            parameters(spec, self.epoch, records, rows["height"], rows["width"], view) for view in range(spec.views)
-        ]
+        epochs = next(self._epochs)
+        drawn = [parameters(spec, epochs, records, rows["height"], rows["width"], view) for view in range(spec.views)]
         boxes, mirror = (np.stack(parts) for parts in zip(*drawn, strict=True))
         dtype = getattr(torch, spec.dtype)
         images = torch.empty((spec.views, len(records), spec.size, spec.size, 3), dtype=dtype)

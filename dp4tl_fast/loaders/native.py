@@ -29,7 +29,7 @@ from dp4tl_fast.common.errors import BackendError, BetonError, UsageError
 from dp4tl_fast.common.machine import cores
 from dp4tl_fast.kernels import _native
 from dp4tl_fast.loaders import order
-from dp4tl_fast.loaders.base import BaseLoader
+from dp4tl_fast.loaders.base import BaseLoader, Epochs
 from dp4tl_fast.loaders.capabilities import Capabilities
 from dp4tl_fast.loaders.contract import Batch, IndexedBatch
 from dp4tl_fast.loaders.decode import bad_record
@@ -97,30 +97,29 @@ class NativeLoader(BaseLoader):
 
     # -- order --------------------------------------------------------------------------------------------------------
 
-    def epoch_order(self) -> np.ndarray:
-        """This epoch's order over all ranks, int64 ``[n]``."""
-        return self._ordered()[0]
+    def _places(self, records: np.ndarray) -> np.ndarray:
+        return self._ordered(records)[0]
 
-    def _ordered(self) -> tuple[np.ndarray, np.ndarray]:
-        """The order, and the positions where another buffer begins (empty: no buffers)."""
+    def _ordered(self, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Places in ``records`` in the order in which they are loaded, and where another buffer begins (empty: no buffers)."""
         buffer_bytes = self._buffer_bytes()
         if not buffer_bytes:
-            return super().epoch_order(), np.zeros(0, np.int64)
-        sizes = self.beton.sizes[self.records]
+            return super()._places(records), np.zeros(0, np.int64)
+        sizes, places = self.beton.sizes[records], np.arange(len(records))
         if not self.spec.shuffle:
             buffer_of = (np.cumsum(sizes) - sizes) // buffer_bytes
-            return self.records, np.flatnonzero(np.diff(buffer_of, prepend=-1))
+            return places, np.flatnonzero(np.diff(buffer_of, prepend=-1))
         ordered, bounds = order.block_buffers(
-            self.records, sizes, seed=self.spec.seed, epoch=self.epoch, block_bytes=BLOCK_BYTES, buffer_bytes=buffer_bytes
+            places, sizes, seed=self.spec.seed, epoch=self.epoch, block_bytes=BLOCK_BYTES, buffer_bytes=buffer_bytes
         )
         return ordered, bounds[:-1]
 
     def _windows(self, batches: list[np.ndarray]) -> np.ndarray:
         """Where, in the records of ``batches`` one after another, another buffer begins: int64, empty without buffers."""
-        _, starts = self._ordered()
+        _, starts = self._ordered(self._drawn()[0])
         if len(starts) == 0:
             return starts
-        places = order.rank_batches(np.arange(len(self.records)), **self._sharding())[-len(batches) :]
+        places = order.rank_batches(np.arange(self.epoch_size), **self._sharding())[-len(batches) :]
         buffer_of = np.searchsorted(starts, np.concatenate(places), side="right")
         return np.append(np.flatnonzero(np.diff(buffer_of, prepend=-1)), len(buffer_of)).astype(np.int64)
 
@@ -153,13 +152,14 @@ class NativeLoader(BaseLoader):
         self._core.close()
         self._open_core()
 
-    def _load(self, batches: list[np.ndarray]) -> Generator[Batch | IndexedBatch, None, None]:
+    def _load(self, batches: list[np.ndarray], epochs: list[Epochs]) -> Generator[Batch | IndexedBatch, None, None]:
         if not batches:
             return
         bounds = np.cumsum([0] + [len(b) for b in batches], dtype=np.int64)
         core = self._core
         records = np.concatenate(batches).astype(np.int64, copy=False)
-        core.start(records, bounds, self._windows(batches), self.epoch)
+        own = () if isinstance(epochs[0], int) else (np.concatenate(epochs),)  # type: ignore[arg-type]  # all are of one kind
+        core.start(records, bounds, self._windows(batches), self.epoch, *own)
         try:
             later = len(batches) - self._depth()  # batches that get their memory when one before them is done
             self._lend(min(self._depth(), len(batches)))

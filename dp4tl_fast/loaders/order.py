@@ -2,12 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
 
 def generator(seed: int, epoch: int) -> np.random.Generator:
     """A counter-based generator keyed by (seed, epoch): no epoch's stream depends on another's."""
     return np.random.Generator(np.random.Philox(key=np.array([seed, epoch], np.uint64)))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How much of each group of records an epoch reads: ``counts[g]`` records of ``groups[g]``.
+
+    Each group has an endless stream of its records: a permutation of them, then another one, ... Every epoch takes on where the
+    last one stopped, so that a large group is seen over several epochs and a small one several times in one. Which permutation
+    that is follows from (seed, group, pass): nothing is remembered.
+
+    Attributes:
+        groups: Record numbers, int64 ascending, none in two groups.
+        counts: At least 1 each.
+    """
+
+    groups: Sequence[np.ndarray]
+    counts: Sequence[int]
+
+    @property
+    def total(self) -> int:
+        """Records of an epoch, repeated ones counted as often."""
+        return sum(self.counts)
+
+    def of_epoch(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The epoch's records, ascending, and the pass that each belongs to: int64 ``[total]`` each.
+
+        A pass counts how often the record was seen before, and so serves as the epoch of its augmentation.
+        """
+        records, passes = [], []
+        for g, (group, count) in enumerate(zip(self.groups, self.counts, strict=True)):
+            first, last, size = epoch * count, (epoch + 1) * count, len(group)
+            for p in range(first // size, (last - 1) // size + 1):
+                start, stop = max(first - p * size, 0), min(last - p * size, size)
+                whole = stop - start == size
+                records.append(group if whole else _stream(seed, g, p).permutation(group)[start:stop])
+                passes.append(np.full(stop - start, p % 2**32, np.int64))
+        found, seen = np.concatenate(records), np.concatenate(passes)
+        order = np.lexsort((seen, found))
+        return found[order], seen[order]
+
+
+def _stream(seed: int, group: int, number: int) -> np.random.Generator:
+    """A generator of its own for each pass over each group; ``generator`` counts from 0, and never gets to these counters."""
+    key, counter = np.array([seed, number], np.uint64), np.array([0, 0, 0, group + 1], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 def epoch_order(records: np.ndarray, *, seed: int, epoch: int, shuffle: bool) -> np.ndarray:

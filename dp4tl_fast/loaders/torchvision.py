@@ -10,7 +10,7 @@ import numpy as np
 
 from dp4tl_fast.common.errors import RecordError
 from dp4tl_fast.loaders.augment import parameters
-from dp4tl_fast.loaders.base import BaseLoader
+from dp4tl_fast.loaders.base import BaseLoader, Epochs
 from dp4tl_fast.loaders.capabilities import Capabilities
 from dp4tl_fast.loaders.contract import Batch, IndexedBatch
 from dp4tl_fast.loaders.decode import decode_record
@@ -28,33 +28,34 @@ class TorchvisionLoader(BaseLoader):
         requires=("torch", "torchvision", "PIL"),
     )
 
-    def _load(self, batches: list[np.ndarray]) -> Generator[Batch | IndexedBatch, None, None]:
+    def _load(self, batches: list[np.ndarray], epochs: list[Epochs]) -> Generator[Batch | IndexedBatch, None, None]:
         import torch
 
-        for records in batches:
+        for records, of in zip(batches, epochs, strict=True):
             decoded = self._decode(records)
-            kept = np.array(list(decoded), np.int64)
-            views = tuple(self._view(decoded, kept, view) for view in range(self.spec.views))
+            good = np.isin(records, list(decoded))
+            kept, shown = records[good], np.broadcast_to(of, records.shape)[good]
+            views = tuple(self._view(decoded, kept, shown, view) for view in range(self.spec.views))
             yield self._batch(tuple(v.to(memory_format=torch.channels_last) for v in views), kept)
 
     def _decode(self, records: np.ndarray) -> dict[int, np.ndarray]:
         """Pixels by record, those under ``on_error="skip"`` left out."""
         pixels: dict[int, np.ndarray] = {}
-        for record in records.tolist():
+        for record in dict.fromkeys(records.tolist()):
             try:
                 pixels[record] = decode_record(self.beton, record)
             except RecordError as error:
                 self._skip(record, error)
         return pixels
 
-    def _view(self, decoded: dict[int, np.ndarray], records: np.ndarray, view: int) -> torch.Tensor:
+    def _view(self, decoded: dict[int, np.ndarray], records: np.ndarray, epochs: np.ndarray, view: int) -> torch.Tensor:
         """``[batch, 3, size, size]`` of the spec's dtype."""
         import torch
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.v2 import functional as tv
 
         spec, rows = self.spec, self.beton.images[records]
-        boxes, mirror = parameters(spec, self.epoch, records, rows["height"], rows["width"], view)
+        boxes, mirror = parameters(spec, epochs, records, rows["height"], rows["width"], view)
         images = torch.empty((len(records), 3, spec.size, spec.size), dtype=torch.uint8)
         for i, record in enumerate(records.tolist()):
             image = torch.from_numpy(np.array(decoded[record])).permute(2, 0, 1)  # a copy: the mapping is read-only

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.loaders import BaseLoader, Batch, IndexedBatch, LoaderSpec, open_loader
+from dp4tl_fast.loaders import BaseLoader, Batch, Draws, IndexedBatch, LoaderSpec, open_loader
+from dp4tl_fast.pretraining.folder import epoch_size
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.training.device import pick_device
 from dp4tl_fast.training.placement import loader_share
@@ -30,12 +31,16 @@ def share(config: PretrainConfig) -> dict[str, Any]:
 
 
 def open_train(config: PretrainConfig, source: Beton, selection: Selection | None) -> BaseLoader[IndexedBatch]:
-    """Shuffled, augmented uint8 batches of the surviving records: this process's part of each."""
+    """Shuffled, augmented uint8 batches of an epoch's records: this process's part of each."""
+    size = epoch_size(config, source, selection)
     spec = LoaderSpec(
         size=config.size, transform="random_resized_crop", scale=(config.min_scale, 1.0), flip=config.flip, shuffle=True,
         drop_last=True, seed=config.seed, views=config.views, with_index=True, **share(config),
     )  # fmt: skip
-    return open_loader(source, selection, spec, config.backend)
+    loader = open_loader(source, selection, spec, config.backend)
+    if size < len(loader.records) and config.epoch_samples:
+        loader.set_draws(Draws([loader.records], [size]))
+    return loader
 
 
 def open_eval(path: str | Path, selection: Selection | None, config: PretrainConfig) -> BaseLoader[Batch]:

@@ -69,6 +69,8 @@ class PretrainConfig(Placement):
         arch: small-16, small-32-full, ... (for 32 to 64 pixels), or any torchvision classifier, e.g. resnet18.
         objective: What is learned: supervised, moco or moco_v3 (self-supervised, two views from one read) or adversarial.
         epochs: Passes over the surviving records.
+        epoch_samples: Records per epoch: a fresh random subset every time, which goes on through all of them before any comes
+            again (RS2, arXiv 2305.18424). 0 reads all surviving records.
         batch_size: Images per step, over all processes of torchrun.
         accumulate: Parts that each process computes its images of a step in, one after another, to save memory.
         size: Side of the training images in pixels.
@@ -116,6 +118,7 @@ class PretrainConfig(Placement):
     arch: str = "resnet18"
     objective: str = "supervised"
     epochs: int = 16
+    epoch_samples: int = 0
     batch_size: int = 256
     accumulate: int = 1
     size: int = 160
@@ -152,7 +155,7 @@ class PretrainConfig(Placement):
         super().__post_init__()
         for name in ("epochs", "batch_size", "accumulate", "val_every", "size"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("end_size", "end_size_from", "val_size", "clip_norm", "lr_batch"):
+        for name in ("epoch_samples", "end_size", "end_size_from", "val_size", "clip_norm", "lr_batch"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         for name in ("ema_decay", "label_smoothing"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
@@ -164,6 +167,8 @@ class PretrainConfig(Placement):
             raise UsageError("`compare` and `selection`: `compare` trains on the full source and on its own selection. Drop one")
         if self.forgetting and self.objective != "supervised":
             raise UsageError(f"`forgetting`: counts misclassifications while training supervised, not {self.objective}")
+        if self.forgetting and self.epoch_samples:
+            raise UsageError("`forgetting`: compares records from epoch to epoch, and `epoch_samples` leaves some out. Drop one")
         if self.forgetting and (self.selection or self.compare):
             raise UsageError("`forgetting`: counts for all of the source, of which a selection leaves records out. Drop one")
         if self.val and not OBJECTIVES[self.objective].classifies:

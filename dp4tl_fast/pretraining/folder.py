@@ -33,10 +33,25 @@ def open_source(config: PretrainConfig) -> tuple[Beton, Selection | None]:
     return source, selection
 
 
-def check_batch(config: PretrainConfig, records: int) -> None:
-    """Refuse to train on so few records that none of the batches would be full."""
-    if records < config.batch_size:
-        raise UsageError(f"`batch_size={config.batch_size}`: larger than the {records} surviving records of {config.source}")
+def epoch_size(config: PretrainConfig, source: Beton, selection: Selection | None) -> int:
+    """Records of an epoch.
+
+    Raises:
+        UsageError: They are fewer than a batch, or there are not so many.
+    """
+    survive = source.num_samples if selection is None else selection.kept_samples
+    if config.epoch_samples and selection is not None and selection.weights:
+        raise UsageError(
+            f"`epoch_samples={config.epoch_samples}`: {config.selection} is weighted, and says itself that an epoch has "
+            f"{selection.epoch_size} records. Drop one"
+        )
+    if config.epoch_samples > survive:
+        raise UsageError(f"`epoch_samples={config.epoch_samples}`: more than the {survive} surviving records of {config.source}")
+    size = config.epoch_samples or (survive if selection is None else selection.epoch_size)
+    if size < config.batch_size:
+        of = "surviving records" if size == survive else "records of an epoch"
+        raise UsageError(f"`batch_size={config.batch_size}`: larger than the {size} {of} of {config.source}")
+    return size
 
 
 # Besides these, what two runs that differ in the seed or the selection alone have in common. The summary names the rest itself.
@@ -53,9 +68,8 @@ def settings_of(config: PretrainConfig, source: Beton, selection: Selection | No
 def check_run(config: PretrainConfig, settings: dict[str, Any]) -> dict[str, Any] | None:
     """``check_folder`` of this run's folder: the summary of a run that is already complete."""
     records = "source_records_sha256"  # not told by older versions
-    return check_folder(
-        Path(config.out), settings, config.resume, hashes={records: config.source}, defaults={records: settings[records]}
-    )
+    before = {records: settings[records], "epoch_samples": 0}  # what versions did that did not know it yet
+    return check_folder(Path(config.out), settings, config.resume, hashes={records: config.source}, defaults=before)
 
 
 def summarise(
@@ -79,7 +93,7 @@ def summarise(
         "settings": flat({k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_RECIPE}),
         "classes_kept": len(selection.kept_classes) if selection else source.num_classes,
         "classes": source.num_classes,
-        "samples": selection.kept_samples if selection else source.num_samples,
+        "samples": epoch_size(config, source, selection),
         "epochs": config.epochs,
         "seed": config.seed,
         "pretrain_s": seconds,

@@ -9,7 +9,7 @@ from typing import Any
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.files import npy_bytes, write_atomically
 from dp4tl_fast.pretraining.config import PretrainConfig
-from dp4tl_fast.pretraining.folder import check_batch, check_run, open_source, settings_of, summarise
+from dp4tl_fast.pretraining.folder import check_run, open_source, settings_of, summarise
 from dp4tl_fast.training.ranks import on_rank_zero, process_group, rank
 
 
@@ -44,7 +44,6 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         with open_eval(config.val, selection, config) as val:
             source.check_split(val.beton)
     with open_train(config, source, selection) as loader:
-        check_batch(config, len(loader.records))
         learner = build(config, source, selection, len(loader) * config.epochs)
         for size in {config.size, config.end_size or config.size}:
             least = loader.spec.batch_size // config.accumulate

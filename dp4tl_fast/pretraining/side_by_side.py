@@ -14,7 +14,7 @@ from dp4tl_fast.common import cli, machine
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.files import write_atomically
 from dp4tl_fast.pretraining.config import PretrainConfig
-from dp4tl_fast.pretraining.folder import check_batch, check_run, open_source, settings_of
+from dp4tl_fast.pretraining.folder import check_run, epoch_size, open_source, settings_of
 from dp4tl_fast.reporting.compare import compare
 from dp4tl_fast.reporting.runs import find_runs
 from dp4tl_fast.reporting.tables import print_table
@@ -56,7 +56,7 @@ def _check(out: Path, halves: tuple[PretrainConfig, ...], resume: bool) -> None:
     """Refuse what either run would refuse, and a folder whose own files are not a comparison's."""
     for half in halves:
         source, selection = open_source(half)
-        check_batch(half, source.num_samples if selection is None else selection.kept_samples)
+        epoch_size(half, source, selection)
         if half.val and selection is not None:
             selection.for_split(Beton(half.val))
         check_run(half, settings_of(half, source, selection))

@@ -10,6 +10,7 @@ from dp4tl_fast.mapping.keep import Keep
 from dp4tl_fast.training.placement import Placement
 
 MERGES = ("sum", "union", "turns")
+SAMPLES, SHARES = ("whole", "weighted"), ("votes", "equal")
 
 
 @dataclass(kw_only=True)
@@ -21,15 +22,24 @@ class PruneConfig(Placement):
         out: Selection to write (.json).
         keep: How much to keep: a fraction of the classes (0.4) or a number of them (400); samples:0.4 for the fewest
             classes with that share of the samples; auto (or auto:0.9) for the fewest that carry this share of the votes,
-            with confidence. Counts clusters under --groups kmeans, and records for methods that score records.
+            with confidence. Counts clusters under --groups kmeans, and records for methods that score records. Several, as in
+            0.5,0.25,0.125, write a selection each, with the cut in its name: SEL.0.25.json.
         budget: Instead of --keep: the most classes whose samples cost at most this share of a full epoch (0.4).
+        sample: whole (every epoch reads all that is kept, once) or weighted (soft mapping: every epoch draws as many records as
+            --keep would keep, from every class by its share of the votes; another part of large classes in every epoch).
+        shares: With --sample weighted: votes, or equal (every record of what --keep keeps equally often).
+        smooth: With --sample weighted: part of the shares, 0 to 1, that goes to all classes by their size; 1 is a fresh random
+            subset of the source in every epoch.
+        per_class: Most records of a class (or cluster) that an epoch reads, a fresh part of it every time; 0 is all. With
+            --sample weighted the other classes get what a class may not take.
         target: Target *training* .beton; give it again for several targets.
         merge: How several targets become one selection: sum (scores are added), union (of the selections for each), or
             turns (each in turn chooses its best class). The selections for each are written beside it.
         surrogate: Run folder or weights of a small network trained on the source; or torchvision:DEFAULT (or another name
             of published weights) with --arch.
-        train_surrogate: Run folder to train a surrogate in, in a short run; reused when it is complete.
-        surrogate_epochs: Length of that run.
+        train_surrogate: Folder to train a surrogate in: in rounds of 1, 2, 4, ... epochs, at a low and then a higher resolution,
+            until two rounds agree on what to keep for every target. What is there is used again, for other targets, too.
+        surrogate_epochs: Instead, one run of this length, in the folder itself; 0 trains until it is enough.
         surrogate_val: Held-out .beton of the source's classes, to measure the surrogate's accuracy on; without it a sample of the
             source is used.
         accept_surrogate: Go on, with a warning, with a surrogate that is no better than chance on its own source, or whose
@@ -56,11 +66,15 @@ class PruneConfig(Placement):
     out: str
     keep: str = ""
     budget: float = 0.0
+    sample: str = "whole"
+    shares: str = "votes"
+    smooth: float = 0.0
+    per_class: int = 0
     target: list[str] = field(default_factory=list)
     merge: str = "sum"
     surrogate: str | None = None
     train_surrogate: str = ""
-    surrogate_epochs: int = 4
+    surrogate_epochs: int = 0
     surrogate_val: str = ""
     accept_surrogate: bool = False
     arch: str | None = None
@@ -82,7 +96,7 @@ class PruneConfig(Placement):
         super().__post_init__()
         require_one_of("merge", self.merge, MERGES)
         require(self.seed >= 0, "seed", self.seed, "at least 0")
-        require(self.surrogate_epochs >= 1, "surrogate_epochs", self.surrogate_epochs, "at least 1")
+        require(self.surrogate_epochs >= 0, "surrogate_epochs", self.surrogate_epochs, "at least 0")
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
         require(self.size >= 0, "size", self.size, "at least 0")
         if self.surrogate and self.train_surrogate:
@@ -91,9 +105,23 @@ class PruneConfig(Placement):
             raise UsageError("`keep` and `budget`: give one of them")
         if not self.keep and not self.budget and self.method != "handpicked":  # which keeps what is picked
             raise UsageError("how much? Give `keep` (a fraction, a number, samples:F, auto) or `budget=F`")
-        self._rule = Keep.parse(f"budget:{self.budget}" if self.budget else self.keep) if self.keep or self.budget else None
+        self._check_sampling()
+        texts = [f"budget:{self.budget}"] if self.budget else [text for text in self.keep.split(",") if self.keep]
+        self.rules = [Keep.parse(text) for text in texts]
+        if len({rule.text for rule in self.rules}) < len(self.rules):
+            raise UsageError(f"`keep={self.keep}`: names a cut twice")
+        if len(self.rules) > 1 and self.materialize:
+            raise UsageError(f"`materialize`: copies one selection, but `keep={self.keep}` makes {len(self.rules)}")
 
-    @property
-    def rule(self) -> Keep | None:
-        """How much to keep; ``None`` for all that a method picks."""
-        return self._rule
+    def _check_sampling(self) -> None:
+        require_one_of("sample", self.sample, SAMPLES)
+        require_one_of("shares", self.shares, SHARES)
+        require(0 <= self.smooth <= 1, "smooth", self.smooth, "from 0 to 1")
+        require(self.per_class >= 0, "per_class", self.per_class, "at least 0")
+        soft, by_votes = self.sample == "weighted", self.shares == "votes"
+        if not soft and (self.smooth or not by_votes):
+            raise UsageError("`smooth` and `shares` say how `sample=weighted` draws. Give that, or drop them")
+        if soft and by_votes and self.reverse:
+            raise UsageError("`reverse`: `sample=weighted` draws most from the classes with most votes. Use `shares=equal`")
+        if soft and by_votes and len(self.target) > 1 and self.merge != "sum":
+            raise UsageError(f"`merge={self.merge}`: votes are shared out as their sum. Use `merge=sum`, or `shares=equal`")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +15,15 @@ from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.files import check_outputs
 from dp4tl_fast.common.stopwatch import Stopwatch
 from dp4tl_fast.mapping.keep import Keep
+from dp4tl_fast.pruning import paths
 from dp4tl_fast.pruning.config import PruneConfig
+from dp4tl_fast.pruning.write import draw, make, tell, tell_seconds
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.selection.names import readable
 from dp4tl_fast.training.ranks import process_group, rank, world_size
 
 if TYPE_CHECKING:
-    from dp4tl_fast.mapping.registry import Method
+    from dp4tl_fast.mapping.registry import Method, Scores
     from dp4tl_fast.pruning.choose import Choice, KeptVotes
     from dp4tl_fast.pruning.scoring import SourceInputs
 
@@ -42,63 +44,56 @@ def prune(config: PruneConfig) -> dict[str, Any]:
     Under torchrun the passes over images and K-means are shared by the processes.
 
     Returns:
-        The selection as written; ``profile`` (seconds); ``per_target``, the files of the selections for each of several
-        targets; ``votes_kept``, the share of each target's votes that is kept, in all and per target class, for methods
-        that count votes. Empty on ranks other than the first.
+        The selection as written (of several cuts the first, and ``per_keep``, the files of each); ``profile`` (seconds);
+        ``per_target``, the files of the selections for each of several targets; ``votes_kept``, the share of each target's
+        votes that is kept, in all and per target class, for methods that count votes. Empty on ranks other than the first.
 
     Raises:
         Dp4tlError: A file is bad, or the settings do not fit it; nothing is written then.
     """
     watch = Stopwatch("start")
     from dp4tl_fast.mapping import registry
-    from dp4tl_fast.pruning.choose import choose, kept_votes
 
     method = registry.find(config.method)
     _check_given(config, method.needs)
     uses_targets = "target" in method.needs
-    each = _paths_for_each(config) if len(config.target) > 1 and uses_targets else {}
-    _check_files(config, each)
+    cuts = paths.cuts(config, uses_targets)
+    _check_files(config, cuts)
     beton, targets = Beton(config.source), _open_targets(config.target)
     shown = readable(beton.class_names, config.names)
-    surrogate = _surrogate(config, method, beton, watch)
+    surrogate = _surrogate(config, method, beton, targets if uses_targets else [], watch)
     inputs = _inputs(config, method, beton, surrogate, watch)
     accuracy = _accuracy(config, method, inputs)
     with watch.section("counting"):
         all_scores = [method.score(inputs, inputs.target(t)) for t in targets] if uses_targets else [method.score(inputs)]
     with watch.section("selection"):
-        sizes = inputs.sizes(all_scores[0].unit)
-        rule = config.rule or Keep.parse(str(np.count_nonzero(all_scores[0].values[sizes > 0])))
-        weights = [t.num_samples for t in targets] if uses_targets else [1]
-        choice = choose(all_scores, weights, sizes, rule, config.merge, config.reverse, config.seed)
-        triples = zip(config.target, targets, all_scores, strict=False)  # a method without targets may have been given some
-        served = {path: kv for path, t, s in triples if (kv := kept_votes(s, choice.kept, t.class_names))}
+        chosen = _choose(config, cuts, inputs.sizes(all_scores[0].unit), all_scores, targets if uses_targets else [])
+        served = {cut.out: _served(config, targets, all_scores, chosen[cut.out][1]) for cut in cuts}
     if rank() != 0:  # one of torchrun's processes writes
         return {}
-    parameters: dict[str, Any] = {"keep": rule.text, "reverse": config.reverse, "seed": config.seed}
-    if len(all_scores) > 1:
-        parameters["merge"] = config.merge
     about: dict[str, Any] = {
         "method": config.method,
         "seconds": _seconds(inputs, watch),
         "surrogate": inputs.surrogate.identity | ({"accuracy": accuracy} if accuracy else {}) if inputs.surrogate else {},
-        "parameters": parameters,
     }
-
-    def write(path: str, choice: Choice, of: list[Beton]) -> Selection:
-        identities = [{"name": t.path.name, **t.fingerprint} for t in of] if uses_targets else []
-        selection = _selection(Path(path), beton, inputs, choice, targets=identities, **about)
-        selection.save(path)
-        return selection
-
+    if inputs.surrogate and len(all_scores) > 1:
+        about["surrogate"]["shared_by"] = len(all_scores)  # targets: its training is paid once for all
+    written: dict[str, tuple[Selection, Choice]] = {}
     with watch.section("writing"):
-        selection = write(config.out, choice, targets)
-        for path, t, one in zip(each.values(), targets, all_scores, strict=False):
-            write(path, choose([one], [1], sizes, rule, "sum", config.reverse, config.seed), [t])
+        for path, (rule, choice, weights, of) in chosen.items():
+            identities = [{"name": t.path.name, **t.fingerprint} for t in of]
+            parameters = _parameters(config, rule, len(all_scores))
+            selection = make(Path(path), beton, inputs, choice, weights, parameters=parameters, targets=identities, **about)
+            selection.save(path)
+            written[path] = selection, choice
     profile = _profile(watch)
-    _tell(selection, shown, choice, served, config.out, profile)
-    _write_more(config, beton, selection, each)
-    votes_kept = {path: asdict(share) for path, share in served.items()}
-    return {"kind": "prune", **selection.to_dict(), "profile": profile, "per_target": each, "votes_kept": votes_kept}
+    for cut in cuts:
+        tell(*written[cut.out], shown, served[cut.out], cut.out)
+    tell_seconds(profile)
+    _write_more(config, beton, written[cuts[0].out][0], list(written))
+    results = {cut.text: _result(cut, written[cut.out][0], served[cut.out]) for cut in cuts}
+    first = written[cuts[0].out][0].to_dict() | results[cuts[0].text]
+    return {"kind": "prune", **first, "profile": profile, **({"per_keep": results} if len(cuts) > 1 else {})}
 
 
 # -- what is refused before anything expensive is done ---------------------------------------------------------------
@@ -114,9 +109,9 @@ def _check_given(config: PruneConfig, needs: Sequence[str]) -> None:
         raise UsageError(f"`method={config.method}` needs {' and '.join(missing)}. `dp4tl-fast prune --help` says what they are")
 
 
-def _check_files(config: PruneConfig, each: Mapping[str, str]) -> None:
-    outputs: list[tuple[str, str | Path]] = [("out", config.out), ("report", config.report), ("materialize", config.materialize)]
-    outputs += [("out", path) for path in each.values()]
+def _check_files(config: PruneConfig, cuts: Sequence[paths.Cut]) -> None:
+    outputs: list[tuple[str, str | Path]] = [("out", path) for cut in cuts for path in cut.paths]
+    outputs += [("report", config.report), ("materialize", config.materialize)]
     if (cache := _cache_folder(config)) is not None:
         outputs.append(("cache", cache / "features"))
     inputs = [config.source, *config.target, config.surrogate, config.surrogate_val, config.scores]
@@ -141,17 +136,10 @@ def _open_targets(paths: list[str]) -> list[Beton]:
     return targets
 
 
-def _paths_for_each(config: PruneConfig) -> dict[str, str]:
-    """Where the selection for each of several targets goes: beside ``out``, by the target's name."""
-    stems = [Path(t).stem for t in config.target]
-    names = stems if len(set(stems)) == len(stems) else [f"{i}-{stem}" for i, stem in enumerate(stems)]
-    return {t: f"{config.out.removesuffix('.json')}.{name}.json" for t, name in zip(config.target, names, strict=True)}
-
-
 # -- what the method looks at ----------------------------------------------------------------------------------------
 
 
-def _surrogate(config: PruneConfig, method: Method, beton: Beton, watch: Stopwatch) -> str | None:
+def _surrogate(config: PruneConfig, method: Method, beton: Beton, targets: list[Beton], watch: Stopwatch) -> str | None:
     """The surrogate's file or folder, trained first if that was asked for; ``None`` for methods that need none."""
     if "surrogate" not in method.needs:
         return None
@@ -159,10 +147,10 @@ def _surrogate(config: PruneConfig, method: Method, beton: Beton, watch: Stopwat
         return config.surrogate
     if world_size() > 1:
         raise UsageError("`train_surrogate`: train it in one process first, then give it by `surrogate` under torchrun")
-    from dp4tl_fast.pruning.surrogate import train
+    from dp4tl_fast.pruning.train_surrogate import train
 
     with watch.section("training"):
-        return train(beton, config)
+        return train(beton, targets, config, _cache_folder(config))
 
 
 def _inputs(config: PruneConfig, method: Method, beton: Beton, surrogate: str | None, watch: Stopwatch) -> SourceInputs:
@@ -199,7 +187,41 @@ def _accuracy(config: PruneConfig, method: Method, inputs: SourceInputs) -> dict
     return found.to_dict()
 
 
+Chosen = tuple[Keep, "Choice", "np.ndarray | None", list[Beton]]  # by which rule, what, how much of each, for which targets
+
+
+def _choose(
+    config: PruneConfig, cuts: Sequence[paths.Cut], sizes: np.ndarray, scores: list[Scores], targets: list[Beton]
+) -> dict[str, Chosen]:
+    """What goes into each file: for every cut of all targets together, and of several targets of each by itself."""
+    from dp4tl_fast.pruning.choose import choose
+
+    images = [t.num_samples for t in targets] or [1]
+    alone = [([s], [1], "sum", [t]) for s, t in zip(scores, targets, strict=False)]
+    chosen: dict[str, Chosen] = {}
+    for cut in cuts:
+        rule = cut.rule or Keep.parse(str(np.count_nonzero(scores[0].values[sizes > 0])))
+        for path, (some, counts, merge, of) in zip(cut.paths, [(scores, images, config.merge, targets), *alone], strict=False):
+            choice = choose(some, counts, sizes, rule, merge, config.reverse, config.seed)
+            chosen[path] = rule, choice, draw(config, choice, sizes), of
+    return chosen
+
+
+def _served(config: PruneConfig, targets: list[Beton], scores: list[Scores], choice: Choice) -> dict[str, KeptVotes]:
+    """The votes of each target that a choice keeps, for methods that count them."""
+    from dp4tl_fast.pruning.choose import kept_votes
+
+    triples = zip(config.target, targets, scores, strict=False)  # a method without targets may have been given some
+    return {path: kv for path, t, s in triples if (kv := kept_votes(s, choice.kept, t.class_names))}
+
+
 # -- what is written -------------------------------------------------------------------------------------------------
+
+
+def _result(cut: paths.Cut, selection: Selection, served: dict[str, KeptVotes]) -> dict[str, Any]:
+    """What the command's result says of one cut."""
+    votes = {path: asdict(share) for path, share in served.items()}
+    return {"out": cut.out, "kept_samples": selection.kept_samples, "per_target": cut.per_target, "votes_kept": votes}
 
 
 def _seconds(inputs: SourceInputs, watch: Stopwatch) -> dict[str, float]:
@@ -216,30 +238,19 @@ def _seconds(inputs: SourceInputs, watch: Stopwatch) -> dict[str, float]:
 # -- what is written -------------------------------------------------------------------------------------------------
 
 
-def _selection(
-    path: Path, beton: Beton, inputs: SourceInputs, choice: Choice, *, parameters: dict[str, Any], **about: Any
-) -> Selection:
-    """Classes stay classes; clusters become the records in them, and are saved beside the selection."""
-    scores = choice.scores
-    if scores.unit == "classes":
-        return Selection.of_classes(
-            beton, choice.kept, scores=scores.values, tie_breaks=scores.tie_breaks, parameters=parameters, **about
-        )
-    if scores.unit == "samples":
-        return Selection.of_records(beton, choice.kept, parameters=parameters, **about)
-    from dp4tl_fast.pruning.scoring import save_groups
-
-    groups, file = inputs.groups(), path.with_name(path.name + ".groups.npz")
-    digest = save_groups(file, groups, scores.values, about["surrogate"])
-    records = np.flatnonzero(np.isin(groups.index.cpu().numpy(), choice.kept))
-    parameters = parameters | {
-        "groups": "kmeans", "clusters": len(groups.centroids), "groups_file": file.name, "groups_sha256": digest,
-        "kept_clusters": np.sort(choice.kept).tolist(), "cluster_votes": scores.values.tolist(),
-    }  # fmt: skip
-    return Selection.of_records(beton, records, parameters=parameters, **about)
+def _parameters(config: PruneConfig, rule: Keep, targets: int) -> dict[str, Any]:
+    """What is needed to repeat it; of soft mapping only where it is used."""
+    found: dict[str, Any] = {"keep": rule.text, "reverse": config.reverse, "seed": config.seed}
+    if targets > 1:
+        found["merge"] = config.merge
+    if config.sample == "weighted":
+        found |= {"sample": config.sample, "shares": config.shares, "smooth": config.smooth}
+    if config.per_class:
+        found["per_class"] = config.per_class
+    return found
 
 
-def _write_more(config: PruneConfig, beton: Beton, selection: Selection, each: Mapping[str, str]) -> None:
+def _write_more(config: PruneConfig, beton: Beton, selection: Selection, files: Sequence[str]) -> None:
     """The pruned .beton and the page, where asked for."""
     if config.materialize:
         from dp4tl_fast.beton.copying import subset
@@ -249,7 +260,7 @@ def _write_more(config: PruneConfig, beton: Beton, selection: Selection, each: M
     if config.report:
         from dp4tl_fast.reporting.page import report_selections
 
-        report_selections([config.out, *each.values()], config.source, config.report, config.names)
+        report_selections(files, config.source, config.report, config.names)
 
 
 SECTIONS = ("start", "training", "loading", "forward", "counting", "selection", "writing")
@@ -265,20 +276,3 @@ def _profile(watch: Stopwatch) -> dict[str, float]:
     if spent.get("forward"):
         profile["overhead"] = sum(spent[name] for name in SECTIONS[2:] if name != "forward") / spent["forward"]
     return profile
-
-
-def _tell(
-    selection: Selection, names: list[str], choice: Choice, served: dict[str, KeptVotes], out: str, profile: dict[str, float]
-) -> None:
-    unit, source = choice.scores.unit, selection.source
-    cut = "" if unit == "classes" else f" ({len(choice.kept):,} of {len(choice.order):,} {unit})"
-    first = ", ".join(names[c] for c in choice.order[: min(len(choice.kept), 10)]) if unit == "classes" else ""
-    cli.message(
-        f"kept {len(selection.kept_classes)} of {source['classes']} classes, {selection.kept_samples:,} of "
-        f"{source['samples']:,} samples{cut} -> {out}" + (f"\nfirst: {first}" if first else "")
-    )
-    for path, found in served.items():
-        cli.message(f"{Path(path).name}: the kept {unit} have {found}")
-    share = f"; all but start and forward is {100 * profile['overhead']:.1f} % of forward" if "overhead" in profile else ""
-    cli.message("seconds: " + ", ".join(f"{name} {profile[name]:.2f}" for name in profile if name != "overhead") + share)
-

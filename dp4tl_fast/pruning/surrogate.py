@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from dp4tl_fast.loaders.order import rank_batches
 from dp4tl_fast.pretraining.objectives import OBJECTIVES
 from dp4tl_fast.pruning.cache import shared
 from dp4tl_fast.pruning.config import PruneConfig
+from dp4tl_fast.pruning.train_surrogate import training_seconds
 from dp4tl_fast.training import checkpoint, models
 from dp4tl_fast.training.device import pick_device
 from dp4tl_fast.training.loop import Normalise
@@ -85,9 +85,8 @@ class Surrogate:
             cli.message(f"note: {self.path} was not trained on {beton.path}; its classes must be the same, in this order")
 
     def training_seconds(self) -> dict[str, float]:
-        """What training it took, as ``{"surrogate": seconds}``, where its run folder is at hand."""
-        summary = Path(self.path) / "summary.json"
-        return {"surrogate": float(json.loads(summary.read_text())["pretrain_s"])} if summary.is_file() else {}
+        """What training it took, as ``{"surrogate": seconds}``, where its run folder is at hand; of rounds, all of them."""
+        return {"surrogate": training_seconds(self.path)} if (Path(self.path) / "summary.json").is_file() else {}
 
     def batches(
         self, beton: Beton, what: str, records: np.ndarray | None = None
@@ -190,22 +189,3 @@ class Surrogate:
         with self.watch.section("writing"):  # all of it but computing, which is ``loading`` and ``forward``
             stored = shared(path, shape, dtype, compute)
         return torch.from_numpy(stored.array), stored.saved
-
-
-def train(source: Beton, config: PruneConfig) -> str:
-    """Pretrain a small network in the run folder ``config.train_surrogate``, or take the one that is there. Returns the folder."""
-    from dp4tl_fast.pretraining.config import CheckpointConfig, PretrainConfig
-    from dp4tl_fast.pretraining.run import pretrain
-
-    out, epochs = config.train_surrogate, config.surrogate_epochs
-    cli.message(f"training the surrogate in {out}")
-    side: dict[str, Any] = {"size": config.size} if config.size else {}
-    resume = (Path(out) / "config.yaml").exists()
-    pretrain(
-        PretrainConfig(
-            source=str(source.path), out=out, arch=config.arch or "resnet18", epochs=epochs, warmup_epochs=epochs / 4,
-            batch_size=min(256, source.num_samples), checkpoint=CheckpointConfig(every=epochs), tensorboard=False, resume=resume,
-            forgetting=True, backend=config.backend, device=config.device, workers=config.workers, seed=config.seed, **side,
-        )
-    )  # fmt: skip
-    return out

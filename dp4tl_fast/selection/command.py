@@ -96,8 +96,9 @@ def _names(chosen: Selection, beton: Beton | None, names_file: str) -> list[str]
 
 def _summary(chosen: Selection) -> str:
     records = "" if chosen.records is None else " (single records)"
+    drawn = f", of which every epoch draws {chosen.epoch_size:,}" if chosen.weights else ""
     return (
         f"{chosen.method}, {len(chosen.kept_classes)} of {chosen.source['classes']} classes, "
-        f"{chosen.kept_samples:,} of {chosen.source['samples']:,} samples{records}"
+        f"{chosen.kept_samples:,} of {chosen.source['samples']:,} samples{records}{drawn}"
     )
 

@@ -6,9 +6,7 @@ A selection is a small JSON file. It carries the source's fingerprint, and openi
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -17,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.beton.fingerprint import FIRST, KEYS, difference, says_class_names
+from dp4tl_fast.beton.fingerprint import difference, says_class_names
 from dp4tl_fast.common.errors import SelectionError
 from dp4tl_fast.common.files import npy_bytes, write_atomically
+from dp4tl_fast.selection import validation
 
-SCHEMA = 1
+SCHEMA, WEIGHTED = 1, 2  # of weighted selections: readers that know only the first refuse them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +37,9 @@ class Selection:
         surrogate, targets: Identity of the network, with its ``accuracy`` on its own source, and of the target files.
         seconds: What the selection cost: ``surrogate`` (its training, where known) and ``scoring``.
         records: Ascending record numbers for sample-level methods; ``None`` means whole classes. Stored beside the JSON.
+        weights: Records that every epoch draws of each class, or of each of ``groups``; empty: each epoch reads all that is kept,
+            once.
+        groups: Where ``weights`` are of other groups than classes: the group of each of ``records``, int64 ``[n]``.
     """
 
     method: str
@@ -51,6 +53,8 @@ class Selection:
     targets: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     records: np.ndarray | None = None
+    weights: list[int] = field(default_factory=list)
+    groups: np.ndarray | None = None
     schema: int = SCHEMA
 
     # -- making -------------------------------------------------------------------------------------------------------
@@ -97,6 +101,10 @@ class Selection:
             **more,
         )
 
+    def weighted(self, weights: np.ndarray, groups: np.ndarray | None = None) -> Selection:
+        """The same, with ``weights`` ``[groups]``; ``groups`` of each of ``records``, or ``None`` for classes."""
+        return replace(self, weights=[int(w) for w in weights], groups=groups, schema=WEIGHTED)
+
     def ranking(self) -> np.ndarray:
         """All class ids, the first to keep first. int64 ``[num_classes]``."""
         return rank(np.array(self.scores), np.array(self.tie_breaks) if self.tie_breaks else None)
@@ -117,6 +125,8 @@ class Selection:
 
     def _combine(self, other: Selection, beton: Beton, operation: Callable[..., np.ndarray]) -> Selection:
         other._same_source(self)
+        self._unweighted()
+        other._unweighted()
         seconds = _together(self, other)
         if self.records is None and other.records is None:
             return replace(self._keep(operation(self.kept_classes, other.kept_classes), beton), seconds=seconds)
@@ -128,6 +138,7 @@ class Selection:
 
     def _keep(self, kept: np.ndarray, beton: Beton) -> Selection:
         self.check(beton)
+        self._unweighted()
         if self.records is not None:
             raise SelectionError(
                 f"a {self.method} selection keeps single records; it cannot be cut by classes"
@@ -137,6 +148,10 @@ class Selection:
         if samples == 0:
             raise SelectionError("the resulting selection would keep no sample")
         return replace(self, kept_classes=kept.tolist(), kept_samples=samples)
+
+    def _unweighted(self) -> None:
+        if self.weights:
+            raise SelectionError("a weighted selection cannot be cut or combined. Prune again, without `sample=weighted`")
 
     def _same_source(self, other: Selection) -> Selection:
         if not same_source(self, other):
@@ -157,6 +172,20 @@ class Selection:
         self.check(beton)
         return self.records if self.records is not None else records_of(beton, self.kept_classes)
 
+    @property
+    def epoch_size(self) -> int:
+        """Records of an epoch."""
+        return sum(self.weights) or self.kept_samples
+
+    def draws(self, beton: Beton) -> tuple[list[np.ndarray], list[int]]:
+        """For ``loaders.order.Draws``: the records of each group with a weight, int64 ascending, and how many an epoch draws."""
+        records = self.indices(beton)
+        of = beton.labels[records] if self.groups is None else self.groups
+        drawn = np.flatnonzero(self.weights)
+        order = np.argsort(of, kind="stable")
+        parts = np.split(records[order], np.searchsorted(of[order], drawn[1:]))
+        return parts, [self.weights[g] for g in drawn.tolist()]
+
     def for_split(self, beton: Beton) -> Selection:
         """The same classes in another split (the paper prunes training *and* validation)."""
         if self.kept_classes and self.kept_classes[-1] >= beton.num_classes:
@@ -165,18 +194,23 @@ class Selection:
                 "Convert both splits from the same class list"
             )
         samples = len(records_of(beton, self.kept_classes))
-        return replace(self, source=dict(beton.fingerprint), records=None, kept_samples=samples)
+        return replace(
+            self, source=dict(beton.fingerprint), records=None, kept_samples=samples, weights=[], groups=None, schema=SCHEMA
+        )
 
     def kept_hashes(self) -> dict[str, str]:
         """What is kept, in short, for the settings of a run: of the classes, and of the records where single ones are kept."""
         found = {"selection_classes_sha256": hashlib.sha256(json.dumps(self.kept_classes).encode()).hexdigest()}
         if self.records is not None:
             found["selection_records_sha256"] = hashlib.sha256(self.records.tobytes()).hexdigest()
+        if self.weights:
+            drawn = json.dumps([found, self.weights]).encode() + (b"" if self.groups is None else self.groups.tobytes())
+            found["selection_weights_sha256"] = hashlib.sha256(drawn).hexdigest()
         return found
 
     @property
     def kept_sha256(self) -> str:
-        """The same for two selections that keep the same classes, or the same records."""
+        """The same for two selections that keep the same classes, or the same records, and draw alike from them."""
         return list(self.kept_hashes().values())[-1]
 
     # -- files --------------------------------------------------------------------------------------------------------
@@ -184,11 +218,14 @@ class Selection:
     def save(self, path: str | Path) -> None:
         """Write the JSON file, and ``<path>.indices.npy`` for sample-level selections; both atomically."""
         path = Path(path)
-        body = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "records"}
+        body = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("records", "groups")}
+        if not self.weights:
+            del body["weights"]
         if self.records is not None:
-            data = npy_bytes(self.records.astype("<i8"))
+            table = self.records if self.groups is None else np.stack([self.records, self.groups])
+            data = npy_bytes(table.astype("<i8"))
             body["records_sha256"] = hashlib.sha256(data).hexdigest()
-            write_atomically(_indices_path(path), data)
+            write_atomically(validation.indices_path(path), data)
         write_atomically(path, json.dumps(body, indent=1, allow_nan=False) + "\n")
 
     @staticmethod
@@ -207,15 +244,19 @@ class Selection:
             ) from None
         except (OSError, ValueError, RecursionError) as error:
             raise SelectionError(f"{path}: not a selection file ({error})") from None
-        if not isinstance(body, dict) or body.get("schema") != SCHEMA:
-            version = body.get("schema") if isinstance(body, dict) else None
-            raise SelectionError(f"{path}: selection schema {version!r}, but only {SCHEMA} is known")
+        version = body.get("schema") if isinstance(body, dict) else None
+        if type(version) is not int or version not in (SCHEMA, WEIGHTED):
+            raise SelectionError(
+                f"{path}: selection schema {version!r}, but only {SCHEMA} and {WEIGHTED} are known. Is it of a newer version?"
+            )
+        if ("weights" in body) != (version == WEIGHTED):
+            raise SelectionError(f"{path}: not a selection of schema {version} (only those of schema {WEIGHTED} have weights)")
         digest = body.pop("records_sha256", None)
         try:
             selection = Selection(**body)
         except TypeError as error:
-            raise SelectionError(f"{path}: not a selection of schema {SCHEMA} ({error})") from None
-        problem = selection._problem()
+            raise SelectionError(f"{path}: not a selection of schema {version} ({error})") from None
+        problem = validation.problem(selection, single_records=digest is not None)
         if problem:
             raise SelectionError(f"{path}: {problem}")
         if not says_class_names(selection.source):
@@ -223,34 +264,11 @@ class Selection:
 
             missing = "it does not say which class names it is for, and they are not compared"
             cli.message(f"note: {path} is of an earlier version: {missing}")
-        return selection if digest is None else replace(selection, records=_load_records(path, digest, selection))
-
-    def _problem(self) -> str:
-        """What is wrong with values that came from a file, or nothing."""
-        classes, source = self.kept_classes, self.source
-        if not isinstance(source, dict) or not set(FIRST) <= set(source) <= set(KEYS):
-            return "its source fingerprint must have samples, classes and labels_sha256"
-        if not _ints([source["samples"], source["classes"]]):
-            return "its source fingerprint's counts must be whole numbers"
-        if not _ints(classes) or classes != sorted(set(classes)) or not classes:
-            return "kept_classes must be a non-empty ascending list of class ids"
-        if classes[0] < 0 or classes[-1] >= source["classes"]:
-            return f"keeps class {classes[-1]}, but its source has {source['classes']} classes"
-        for name in ("scores", "tie_breaks"):
-            values = getattr(self, name)
-            if not isinstance(values, list) or not all(type(v) in (int, float) and math.isfinite(v) for v in values):
-                return f"{name} must be a list of finite numbers"
-            if len(values) != source["classes"] and (name == "scores" or values):
-                return f"has {len(values)} {name} for {source['classes']} classes"
-        if not isinstance(self.seconds, dict) or not all(type(v) in (int, float) for v in self.seconds.values()):
-            return "seconds must map names to numbers"
-        if not _ints([self.kept_samples]) or not 0 < self.kept_samples <= source["samples"]:
-            return f"kept_samples = {self.kept_samples!r} must be from 1 to the source's {source['samples']}"
-        return ""
+        return selection if digest is None else validation.with_records(path, digest, selection)
 
     def to_dict(self) -> dict[str, Any]:
-        """For ``--json``: all but the records."""
-        return {k: v for k, v in asdict(replace(self, records=None)).items() if k != "records"}
+        """For ``--json``: all but the records and their groups."""
+        return {k: v for k, v in asdict(replace(self, records=None, groups=None)).items() if k not in ("records", "groups")}
 
 
 def same_source(a: Selection, b: Selection) -> bool:
@@ -283,34 +301,3 @@ def records_of(beton: Beton, classes: list[int]) -> np.ndarray:
     wanted = np.zeros(beton.num_classes, bool)
     wanted[classes] = True
     return np.flatnonzero(wanted[beton.labels])
-
-
-def _indices_path(path: Path) -> Path:
-    return path.with_name(path.name + ".indices.npy")
-
-
-def _load_records(path: Path, digest: str, selection: Selection) -> np.ndarray:
-    side = _indices_path(path)
-    try:
-        data = side.read_bytes()
-    except OSError as error:
-        raise SelectionError(f"{side}: the selection's record list cannot be read ({error}). Copy both files") from None
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise SelectionError(f"{side}: does not belong to {path} (its hash differs). Prune again")
-    try:
-        records = np.load(io.BytesIO(data), allow_pickle=False)
-    except ValueError as error:
-        raise SelectionError(f"{side}: not an array of record numbers ({error})") from None
-    ascending = records.dtype == np.int64 and records.ndim == 1 and bool((np.diff(records) > 0).all())
-    if (
-        not ascending
-        or len(records) != selection.kept_samples
-        or records[0] < 0
-        or records[-1] >= selection.source["samples"]
-    ):
-        raise SelectionError(f"{side}: must hold {selection.kept_samples} ascending record numbers of the source")
-    return records
-
-
-def _ints(values: Any) -> bool:
-    return isinstance(values, list) and all(type(v) is int for v in values)

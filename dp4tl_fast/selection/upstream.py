@@ -20,6 +20,8 @@ def export_indices(selection: Selection, beton: Beton, path: str | Path) -> int:
     """
     import torch
 
+    if selection.weights:
+        raise SelectionError("export: a weighted selection draws other records every epoch, which an .indices tensor cannot say")
     buffer = io.BytesIO()
     records = selection.indices(beton)
     torch.save(torch.from_numpy(np.ascontiguousarray(records)), buffer)

@@ -3,11 +3,13 @@
 
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 
 #include <algorithm>
 #include <array>
+#include <optional>
 
 #include "bindings/register.h"
 
@@ -86,12 +88,14 @@ void construct(PyLoader* self, std::shared_ptr<Beton> beton, const LoaderOptions
   new (self) PyLoader{std::make_unique<Loader>(std::move(beton), options)};
 }
 
-void start(PyLoader& self, const Numbers& records, const Numbers& bounds, const Numbers& windows, uint32_t epoch) {
+void start(PyLoader& self, const Numbers& records, const Numbers& bounds, const Numbers& windows, uint32_t epoch,
+           const std::optional<Numbers>& epochs) {
   const auto copy = [](const Numbers& a) { return std::vector<int64_t>(a.data(), a.data() + a.size()); };
-  std::vector<int64_t> r = copy(records), b = copy(bounds), w = copy(windows);
+  std::vector<int64_t> r = copy(records), b = copy(bounds), w = copy(windows), e;
+  if (epochs) e = copy(*epochs);
   Loader& loader = open(self);
   nb::gil_scoped_release free;
-  loader.start(std::move(r), std::move(b), std::move(w), epoch);
+  loader.start(std::move(r), std::move(b), std::move(w), epoch, std::move(e));
 }
 
 nb::object next(PyLoader& self) {
@@ -193,9 +197,9 @@ void register_loader(nb::module_& m) {
       .def("__len__", [](const Beton& self) { return self.records.size(); });
   nb::class_<PyLoader>(m, "Loader", "Threads that fill a ring of batches. See dp4tl_fast.loaders.native.")
       .def("__init__", &construct, "beton"_a, "options"_a, "RuntimeError: an option has a value that it may not have.")
-      .def("start", &start, "records"_a, "bounds"_a, "windows"_a, "epoch"_a,
+      .def("start", &start, "records"_a, "bounds"_a, "windows"_a, "epoch"_a, "epochs"_a = nb::none(),
            "Begin an epoch: batch b is records[bounds[b]:bounds[b + 1]]. Records of positions windows[w] to windows[w + 1] are read\n"
-           "ahead together; no windows: each record is read when its turn comes.")
+           "ahead together; no windows: each record is read when its turn comes. Views are drawn for the epoch, or for each record's own of epochs.")
       .def("lend", [](PyLoader& self, nb::object memory) { lend(open(self), std::move(memory)); }, "memory"_a,
            "Memory for one more batch of this epoch: uint8 [bytes], in host memory. Batches take it in the order of the calls.")
       .def("next", &next,

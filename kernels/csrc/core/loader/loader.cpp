@@ -76,7 +76,8 @@ void Loader::join() {
   for (auto& thread : threads_) thread.join();
 }
 
-void Loader::start(std::vector<int64_t> records, std::vector<int64_t> bounds, std::vector<int64_t> windows, uint32_t epoch) {
+void Loader::start(std::vector<int64_t> records, std::vector<int64_t> bounds, std::vector<int64_t> windows, uint32_t epoch,
+                   std::vector<int64_t> epochs) {
   const auto n = static_cast<int64_t>(beton_->records.size());
   const auto partition = [&](const std::vector<int64_t>& b) {
     return !b.empty() && b.front() == 0 && b.back() == static_cast<int64_t>(records.size()) && std::is_sorted(b.begin(), b.end());
@@ -88,11 +89,16 @@ void Loader::start(std::vector<int64_t> records, std::vector<int64_t> bounds, st
   for (const int64_t r : records) {
     if (r < 0 || r >= n) throw Error("record " + std::to_string(r) + " does not exist: there are " + std::to_string(n));
   }
+  if (!epochs.empty() && epochs.size() != records.size()) throw Error("epochs are not one per record");
+  for (const int64_t e : epochs) {
+    if (e < 0 || e > UINT32_MAX) throw Error("an epoch is not from 0 to 2^32 - 1");
+  }
   stop();
   {
     std::lock_guard<std::mutex> lock(mutex_);
     records_ = std::move(records);
     bounds_ = std::move(bounds);
+    epochs_ = std::move(epochs);
     if (windows.size() > 1) readahead_ = std::make_unique<ReadAhead>(*beton_, records_, std::move(windows), kReadThreads);
     opened_ = taken_ = claimed_ = asked_ = 0;
     epoch_ = epoch;
@@ -257,7 +263,8 @@ void Loader::process(RecordReader& reader, const Slot& slot, int64_t first, int6
     try {
       const uint8_t* payload = readahead_ ? readahead_->wait(position) : nullptr;
       uint8_t* to = batch.images.get() + static_cast<size_t>(i) * bytes;
-      reader.run(number, record, payload, epoch, to, bytes * static_cast<size_t>(batch.capacity));
+      const uint32_t shown = epochs_.empty() ? epoch : static_cast<uint32_t>(epochs_[static_cast<size_t>(position)]);
+      reader.run(number, record, payload, shown, to, bytes * static_cast<size_t>(batch.capacity));
     } catch (const std::exception& error) {
       message = error.what();
     }

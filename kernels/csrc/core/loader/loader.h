@@ -58,8 +58,10 @@ class Loader {
 
   // Begin an epoch over these batches: batch b is records[bounds[b] .. bounds[b + 1]). Ends a running one.
   // With `windows`, positions windows[w] .. windows[w + 1] of the records are read ahead together (readahead.h); without,
-  // each record is read when its turn comes.
-  void start(std::vector<int64_t> records, std::vector<int64_t> bounds, std::vector<int64_t> windows, uint32_t epoch);
+  // each record is read when its turn comes. What a view shows is drawn for `epoch`; with `epochs`, one per record, for that of
+  // the record, so that one that comes twice is shown in two ways.
+  void start(std::vector<int64_t> records, std::vector<int64_t> bounds, std::vector<int64_t> windows, uint32_t epoch,
+             std::vector<int64_t> epochs = {});
 
   // With options.lent: memory of at least batch_bytes() for one more batch of the running epoch; batches get it in the order
   // of the calls. It is released with its batch, or when the epoch ends: by the calling thread, never by one of the loader's,
@@ -103,7 +105,7 @@ class Loader {
 
   mutable std::mutex mutex_;  // guards all below
   std::condition_variable work_, ready_, idle_;
-  std::vector<int64_t> records_, bounds_;
+  std::vector<int64_t> records_, bounds_, epochs_;
   std::vector<Slot> slots_;  // ring: batch b is in slots_[b % depth]
   std::deque<std::shared_ptr<uint8_t>> lent_;  // for the batches to be opened next
   int64_t opened_ = 0;       // batches begun

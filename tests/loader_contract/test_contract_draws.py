@@ -1,0 +1,82 @@
+"""Epochs that draw some records of each group: which records, how each is shown, and that nothing but the epoch decides."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from contract_cases import AUGMENTED, BATCH, Batches, flat, keep, same, spec
+
+from dp4tl_fast.beton import Beton
+from dp4tl_fast.loaders import BaseLoader, IndexedBatch, open_loader
+from dp4tl_fast.loaders.order import Draws
+
+
+def draws(beton: Beton) -> Draws:
+    """Of class 1 (10 records) 4 an epoch, of class 3 all, of class 4 each two or three times."""
+    return Draws([np.flatnonzero(beton.labels == c) for c in (1, 3, 4)], [4, 10, 25])
+
+
+def opened(beton: Beton, backend: str, **options: object) -> BaseLoader[IndexedBatch]:
+    loader = open_loader(beton, None, spec(**{**AUGMENTED, "seed": 7, **options}), backend)
+    loader.set_draws(draws(beton))
+    return loader
+
+
+def of_epoch(loader: BaseLoader[IndexedBatch], epoch: int) -> Batches:
+    loader.set_epoch(epoch)
+    return list(loader)
+
+
+def shown(batches: Batches) -> dict[int, list[torch.Tensor]]:
+    """Every image of each record, in no order."""
+    found: dict[int, list[torch.Tensor]] = {}
+    for images, _, index in batches:
+        for image, i in zip(images, index.tolist(), strict=True):
+            found.setdefault(i, []).append(image)
+    return found
+
+
+def test_counts_of_each_group_and_one_order_for_all(backend: str, jpegs: Beton) -> None:
+    with opened(jpegs, backend) as loader:
+        assert len(loader) == 5
+        first, second = of_epoch(loader, 0), of_epoch(loader, 1)
+        assert flat(second, 2) == jpegs.index[loader.epoch_order()].tolist()
+        for batches in (first, second):
+            assert np.bincount(flat(batches, 1), minlength=5).tolist() == [0, 4, 0, 10, 25]
+        a, b = ({i for i in flat(x, 2) if jpegs.labels[jpegs.index == i] == 1} for x in (first, second))
+        assert len(a) == len(b) == 4 and not a & b  # goes on where the last epoch stopped
+        loader.set_records(np.arange(10))
+        assert sorted(flat(list(loader), 2)) == jpegs.index[:10].tolist()
+
+
+def test_a_record_that_comes_again_is_shown_anew(backend: str, beton: Beton) -> None:
+    with opened(beton, backend) as loader:
+        images = shown(of_epoch(loader, 2))
+    again = [each for each in images.values() if len(each) > 1]
+    assert len(again) == 10 and all(not torch.equal(a, b) for a, b, *_ in again)
+
+
+def test_threads_ranks_and_a_resume_change_nothing(backend: str, jpegs: Beton) -> None:
+    with opened(jpegs, backend) as loader:
+        whole = of_epoch(loader, 3)
+        iterator = iter(loader)
+        for _ in range(2):
+            next(iterator)
+        state = loader.state_dict()
+    assert state == {"epoch": 3, "batch": 2, "global_batch_size": BATCH, "records": 39}
+    with opened(jpegs, backend, workers=1) as loader:
+        loader.load_state_dict(state)
+        assert same(list(loader), whole[2:])
+    parts = []
+    for rank in (0, 1):
+        with opened(jpegs, backend, batch_size=BATCH // 2, rank=rank, world_size=2) as loader:
+            parts.append(of_epoch(loader, 3))
+    joined = [tuple(torch.cat([x, y]) for x, y in zip(a, b, strict=True)) for a, b in zip(*parts, strict=True)]
+    assert same(joined, whole)
+
+
+def test_drawing_all_of_each_class_once_is_the_plain_selection(backend: str, beton: Beton) -> None:
+    with open_loader(beton, keep(beton, 1, 3), spec(**AUGMENTED), backend) as loader:
+        plain = of_epoch(loader, 5)
+        loader.set_draws(Draws([np.flatnonzero(beton.labels == c) for c in (3, 1)], [10, 10]))
+        assert same(of_epoch(loader, 5), plain)
