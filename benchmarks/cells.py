@@ -13,7 +13,10 @@ from benchmarks.harness import Suite
 from benchmarks.recipes import Options
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.mapping.registry import METHODS
+from dp4tl_fast.pretraining.config import PretrainConfig
 from dp4tl_fast.pruning.config import PruneConfig
+
+CONFIGS: dict[str, Any] = {"prune": PruneConfig, "pretrain": PretrainConfig}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +27,14 @@ class Cell:
         name: As tables show it.
         budget: Share of the full run's steps.
         prune: Options of ``prune``; without them the full source is read. A random choice is drawn anew for every seed.
-        rs2: Give every class of the weighted selection the same share: a fresh random subset in every epoch (arXiv 2305.18424).
+        fresh: Share of the records that every epoch draws anew (RS2, arXiv 2305.18424); 0 reads all that is kept.
         surrogate: Name of the surrogate that scores.
     """
 
     name: str
     budget: float = 1.0
     prune: Options | None = None
-    rs2: bool = False
+    fresh: float = 0.0
     surrogate: str = "surrogate"
 
     @property
@@ -46,12 +49,13 @@ class Cell:
     @property
     def shared(self) -> bool:
         """Whether one run serves all targets."""
-        return self.prune is None or self.rs2 or "target" not in METHODS[self.prune["method"]].needs
+        return self.prune is None or "target" not in METHODS[self.prune["method"]].needs
 
     def missing(self) -> str:
         """Which flag of this cell the installed version does not have; empty if it has all."""
-        known = {field.name for field in fields(PruneConfig)}  # what is being built is used as soon as it is there
-        return ", ".join(f"prune --{name.replace('_', '-')}" for name in self.prune or {} if name not in known)
+        needs = [("prune", name) for name in self.prune or {}] + ([("pretrain", "epoch_samples")] if self.fresh else [])
+        known = {command: {f.name for f in fields(config)} for command, config in CONFIGS.items()}
+        return ", ".join(f"{command} --{name.replace('_', '-')}" for command, name in needs if name not in known[command])
 
 
 def chosen(method: str, share: float, *, budget: float = 1.0, name: str = "", **options: Any) -> Cell:

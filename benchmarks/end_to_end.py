@@ -46,7 +46,7 @@ def _short(budget: float) -> list[Cell]:
         chosen("lm", SMALL, budget=budget),
         chosen("fm", LARGE, budget=budget),
         Cell(name="soft", budget=budget, prune=weighted),
-        Cell(name="rs2", budget=budget, prune=weighted, rs2=True),
+        Cell(name="rs2", budget=budget, fresh=LARGE),
     ]
 
 
@@ -90,7 +90,7 @@ def rivals(cell: Cell) -> list[str]:
     method, _, share = cell.slug.rpartition("-")
     other = {"lm": "random", "fm": "random", "lm-reversed": "lm"}.get(method)
     same = [f"{other}-{share}@{cell.budget:g}"] if other else []
-    return ([full(cell.budget).id] if cell.prune else []) + same
+    return ([full(cell.budget).id] if cell.prune or cell.fresh else []) + same
 
 
 def _compare(suite: Suite, found: Outcomes, every: Sequence[Cell], target: str) -> None:

@@ -1,9 +1,8 @@
 """How much does the surrogate matter? Surrogates from barely trained to ResNet-18, for narrow targets, at equal training steps.
 
 Of every surrogate: how well it knows the source's validation images, what its training cost, how far its label mapping agrees with
-the strongest one's, and what the network is worth on the target after a quarter of the full run's steps on its choice. Beside
-them: feature mapping by the strongest surrogate to classes and to K-means clusters, and random classes. About 50 minutes per seed
-on two CPU cores.
+the strongest one's, and what the network is worth on the target after a quarter of the full run's steps on its choice. Also
+feature mapping by the strongest surrogate, to classes and to K-means clusters, and random classes.
 """
 
 from __future__ import annotations

@@ -108,13 +108,10 @@ class Study:
             options = {**cell.prune, "source": str(self.files["source"]), "cache": str(self.root / "cache"), "seed": seed}
             needs = METHODS[options["method"]].needs
             if "target" in needs:
-                options["target"] = [str(self.files[f"{target or self.targets[0]}-train"])]
+                options["target"] = [str(self.files[f"{target}-train"])]
             if "surrogate" in needs:
                 options["surrogate"] = str(self.surrogate(cell.surrogate, seed))
-            made = out.with_suffix(".voted.json") if cell.rs2 else out
-            prune(PruneConfig(**options, out=str(made)))
-            if cell.rs2:
-                equal_shares(Selection.load(made), Beton(self.files["source"])).save(out)
+            prune(PruneConfig(**options, out=str(out)))
         return out
 
     def _selection(self, cell: Cell, target: str, seed: int) -> Path:
@@ -132,9 +129,12 @@ class Study:
             return json.loads((out / "summary.json").read_text())
         path = self.select(job.cell, job.target, job.seed)
         source = Beton(self.files["source"]).num_samples
-        records = Selection.load(path).kept_samples if path else source
+        records = records_per_epoch(Selection.load(path)) if path else source
+        drawn: Options = {}
+        if job.cell.fresh:
+            records = drawn["epoch_samples"] = int(job.cell.fresh * records)
         epochs = epochs_within(job.cell.budget, self.network["epochs"], source, records, self.network["batch_size"])
-        return self._train(out, {**self.network, "epochs": epochs, "selection": str(path) if path else None}, job.seed)
+        return self._train(out, {**self.network, **drawn, "epochs": epochs, "selection": str(path) if path else None}, job.seed)
 
     def _train(self, out: Path, options: Options, seed: int = 0) -> dict[str, Any]:
         """A run on the source, its summary; saved and validated at its end only."""
@@ -210,7 +210,7 @@ class Study:
             cell=job.cell.id, name=job.cell.name, budget=job.cell.budget, target=target, seed=job.seed,
             top_1={mode: self.probe(job, target, mode) for mode in self.modes},
             classes=summary["classes_kept"], samples=summary["samples"], images=summary["samples"] * summary["epochs"],
-            pretrain_s=summary["pretrain_s"], scoring_s=0.0 if job.cell.rs2 else sum(stages.values()), surrogate_s=surrogate,
+            pretrain_s=summary["pretrain_s"], scoring_s=sum(stages.values()), surrogate_s=surrogate,
         )  # fmt: skip
 
     def known(self, name: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
@@ -244,12 +244,9 @@ def describe_target(files: dict[str, Path], name: str) -> str:
     return f"{train.num_samples:,} training and {test.num_samples:,} test images of {train.num_classes} classes {of}"
 
 
-def equal_shares(selection: Selection, source: Beton) -> Selection:
-    """A weighted selection whose classes all have the same share, so that an epoch is a fresh random subset of the source."""
-    every = np.flatnonzero(source.class_counts)
-    weights = np.where(source.class_counts > 0, 1 / len(every), 0.0)
-    changes: dict[str, Any] = {"weights": weights.tolist(), "kept_classes": every.tolist(), "method": "rs2"}
-    return replace(selection, **changes)
+def records_per_epoch(selection: Selection) -> int:
+    """Those of a weighted selection are not those that it keeps."""
+    return getattr(selection, "epoch_size", selection.kept_samples)
 
 
 @contextmanager

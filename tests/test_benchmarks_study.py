@@ -15,6 +15,7 @@ from benchmarks.readme import end_to_end as block
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.mapping.registry import METHODS
+from dp4tl_fast.pretraining.config import PretrainConfig
 from dp4tl_fast.pruning.config import PruneConfig
 
 SMALL = {"arch": "small-4", "size": 16, "batch_size": 4, "workers": 1}
@@ -90,18 +91,21 @@ def test_end_to_end_in_parts(data, halves, tmp_path, capsys):
     run(cells=("full@*", "random-50@0.25"), seeds=(0,))
     assert "4 runs to do, about 0 minutes" in capsys.readouterr().err
     assert run(targets=("near",), seeds=(0,), cells=("lm-50@0.25",)).goals
-    suite = run(cells=("full@*", "random-50@0.25", "lm-50@0.25", "lm-reversed*", "fm-50@0.25"))
+    suite = run(cells=("full@*", "random-50@0.25", "lm-50@0.25", "lm-reversed*", "fm-50@0.25", "soft@0.25", "rs2@0.25"))
     told = capsys.readouterr().err
     assert "full@1 for all targets, seed 0" not in told and "full@1 for all targets, seed 1" in told
-    for left_out in ("soft@0.25", "rs2@0.25", "soft@0.5", "rs2@0.5"):
-        if left_out in suite.settings.get("left out", {}):
-            assert f"{left_out} is left out, as this version has no prune --sample" in told
-        else:
-            assert "sample" in PruneConfig.__dataclass_fields__
+    newer = {
+        "soft": "" if "sample" in PruneConfig.__dataclass_fields__ else "prune --sample",
+        "rs2": "" if "epoch_samples" in PretrainConfig.__dataclass_fields__ else "pretrain --epoch-samples",
+    }
+    left_out = {f"{name}@{budget}": flag for name, flag in newer.items() for budget in (0.25, 0.5) if flag}
+    assert suite.settings.get("left out", {}) == left_out
+    assert all(f"{cell} is left out, as this version has no {flag}" in told for cell, flag in left_out.items())
+    there = [name for name, flag in newer.items() if not flag]
 
     rows = table(suite)
     quarter = {s for case, s in rows if case == "near, a quarter of the full run's steps"}
-    assert quarter == {"full", "random 50 %", "lm 50 %", "lm reversed 50 %", "fm 50 %"}
+    assert quarter == {"full", "random 50 %", "lm 50 %", "lm reversed 50 %", "fm 50 %", *there}
     assert {row.rounds for row in suite.rows if "steps" in row.case} == {2}
     outcomes = {(o["cell"], o["target"], o["seed"]): o for o in suite.tables["outcomes"]}
     whole, mapped = outcomes["full@1", "near", 0], outcomes["lm-50@0.25", "near", 0]
@@ -120,10 +124,10 @@ def test_end_to_end_in_parts(data, halves, tmp_path, capsys):
     assert not goals
     against = {(d["cell"], d["against"]) for d in suite.tables["differences"] if d["target"] == "near"}
     assert against == {
-        ("full@0.25", None), ("random-50@0.25", "full@0.25"), ("lm-50@0.25", "full@0.25"), ("lm-50@0.25", "random-50@0.25"),
-        ("lm-50@0.25", "full, equal time"), ("fm-50@0.25", "full@0.25"), ("fm-50@0.25", "random-50@0.25"),
-        ("lm-reversed-50@0.25", "full@0.25"), ("lm-reversed-50@0.25", "lm-50@0.25"),
-    } - {("full@0.25", None)}  # fmt: skip
+        *((f"{name}@0.25", "full@0.25") for name in (*there, "random-50", "lm-50", "fm-50", "lm-reversed-50")),
+        *((f"{name}@0.25", "random-50@0.25") for name in ("lm-50", "fm-50")), ("lm-reversed-50@0.25", "lm-50@0.25"),
+        ("lm-50@0.25", "full, equal time"),
+    }  # fmt: skip
 
     result = {"environment": {"machine": "2 cores"}, "rows": [], "goals": []}
     suite.add_to(result)
@@ -148,7 +152,7 @@ def test_cells_take_no_more_steps_than_the_full_run_does():
     steps = {}
     for cell in end_to_end.cells():
         share = float(cell.prune["keep"].removeprefix("budget:")) if cell.prune else 1.0
-        records = 40_400 if cell.prune is None else int(share * 202) * 200
+        records = int(cell.fresh * 40_400) if cell.fresh else int(share * 202) * 200
         epochs = study.epochs_within(cell.budget, 8, 40_400, records, 128)
         steps[cell.id] = epochs * (records // 128)
         assert 0.97 * cell.budget <= steps[cell.id] / (8 * 315) <= cell.budget
