@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from dp4tl_fast.conversion.run import convert as convert
     from dp4tl_fast.finetuning.config import FinetuneConfig as FinetuneConfig
     from dp4tl_fast.finetuning.run import finetune as finetune
+    from dp4tl_fast.inference.evaluate import evaluate as evaluate
+    from dp4tl_fast.inference.export import export as export
+    from dp4tl_fast.inference.predict import predict as predict
     from dp4tl_fast.loaders import LoaderSpec as LoaderSpec
     from dp4tl_fast.loaders import open_loader as open_loader
     from dp4tl_fast.pretraining.config import PretrainConfig as PretrainConfig
@@ -36,8 +39,11 @@ _HOMES = {
     "PruneConfig": "pruning.config",
     "Selection": "selection",
     "convert": "conversion.run",
+    "evaluate": "inference.evaluate",
+    "export": "inference.export",
     "finetune": "finetuning.run",
     "open_loader": "loaders",
+    "predict": "inference.predict",
     "pretrain": "pretraining.run",
     "prune": "pruning.run",
     "report": "reporting.page",

@@ -1,4 +1,4 @@
-"""``dp4tl-fast inspect F.beton``: what is inside, how it is laid out, and whether it is intact."""
+"""``dp4tl-fast inspect FILE``: what is inside a .beton and whether it is intact, or what a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -10,18 +10,26 @@ from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton.describe import as_text, describe
 from dp4tl_fast.beton.verify import verify as verify_records
 from dp4tl_fast.common import cli
+from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.inference import describe as checkpoint
 
 
 def inspect(file: str, *, verify: bool = False, decode: bool = False, workers: int = 0) -> dict[str, Any]:
-    """Show header, fields, layout, label mixing, and samples and bytes of every class.
+    """Show header, fields, layout, label mixing, and samples and bytes of every class; or what a checkpoint says of its network.
 
     Args:
-        file: The .beton, written by dp4tl_fast or by FFCV.
+        file: The .beton, written by dp4tl_fast or by FFCV; or a run folder, checkpoint folder or weights file.
         verify: Check every pointer, size, JPEG header and (where the sidecar is) checksum.
         decode: Verify, and decode every record as well.
         workers: Threads that verify; 0 means one per core.
     """
     started = time.perf_counter()
+    if checkpoint.is_checkpoint(file):
+        if verify or decode:
+            raise UsageError("`verify` and `decode`: are for .beton files. Drop them")
+        found = checkpoint.describe(file)
+        cli.message(checkpoint.as_text(found))
+        return found
     beton = Beton(file)
     result = describe(beton)
     if verify or decode:

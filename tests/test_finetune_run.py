@@ -73,7 +73,7 @@ def test_it_leaves_a_network_that_says_how_to_use_it(data, tmp_path, mode):
         _, meta = checkpoint.load_model(folder)
         assert meta["class_names"] == ["class0", "class1", "class2", "class3"] and meta["num_classes"] == 4
         assert (meta["size"], meta["crop_ratio"], meta["interpolation"], meta["arch"]) == (16, 1.0, "bilinear", "small-4")
-        assert meta["start_sha256"] == summary["checkpoint_sha256"] == checkpoint.weights_hash(data / "run", None)
+        assert meta["start_sha256"] == summary["checkpoint_sha256"] == checkpoint.weights_hash(data / "run")
         assert accuracy_of(folder, data / "test.beton") == pytest.approx(summary["top_1"][seed])
         rows = metrics(folder)
         assert [r["epoch"] for r in rows] == [0, 1, 2] and rows[-1]["test_top_1"] == summary["top_1"][seed]

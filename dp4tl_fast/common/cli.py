@@ -152,7 +152,7 @@ def run(
         function: Named like the command. Keyword-only parameters, or a single dataclass parameter; returns a JSON-able
             dict (or None).
         positional: Required parameters are positional.
-        variadic: Name of a list parameter taken from one or more positionals.
+        variadic: Name of a list parameter taken from one or more positionals, after the others.
     """
     _collect_seldom()
     name = function.__name__
@@ -162,14 +162,14 @@ def run(
     config_class = _config_class(function)
     parser.renamed = getattr(config_class, "RENAMED", {})
     _resolve(function, config_class)
-    if variadic:
-        parser.add_argument(variadic, nargs="+", type=str, help=_argument_help(function, variadic))
     if config_class is not None:
         parser.add_class_arguments(config_class, as_group=False)
     else:
         parser.add_function_arguments(
             function, as_group=False, as_positional=positional, skip={variadic} if variadic else None
         )
+    if variadic:
+        parser.add_argument(variadic, nargs="+", type=str, help=_argument_help(function, variadic))
     try:
         options = parser.parse_args(argv)
     except SystemExit as exit_:  # --help is 0, a bad flag 2
@@ -208,7 +208,8 @@ def _config_class(function: Callable[..., Any]) -> type | None:
 def _resolve(function: Callable[..., Any], config_class: type | None) -> None:
     """Replace annotations that are strings: to look those up, jsonargparse would import all that the module imports for
     type checking only, and ``--help`` would wait for torch."""
-    function.__annotations__ = get_type_hints(function)
+    for each in (function, inspect.unwrap(function)):
+        each.__annotations__ = get_type_hints(each)
     if config_class is not None:
         config_class.__init__.__annotations__ = get_type_hints(config_class.__init__)  # type: ignore[misc]
 

@@ -20,12 +20,12 @@ from dp4tl_fast.finetuning.probes import Result
 from dp4tl_fast.finetuning.rows import Rows
 from dp4tl_fast.finetuning.start import Start
 from dp4tl_fast.loaders import BaseLoader, LoaderSpec, open_loader
-from dp4tl_fast.runs.trial import try_out
 from dp4tl_fast.training import models
 from dp4tl_fast.training.device import pick_device
 from dp4tl_fast.training.placement import loader_share
 from dp4tl_fast.training.preprocessing import Preprocessing
 from dp4tl_fast.training.ranks import on_rank_zero, world_size
+from dp4tl_fast.training.trial import try_out
 
 SEED = "seed-{}"  # a seed's folder
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import torch
 
 from dp4tl_fast.beton import Beton
@@ -62,6 +64,8 @@ def build(config: PretrainConfig, source: Beton, selection: Selection | None, to
         "source": source.fingerprint,
         "source_records_sha256": source.records_sha256,
         "objective": config.objective,
+        "classifies": facts.classifies,
+        **({"attack": asdict(config.adv)} if config.objective == "adversarial" else {}),
     }
     return Learner(run, normalise, prepare, Stepping(precision, config.accumulate, config.clip_norm), meta)
 

@@ -37,8 +37,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     from dp4tl_fast.pretraining.batches import open_eval, open_train
     from dp4tl_fast.pretraining.learner import build
     from dp4tl_fast.pretraining.training import Training
-    from dp4tl_fast.runs.trial import try_out
     from dp4tl_fast.training import checkpoint
+    from dp4tl_fast.training.trial import try_out
 
     if config.val:  # fail now, not after an epoch
         with open_eval(config.val, selection, config) as val:

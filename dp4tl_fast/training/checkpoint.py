@@ -134,11 +134,12 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def find_weights(path: str | Path) -> Path:
-    """The weights file meant by a run folder, a checkpoint folder or a file."""
+    """The weights file meant by a run folder (of a finetuning: its first seed's), a checkpoint folder or a file."""
     path = Path(path)
     if path.is_file():
         return path
-    for candidate in (path, *reversed(checkpoints(path)), *reversed(checkpoints(path / "checkpoint"))):
+    folders = (path, path / "checkpoint", path / "seed-0" / "checkpoint")
+    for candidate in (path, *(found for folder in folders for found in reversed(checkpoints(folder)))):
         if (candidate / WEIGHTS).is_file():
             return candidate / WEIGHTS
     raise CheckpointError(f"{path}: no checkpoint there. Give a run folder, a checkpoint folder or a .safetensors file")
@@ -211,9 +212,9 @@ def load_into(model: nn.Module, tensors: dict[str, torch.Tensor], what: str) -> 
     model.load_state_dict(tensors)
 
 
-def weights_hash(path: str | Path, model: nn.Module) -> str:
+def weights_hash(path: str | Path, model: nn.Module | None = None) -> str:
     """SHA-256 of the weights file: a surrogate's identity. Of ``model``'s tensors, where torchvision keeps the file."""
-    if str(path).startswith(PUBLISHED):
+    if model is not None and str(path).startswith(PUBLISHED):
         tensors = hashlib.sha256()
         for name, tensor in sorted(model.state_dict().items()):
             tensors.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())

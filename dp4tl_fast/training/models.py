@@ -92,21 +92,25 @@ def build(arch: str, num_classes: int, *, blur_pool: bool = False) -> nn.Module:
     elif arch.startswith("timm:"):
         make = partial(_timm, arch.removeprefix("timm:"))
     else:
-        from torchvision import models
-
-        names = models.list_models(module=models)
-        if arch not in names:
-            raise UsageError(
-                f"unknown architecture {arch!r}. Known: small-16, small-32-full, ..., timm:NAME, "
-                f"and torchvision's {', '.join(names)}"
-            )
-        # Two of them have classifiers on the way, and return three tensors while they train.
-        plain = {"aux_logits": False, "init_weights": True} if arch in ("googlenet", "inception_v3") else {}
-        make = partial(models.get_model, arch, weights=None, **plain)
+        make = partial(torchvision_model, arch)
     model = make(num_classes=num_classes)
     if blur_pool:
         add_blur_pool(model)
     return model.to(memory_format=torch.channels_last)
+
+
+def torchvision_model(arch: str, num_classes: int) -> nn.Module:
+    """A classification model of torchvision, freshly initialised."""
+    from torchvision import models
+
+    names = models.list_models(module=models)
+    if arch not in names:
+        raise UsageError(
+            f"unknown architecture {arch!r}. Known: small-16, small-32-full, ..., timm:NAME, and torchvision's {', '.join(names)}"
+        )
+    # Two of them have classifiers on the way, and return three tensors while they train.
+    plain = {"aux_logits": False, "init_weights": True} if arch in ("googlenet", "inception_v3") else {}
+    return models.get_model(arch, weights=None, num_classes=num_classes, **plain)
 
 
 def _timm(name: str, num_classes: int) -> nn.Module:
@@ -154,6 +158,11 @@ def head(model: nn.Module) -> tuple[str, nn.Linear]:
     if not linear:
         raise UsageError(f"{type(model).__name__} has no linear layer to use as a classifier")
     return linear[-1]
+
+
+def feature_width(model: nn.Module) -> int:
+    """Number of penultimate features: the d of ``FeatureTap``."""
+    return head(model)[1].in_features
 
 
 def headless(model: nn.Module) -> nn.Module:

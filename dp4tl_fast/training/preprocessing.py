@@ -59,7 +59,7 @@ class Preprocessing:
 
     def meta(self) -> dict[str, Any]:
         """For a checkpoint's metadata."""
-        return asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def spec(self, **more: Any) -> LoaderSpec:
         """Each record once, in file order, not augmented; ``more`` are other fields of ``LoaderSpec``."""

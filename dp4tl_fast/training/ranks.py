@@ -65,12 +65,12 @@ def leave(code: int) -> int:
     return code
 
 
-def run_command(function: Callable[..., Any], argv: Sequence[str] | None) -> int:
-    """``cli.run`` for a command that may run under torchrun: one of the processes prints the result."""
+def run_command(function: Callable[..., Any], argv: Sequence[str] | None, **how: Any) -> int:
+    """``cli.run`` (``how``: its other options) for a command that may run under torchrun: one process prints the result."""
     from dp4tl_fast.common import cli
 
     with redirect_stdout(None if int(os.environ.get("RANK", "0")) else sys.stdout):
-        code = cli.run(function, argv)
+        code = cli.run(function, argv, **how)
     return leave(code)
 
 

@@ -35,8 +35,7 @@ def _passes(network: nn.Module, arch: str, size: int, device: torch.device, n: i
     except (RuntimeError, ValueError, AssertionError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UsageError(f"`size={size}`: {arch} cannot be trained on images of {size} x {size} pixels ({reason})") from None
+        raise _refusal(arch, size, "cannot be trained on images", error) from None
 
 
 def _needs_two(network: nn.Module, size: int, device: torch.device) -> bool:
@@ -45,3 +44,23 @@ def _needs_two(network: nn.Module, size: int, device: torch.device) -> bool:
     except ValueError as error:  # "Expected more than 1 value per channel when training"
         return "more than 1 value" in str(error)
     return False
+
+
+@torch.inference_mode()
+def try_forward(network: nn.Module, arch: str, size: int, device: torch.device) -> None:
+    """A pass over two grey images in eval mode.
+
+    Raises:
+        UsageError: The architecture takes no images of this size.
+    """
+    try:
+        network.eval()(torch.zeros(2, 3, size, size, device=device))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise _refusal(arch, size, "takes no images", error) from None
+
+
+def _refusal(arch: str, size: int, what: str, error: Exception) -> UsageError:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return UsageError(f"`size={size}`: {arch} {what} of {size} x {size} pixels ({reason})")

@@ -1,0 +1,219 @@
+"""How good a network is on labelled images: accuracy, by class and by group, confusion, calibration, and under attack."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dp4tl_fast.beton import Beton
+from dp4tl_fast.common import cli
+from dp4tl_fast.common.checks import require, require_one_of
+from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.common.files import check_outputs, write_atomically
+from dp4tl_fast.inference import accuracy
+from dp4tl_fast.training.ranks import on_rank_zero, process_group
+
+if TYPE_CHECKING:
+    from dp4tl_fast.inference.network import Network
+
+MOST_CONFUSED = 10
+NORMS = ("linf", "l2")
+
+
+@process_group()
+def evaluate(
+    checkpoint: str,
+    data: str,
+    *,
+    arch: str | None = None,
+    out: str = "",
+    groups: str = "",
+    known_only: bool = False,
+    tta: str = "none",
+    attack_eps: float = -1.0,
+    attack_steps: int = 20,
+    attack_norm: str = "",
+    seed: int = 0,
+    batch_size: int = 64,
+    size: int = 0,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    backend: str = "native",
+    device: str = "auto",
+    workers: int = 0,
+) -> dict[str, Any]:
+    """Measure a network on labelled images: top-1 and top-5, by class and by group, confusion, calibration, robustness.
+
+    Args:
+        checkpoint: Run folder (its last checkpoint), checkpoint folder (``RUN/checkpoint/best``), or weights file.
+        data: The .beton to measure on. Its classes are matched with the network's by name; by number where either has none.
+        arch: Architecture, where the checkpoint does not say.
+        out: Folder for evaluation.json, per_class.csv, confusion.csv (a row per true class, a column per predicted one).
+        groups: CSV with columns index and group for the records: the accuracy of each group, and the worst one's.
+        known_only: Leave out images of classes that the network does not know, instead of refusing.
+        tta: none, or flip: average the probabilities of each image and its mirror image.
+        attack_eps: Robust accuracy under projected gradient descent in a ball of this radius, in 1/255 of the pixel range; 0
+            does not attack; -1 takes that of an adversarially trained checkpoint, and attacks no other.
+        attack_steps: Steps of the attack.
+        attack_norm: linf or l2; the default is the checkpoint's, else linf.
+        seed: Of the attack's random start.
+        batch_size: Images at a time, over all processes of torchrun.
+        size: Side of the images; 0 is the checkpoint's.
+        mean: Mean of the channels that the network wants, three values, instead of the checkpoint's.
+        std: Standard deviation, likewise.
+        backend: What reads the images: native, ffcv, dali or torchvision (slow).
+        device: auto, cpu, cuda, cuda:1, ...
+        workers: Loader threads; 0 means one per core.
+
+    Returns:
+        ``top_1``, ``top_5``, ``loss`` (cross entropy), ``calibration_error`` (expected, 15 bins), ``per_class``, ``per_group``,
+        ``most_confused``, and under attack ``robust_top_1``.
+
+    Raises:
+        Dp4tlError: A file is bad, or the network cannot know the classes of ``data``.
+    """
+    require_one_of("tta", tta, ("none", "flip"))
+    require(batch_size >= 1, "batch_size", batch_size, "at least 1")
+    require(attack_steps >= 1, "attack_steps", attack_steps, "at least 1")
+    require(attack_eps >= 0 or attack_eps == -1, "attack_eps", attack_eps, "at least 0, or -1")
+    if attack_norm:
+        require_one_of("attack_norm", attack_norm, NORMS)
+    if out:
+        check_outputs([("out", Path(out) / name) for name in ("evaluation.json", "per_class.csv", "confusion.csv")], [data])
+    beton = Beton(data)
+    grouped = accuracy.read_groups(groups, beton) if groups else None
+
+    from dp4tl_fast.inference.network import open_network
+    from dp4tl_fast.inference.scores import logits_of, robust_top_1, scores
+    from dp4tl_fast.training.placement import loader_share
+    from dp4tl_fast.training.trial import try_forward
+
+    network = open_network(checkpoint, arch, device=device, size=size, mean=mean, std=std)
+    network.check_classifier("evaluate")
+    truth, records = match_classes(network, beton, known_only)
+    try_forward(network.model, network.meta["arch"], network.pixels.size, network.device)
+    share = loader_share(batch_size, 1, workers, network.device)
+    logits = logits_of(network, beton, records, share, backend, tta)
+    labels = truth[beton.labels[records]]
+    result: dict[str, Any] = {
+        "kind": "evaluate", "checkpoint": str(Path(checkpoint).resolve()), "checkpoint_sha256": network.sha256,
+        "arch": network.meta["arch"], "data": str(beton.path), "data_records_sha256": beton.records_sha256,
+        "images": len(records), "left_out": beton.num_samples - len(records), "tta": tta, **network.pixels.meta(),
+    }  # fmt: skip
+    result |= scores(logits, labels)
+    predicted = logits.argmax(1).numpy()
+    result |= _by_class_and_group(predicted == labels, beton, records, grouped)
+    confusion = count_pairs(beton.labels[records], predicted, beton.num_classes, len(network.names))
+    result["most_confused"] = _most_confused(confusion, truth, beton, network)
+    if attack := _attack(network.meta, attack_eps, attack_steps, attack_norm):
+        result |= robust_top_1(network, beton, records, truth, share, backend, attack, seed)
+    if out:
+        on_rank_zero(lambda: _write(Path(out), result, confusion, beton, network))
+    on_rank_zero(lambda: _tell(result))
+    return result
+
+
+def match_classes(network: Network, beton: Beton, known_only: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The network's output for every class of ``beton``, int64 ``[classes]`` (-1: none), and the records of those it knows.
+
+    Raises:
+        UsageError: It does not know a class that has records, and those are not to be left out.
+    """
+    names = beton.class_names
+    if network.named and beton.sidecar.class_names:
+        number = {name: i for i, name in enumerate(network.names)}
+        truth = np.array([number.get(name, -1) for name in names], np.int64)
+    elif kept := network.meta.get("classes"):  # a head of the kept classes alone
+        truth = np.full(len(names), -1, np.int64)
+        inside = [(i, c) for i, c in enumerate(kept) if c < len(names)]
+        truth[[c for _, c in inside]] = [i for i, _ in inside]
+    else:
+        truth = np.where(np.arange(len(names)) < len(network.names), np.arange(len(names)), -1)
+    missing = np.flatnonzero((truth < 0) & (beton.class_counts > 0))
+    records = np.flatnonzero(truth[beton.labels] >= 0)
+    if len(records) == 0 or (len(missing) and not known_only):
+        remedy = "It is for other classes" if len(records) == 0 else "`known_only` leaves them out"
+        raise UsageError(
+            f"{network.path}: knows {len(network.names)} classes, but not {len(missing)} of the {len(names)} in {beton.path}, "
+            f"such as {names[missing[0]]!r}. {remedy}"
+        )
+    return truth, records
+
+
+def count_pairs(truth: np.ndarray, predicted: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """How often each pair occurs, int64 ``[rows, columns]``, of two int64 ``[n]``."""
+    return np.bincount(truth * columns + predicted, minlength=rows * columns).reshape(rows, columns)
+
+
+def _by_class_and_group(
+    right: np.ndarray, beton: Beton, records: np.ndarray, groups: tuple[list[str], np.ndarray] | None
+) -> dict[str, Any]:
+    classes = accuracy.by_key(right[None], beton.labels[records], beton.num_classes)[0]
+    found: dict[str, Any] = {"per_class": {beton.class_names[c]: float(v) for c, v in enumerate(classes) if not np.isnan(v)}}
+    if groups is not None:
+        names, keys = groups
+        values = accuracy.by_key(right[None], keys[records], len(names))[0]
+        found["per_group"] = {name: float(v) for name, v in zip(names, values, strict=True) if not np.isnan(v)}
+        found["worst_group"] = min(found["per_group"].values())
+    return found
+
+
+def _most_confused(confusion: np.ndarray, truth: np.ndarray, beton: Beton, network: Network) -> list[dict[str, Any]]:
+    """Pairs of a class and what it is taken for, most frequent first."""
+    wrong = confusion.copy()
+    known = np.flatnonzero(truth >= 0)
+    wrong[known, truth[known]] = 0
+    order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSED]
+    pairs = zip(*np.unravel_index(order, wrong.shape), strict=True)
+    return [
+        {"class": beton.class_names[int(a)], "taken_for": network.names[int(b)], "images": int(wrong[a, b])}
+        for a, b in pairs if wrong[a, b]
+    ]  # fmt: skip
+
+
+def _attack(meta: dict[str, Any], eps: float, steps: int, norm: str) -> dict[str, Any] | None:
+    """What to attack with, if at all. Checkpoints of earlier versions do not tell what they were trained against."""
+    own = meta.get("attack") or {}
+    if eps == -1:
+        eps = float(own.get("eps", 0))
+        if not eps and meta.get("objective") == "adversarial":
+            cli.message("note: this checkpoint does not say what it was trained against; give `attack_eps` for robust accuracy")
+    return {"eps": eps, "steps": steps, "norm": norm or own.get("norm", "linf")} if eps else None
+
+
+def _write(out: Path, result: dict[str, Any], confusion: np.ndarray, beton: Beton, network: Network) -> None:
+    counts = confusion.sum(1)
+    per_class = [(name, int(counts[c]), result["per_class"].get(name, "")) for c, name in enumerate(beton.class_names)]
+    write_atomically(out / "per_class.csv", _csv([("class", "images", "top_1"), *per_class]))
+    table = [(name, *row) for name, row in zip(beton.class_names, confusion.tolist(), strict=True)]
+    write_atomically(out / "confusion.csv", _csv([("true \\ predicted", *network.names), *table]))
+    write_atomically(out / "evaluation.json", json.dumps(result, indent=1) + "\n")
+
+
+def _csv(rows: list[tuple[Any, ...]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def _tell(result: dict[str, Any]) -> None:
+    left = f" ({result['left_out']:,} of unknown classes left out)" if result["left_out"] else ""
+    cli.message(
+        f"{result['images']:,} images{left}: top-1 {100 * result['top_1']:.2f} %, top-5 {100 * result['top_5']:.2f} %, "
+        f"calibration error {100 * result['calibration_error']:.2f} %"
+    )
+    if "worst_group" in result:
+        cli.message(f"worst group {100 * result['worst_group']:.2f} %")
+    if "robust_top_1" in result:
+        attack = result["attack"]
+        cli.message(
+            f"robust top-1 {100 * result['robust_top_1']:.2f} % under {attack['steps']} steps of PGD, {attack['norm']}, "
+            f"{attack['eps']:g}/255"
+        )
+    for pair in result["most_confused"][:3]:
+        cli.message(f"{pair['class']} is taken for {pair['taken_for']} {pair['images']} times")
