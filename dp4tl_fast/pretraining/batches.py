@@ -33,7 +33,7 @@ def open_train(config: PretrainConfig, source: Beton, selection: Selection | Non
     """Shuffled, augmented uint8 batches of the surviving records: this process's part of each."""
     spec = LoaderSpec(
         size=config.size, transform="random_resized_crop", scale=(config.min_scale, 1.0), flip=config.flip, shuffle=True,
-        drop_last=True, seed=config.seed, views=config.views, with_index=True, **share(config),
+        drop_last=True, seed=config.seed, views=config.views, with_index=True, on_error=config.on_bad_record, **share(config),
     )  # fmt: skip
     return open_loader(source, selection, spec, config.backend)
 
