@@ -46,7 +46,8 @@ def test_several_cuts_in_one_call_are_those_of_one_call_each(data, tmp_path):
     [
         ({"keep": "0.5,0.5"}, "names a cut twice"), ({"keep": "0.5,"}, "`keep=`"), ({"keep": "0.5,2.5"}, "`keep=2.5`"),
         ({"keep": "1,2", "materialize": "m.beton"}, "copies one selection"),
-        ({"sample": "soft"}, "whole or weighted"), ({"shares": "equal"}, "`sample=weighted`"), ({"smooth": 0.1}, "`sample=weighted`"),
+        ({"sample": "soft"}, "whole or weighted"), ({"shares": "equal"}, "`sample=weighted`"),
+        ({"smooth": 0.1}, "`sample=weighted`"),
         ({**WEIGHTED, "smooth": 1.5}, "from 0 to 1"), ({**WEIGHTED, "reverse": True}, "`shares=equal`"),
         ({**WEIGHTED, "method": "random"}, "has no votes"), ({**WEIGHTED, "method": "moderate"}, "single records"),
         ({"per_class": 3, "method": "moderate"}, "single records"), ({"per_class": -1}, "at least 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ class Training(Session):
         selection: Selection | None,
         learner: Learner,
         loader: BaseLoader[IndexedBatch],
+        guard: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(Path(config.out), config, settings, learner, loader)
+        super().__init__(Path(config.out), config, settings, learner, loader, guard)
         self.config, self.selection = config, selection
         if config.val:
             self.best_of = ("val_top_1", 1)
@@ -40,7 +42,7 @@ class Training(Session):
         found: dict[str, float] = {}
         with open_eval(config.val, self.selection, config) as val:
             for prefix, model in models.items():
-                scores = evaluate(model, val, self.learner.normalise, run.objective.score)  # type: ignore[attr-defined]
+                scores = evaluate(model, self.agreed(val), self.learner.normalise, run.objective.score)  # type: ignore[attr-defined]
                 found |= {f"{prefix}_{name}": value for name, value in scores.items()}
         return found
 

@@ -2,26 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.errors import CheckpointError, UsageError
 from dp4tl_fast.common.files import write_atomically
+from dp4tl_fast.common.lock import Owner
 from dp4tl_fast.reporting.runs import flat, read_metrics
-from dp4tl_fast.training.ranks import world_size
+from dp4tl_fast.training.ranks import on_rank_zero, rank, world_size
 
 if TYPE_CHECKING:
     from dp4tl_fast.training.state import Run
+
+
+# Settings of every run that may differ between it and its continuation: they do not change what is computed, or, the last two, do
+# so only where a run without them would end.
+FREE = {"resume", "out", "workers", "tensorboard", "profile", "stop_signals", "on_bad_record", "max_bad"}
+
+
+def defaults_of(config: type) -> dict[str, Any]:
+    """What each setting of a config class is where nothing was said; those that must be given are left out."""
+    found = {}
+    for field in dataclasses.fields(config):
+        if field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+            nested = dataclasses.is_dataclass(value) and not isinstance(value, type)
+            found[field.name] = dataclasses.asdict(value) if nested else value
+    return found
 
 
 def check_folder(
     out: Path, settings: dict[str, Any], resume: bool, hashes: Mapping[str, str], defaults: Mapping[str, Any] = {}
 ) -> dict[str, Any] | None:
     """Refuse a folder that holds another run. Returns the summary of a run that is already complete.
+
+    A file may lie elsewhere by now: where its contents were recorded, these are compared and not its name. A setting that the
+    folder's version did not have counts as its default; one that this version no longer has is named and left out.
 
     Args:
         settings: All that decides what the run computes.
@@ -43,8 +67,13 @@ def check_folder(
         old = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
         raise CheckpointError(f"{path}: not readable as YAML ({error})") from None
-    was, now = flat({**defaults, **old}), flat(settings)
-    changed = sorted(k for k in now.keys() | was.keys() if now.get(k) != was.get(k))
+    was, now = {**flat(defaults), **flat(old)}, flat(settings)
+    files = {hashes[key] for key in hashes if key in old}
+    moved = {k for k, value in now.items() if value in files and k in was}
+    unknown = sorted(k for k in was.keys() - now.keys() if not k.endswith(cli.HASH))
+    if unknown and rank() == 0:
+        cli.message(f"note: {path} has settings of another version, which are left out: {', '.join(unknown)}")
+    changed = sorted(k for k in (now.keys() | was.keys()) - moved - set(unknown) if now.get(k) != was.get(k))
     if changed:
         differences = "; ".join(f"{k} was {was.get(k)!r}, now {now.get(k)!r}" for k in changed)
         remedy = "Give another folder"
@@ -53,6 +82,19 @@ def check_folder(
         raise UsageError(f"{out}: `resume` with other settings: {differences}. {remedy}")
     summary = out / "summary.json"
     return json.loads(summary.read_text()) if summary.exists() else None
+
+
+@contextlib.contextmanager
+def owned(out: Path) -> Iterator[Callable[[], None]]:
+    """The run folder, owned by the first process of this run. Yields what to call before anything is written there.
+
+    Raises:
+        UsageError: On every rank: another run owns it.
+    """
+    owner = Owner(out)
+    with contextlib.ExitStack() as stack:
+        on_rank_zero(lambda: stack.enter_context(owner) and None)
+        yield owner.check if rank() == 0 else lambda: None
 
 
 class Log:
