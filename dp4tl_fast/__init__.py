@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from dp4tl_fast.inference.evaluate import evaluate as evaluate
     from dp4tl_fast.inference.export import export as export
     from dp4tl_fast.inference.predict import predict as predict
-    from dp4tl_fast.inference.evaluate import evaluate as evaluate
-    from dp4tl_fast.inference.export import export as export
-    from dp4tl_fast.inference.predict import predict as predict
     from dp4tl_fast.loaders import LoaderSpec as LoaderSpec
     from dp4tl_fast.loaders import open_loader as open_loader
     from dp4tl_fast.pretraining.config import PretrainConfig as PretrainConfig
@@ -44,11 +41,8 @@ _HOMES = {
     "convert": "conversion.run",
     "evaluate": "inference.evaluate",
     "export": "inference.export",
-    "evaluate": "inference.evaluate",
-    "export": "inference.export",
     "finetune": "finetuning.run",
     "open_loader": "loaders",
-    "predict": "inference.predict",
     "predict": "inference.predict",
     "pretrain": "pretraining.run",
     "prune": "pruning.run",
