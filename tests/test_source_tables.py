@@ -317,6 +317,17 @@ def test_shards_of_a_hub_folder(tmp_path: Path) -> None:
         opened(tmp_path / "hub", tmp_path, split="dev")
 
 
+def test_shards_in_a_folder_per_split(tmp_path: Path) -> None:
+    """As the Hub converts data sets."""
+    for split in ("train", "test"):
+        parquet(tmp_path / f"hub/default/{split}/0000.parquet", {"image": STRUCTS, "label": [0, 1, 0, 1]})
+    with pytest.raises(SourceError, match="holds the splits test, train"):
+        opened(tmp_path / "hub", tmp_path)
+    assert len(samples(tmp_path / "hub", tmp_path, split="train")) == 4
+    put(tmp_path / "photos", {"data/a/1.jpg": IMAGES[0], "data/b/1.jpg": IMAGES[1]})
+    assert samples(tmp_path / "photos") == [("a", IMAGES[0]), ("b", IMAGES[1])]
+
+
 def test_arrow_folders_as_datasets_saves_them(tmp_path: Path) -> None:
     meta = {"huggingface": json.dumps({"info": {"features": {"label": {"names": ["cat", "dog"]}}}})}
     table = pa.table({"image": STRUCTS, "label": [1, 0, 1, 0]}).replace_schema_metadata(meta)

@@ -107,8 +107,9 @@ def test_what_is_no_file_is_refused_and_never_opened(
     if name.endswith(".json"):
         assert names_of("t") == {"a": ["1.jpg"], "b": ["1.jpg"]}, "it is litter: not opened for its content"
         return
-    with pytest.raises(SourceError, match=f"t/{name}: is a {kind}, not a file"):
-        opened("t")
+    for src in ("t", f"file://{tmp_path}/t"):
+        with pytest.raises(SourceError, match=f"t/{name}: is a {kind}, not a file"):
+            opened(src)
 
 
 @pytest.mark.parametrize("name", ["x.tar", "x.parquet", "x.csv", "x.arrow"])
@@ -116,6 +117,13 @@ def test_a_pipe_in_place_of_the_source_is_refused(tmp_path: Path, name: str) -> 
     os.mkfifo(tmp_path / name)
     with pytest.raises(SourceError, match="is a pipe, not a file"):
         opened(tmp_path / name)
+
+
+def test_urls_of_files_are_files(tmp_path: Path) -> None:
+    put(tmp_path / "a b", {"a/1.jpg": JPEG, "b/1.jpg": JPEG})
+    assert names_of(f"file://{tmp_path}/a%20b") == {"a": ["1.jpg"], "b": ["1.jpg"]}
+    make_tar(tmp_path / "x.tar", [("t/a/1.jpg", JPEG), ("t/b/1.jpg", JPEG), ("u/c/1.jpg", JPEG)])
+    assert names_of(f"file://{tmp_path}/x.tar#t") == {"a": ["1.jpg"], "b": ["1.jpg"]}
 
 
 def test_a_pipe_behind_a_table_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
+from urllib.parse import unquote
 
 from dp4tl_fast.common.content import PARQUET, TAR, TEXT, UNFINISHED, what_it_is
 from dp4tl_fast.common.errors import Dp4tlError, SourceError, UsageError
@@ -25,7 +26,8 @@ PACKED = {  # ending -> the command that unpacks it
     ".tar.gz": "gunzip -k", ".tgz": "gunzip -k -S .tgz", ".tar.bz2": "bunzip2 -k", ".tar.xz": "unxz -k", ".tar.zst": "unzstd",
     ".zip": "unzip", ".7z": "7z x", ".rar": "unrar x",
 }  # fmt: skip
-MAX_SHARDS = 1_000_000
+NOTES = (".md", ".json", ".txt", ".yaml", ".yml", ".lock")  # beside shards
+MAX_SHARDS, MAX_FOLDERS = 1_000_000, 16
 
 
 def open_source(src: str, options: SourceOptions | None = None, *, scratch: Path | None = None) -> Source:
@@ -65,6 +67,8 @@ def _open(src: str, options: SourceOptions, scratch: Path) -> Source:
         from dp4tl_fast.sources.torchvision import open_torchvision
 
         return open_torchvision(src, options, scratch)
+    if src.startswith("file://"):
+        src = unquote(src.removeprefix("file://"))
     if "://" in src:
         return _open_remote(src, options, scratch)
     below = ""
@@ -125,27 +129,37 @@ def _check_content(file: Path) -> None:
 # -- files in parts ---------------------------------------------------------------------------------------------------
 
 
-def _shards(folder: Path) -> list[Path]:
-    """The tars, Parquet or Arrow files of a folder that holds them alone, or beside notes; or of the ``data`` folder in it."""
+def _shards(folder: Path, depth: int = 2) -> list[Path]:
+    """The tars, Parquet or Arrow files of a folder that holds nothing else but notes.
+
+    Parquet and Arrow files may lie in a few folders of it, as on the Hub (``data``, ``default/train``) and as
+    ``datasets.save_to_disk`` writes the splits.
+    """
+    files: list[Path] = []
+    folders: list[Path] = []
     try:
-        visible = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".")]
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                suffix = Path(entry.name).suffix.lower()
+                if entry.name.startswith(".") or suffix in NOTES:
+                    continue
+                if not entry.is_dir() and suffix not in (".tar", ".parquet", ".arrow"):
+                    return []
+                (folders if entry.is_dir() else files).append(Path(entry.path))
     except OSError as error:
         raise SourceError(f"{folder}: cannot be listed: {error.strerror}. Make it readable") from None
-    notes = (".md", ".json", ".txt", ".yaml", ".yml", ".lock")
-    files = [p for p in visible if p.suffix.lower() not in notes]
-    if [p.name for p in files] == ["data"] and files[0].is_dir():
-        return [p for p in _shards(files[0]) if p.suffix.lower() != ".tar"]
-    if files and all(p.suffix.lower() in (".tar", ".parquet", ".arrow") and p.is_file() for p in files):
-        return files
-    if (folder / "dataset_dict.json").exists():  # of datasets.save_to_disk: a folder per split
-        return [p for inner in files if inner.is_dir() for p in sorted(inner.glob("*.arrow"))]
-    return []
+    if files or not 0 < len(folders) <= MAX_FOLDERS or not depth:
+        return [] if folders else sorted(files)
+    inner = [_shards(path, depth - 1) for path in sorted(folders)]
+    found = [path for part in inner for path in part]
+    return found if all(inner) and all(path.suffix.lower() != ".tar" for path in found) else []
 
 
 def _split_of(file: Path) -> str:
     """The split that a file's name tells: ``train-00000-of-00002.parquet``, ``imagenet-val-003.tar``; or its folder's."""
     words = [word for word in re.split(r"[-_.]+", file.name.lower()) if word in SPLITS]
-    return words[0] if words else file.parent.name if file.suffix == ".arrow" else ""
+    by_folder = file.suffix.lower() == ".arrow" or file.parent.name.lower() in SPLITS
+    return words[0] if words else file.parent.name if by_folder and file.suffix.lower() != ".tar" else ""
 
 
 def _of_split(src: str, files: list[Path], options: SourceOptions) -> tuple[list[Path], SourceOptions]:

@@ -106,5 +106,7 @@ class PicturesSource(SpoolSource):
                 raise SourceError(f"{self._src}: sample {i} is not an image with a class id")
             out = io.BytesIO()
             picture.save(out, "PNG")
+            if label < 0:
+                raise SourceError(f"{self._src}: sample {i} has the label {label}, which is no class id. Choose another split")
             labels.append(int(label))
             yield out.getvalue()
