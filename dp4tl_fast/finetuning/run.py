@@ -19,7 +19,7 @@ from dp4tl_fast.finetuning.config import FinetuneConfig
 from dp4tl_fast.finetuning.splits import few_shots, hold_out
 from dp4tl_fast.finetuning.targets import open_target
 from dp4tl_fast.inference import accuracy
-from dp4tl_fast.runs.folder import check_folder
+from dp4tl_fast.runs.folder import check_folder, owned
 from dp4tl_fast.training.ranks import on_rank_zero, process_group, rank, world_size
 
 if TYPE_CHECKING:
@@ -57,28 +57,45 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     if target.exists() and not config.resume:
         raise UsageError(f"{target} exists. Remove it, or give another `out`")
     files = _open_files(config)
-    train_set, test_set = files["train"], files["test"]
-    groups = accuracy.read_groups(config.groups, test_set) if config.groups else None
+    if config.groups:  # fail now, not after the last seed
+        accuracy.read_groups(config.groups, files["test"])
     drawn = config.mode != "knn" or config.shots > 0
     seeds = range(config.seeds if drawn else 1)
-    chosen = [_split(train_set, config, seed) for seed in seeds]
+    chosen = [_split(files["train"], config, seed) for seed in seeds]
 
-    from dp4tl_fast.finetuning.start import HASH, pinned, read_start
-    from dp4tl_fast.finetuning.work import Work
+    from dp4tl_fast.finetuning.start import HASH, pinned
 
     settings: dict[str, Any] = {k: v for k, v in asdict(config).items() if k not in FREE_ON_RESUME}
     hashes = {f"{name}_records_sha256": beton.records_sha256 for name, beton in files.items()}
     paths = {f"{name}_records_sha256": str(beton.path) for name, beton in files.items()}
     settings |= {HASH: pinned(config), **hashes}
-    complete = on_rank_zero(lambda: check_folder(out, settings, config.resume, paths))
-    if complete is not None and complete.get("seeds") == len(seeds):
-        if rank() == 0:
-            cli.message(f"{out}: this finetuning is complete; nothing to do")
-        return complete
+
+    def finished() -> dict[str, Any] | None:
+        found = check_folder(out, settings, config.resume, paths)
+        return found if found is not None and found.get("seeds") == len(seeds) else None
+
+    complete = on_rank_zero(finished)
+    if complete is None:
+        with owned(out):
+            complete = on_rank_zero(finished)  # another may have ended meanwhile
+            if complete is None:
+                return _work(config, settings, files, chosen, start)
+    if rank() == 0:
+        cli.message(f"{out}: this finetuning is complete; nothing to do")
+    return complete
+
+
+def _work(config: FinetuneConfig, settings: dict[str, Any], files: dict[str, Beton], chosen: list[Any], start: float) -> dict[str, Any]:
+    """All seeds, each on its records to train and to validate on; the summary is written."""
+    from dp4tl_fast.finetuning.start import HASH, read_start
+    from dp4tl_fast.finetuning.work import Work
+
+    train_set, test_set = files["train"], files["test"]
+    groups = accuracy.read_groups(config.groups, test_set) if config.groups else None
     origin = read_start(config)
     settings[HASH] = origin.sha256
     work = Work(config, settings, origin, files)
-    results = [work.result(seed, *records) for seed, records in zip(seeds, chosen, strict=True)]
+    results = [work.result(seed, *records) for seed, records in enumerate(chosen)]
     summary: dict[str, Any] = {
         "kind": "finetune",
         "checkpoint": str(Path(config.checkpoint).resolve()) if config.checkpoint else None,
@@ -89,7 +106,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         "test": str(test_set.path),
         "test_records_sha256": test_set.records_sha256,
         **{name: value for name, value in asdict(config).items() if name in IN_SUMMARY},
-        "seeds": len(seeds),
+        "seeds": len(chosen),
         "size": work.pixels.size,
         "best_on": "val" if config.val or config.val_share else "test",
         **_over_seeds(results),
@@ -97,7 +114,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         "processes": world_size(),
         "seconds": time.perf_counter() - start,
     }
-    on_rank_zero(lambda: _finish(target, summary))
+    on_rank_zero(lambda: _finish(Path(config.out) / "summary.json", summary))
     return summary
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dp4tl_fast.beton import Beton
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.files import npy_bytes, write_atomically
 from dp4tl_fast.pretraining.config import PretrainConfig
 from dp4tl_fast.pretraining.folder import check_run, open_source, settings_of, summarise
+from dp4tl_fast.runs.folder import owned
+from dp4tl_fast.selection import Selection
 from dp4tl_fast.training.ranks import on_rank_zero, process_group, rank
 
 
@@ -29,17 +33,26 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     source, selection = open_source(config)
     out, settings = Path(config.out), settings_of(config, source, selection)
     finished = on_rank_zero(lambda: check_run(config, settings))
-    if finished is not None:
-        if rank() == 0:
-            cli.message(f"{out}: this run is complete; nothing to do")
-        return finished
+    if finished is None:
+        with owned(out) as guard:
+            finished = on_rank_zero(lambda: check_run(config, settings))  # another may have ended meanwhile
+            if finished is None:
+                return _train(config, settings, source, selection, guard)
+    if rank() == 0:
+        cli.message(f"{out}: this run is complete; nothing to do")
+    return finished
 
+
+def _train(
+    config: PretrainConfig, settings: dict[str, Any], source: Beton, selection: Selection | None, guard: Callable[[], None]
+) -> dict[str, Any]:
     from dp4tl_fast.pretraining.batches import open_eval, open_train
     from dp4tl_fast.pretraining.learner import build
     from dp4tl_fast.pretraining.training import Training
     from dp4tl_fast.training import checkpoint
     from dp4tl_fast.training.trial import try_out
 
+    out = Path(config.out)
     if config.val:  # fail now, not after an epoch
         with open_eval(config.val, selection, config) as val:
             source.check_split(val.beton)
@@ -48,9 +61,10 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         for size in {config.size, config.end_size or config.size}:
             least = loader.spec.batch_size // config.accumulate
             try_out(learner.run.joint.network, config.arch, size, learner.normalise.device, least=least)
-        Training(config, settings, selection, learner, loader).run()
+        Training(config, settings, selection, learner, loader, guard).run()
 
     def finish() -> dict[str, Any]:
+        guard()
         if config.forgetting:
             write_atomically(out / "forgetting.npy", npy_bytes(learner.run.objective.counts()))  # type: ignore[attr-defined]
         summary = summarise(out, config, source, selection, learner.how.precision, learner.normalise.device)

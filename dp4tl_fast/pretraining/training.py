@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ class Training(Session):
         selection: Selection | None,
         learner: Learner,
         loader: BaseLoader[IndexedBatch],
+        guard: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(Path(config.out), config, settings, learner, loader)
+        super().__init__(Path(config.out), config, settings, learner, loader, guard)
         self.config, self.selection = config, selection
         if config.val:
             self.best_of = ("val_top_1", 1)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.errors import CheckpointError, UsageError
 from dp4tl_fast.common.files import write_atomically
+from dp4tl_fast.common.lock import Owner
 from dp4tl_fast.reporting.runs import flat, read_metrics
-from dp4tl_fast.training.ranks import world_size
+from dp4tl_fast.training.ranks import on_rank_zero, rank, world_size
 
 if TYPE_CHECKING:
     from dp4tl_fast.training.state import Run
@@ -53,6 +55,19 @@ def check_folder(
         raise UsageError(f"{out}: `resume` with other settings: {differences}. {remedy}")
     summary = out / "summary.json"
     return json.loads(summary.read_text()) if summary.exists() else None
+
+
+@contextlib.contextmanager
+def owned(out: Path) -> Iterator[Callable[[], None]]:
+    """The run folder, owned by the first process of this run. Yields what to call before anything is written there.
+
+    Raises:
+        UsageError: On every rank: another run owns it.
+    """
+    owner = Owner(out)
+    with contextlib.ExitStack() as stack:
+        on_rank_zero(lambda: stack.enter_context(owner) and None)
+        yield owner.check if rank() == 0 else lambda: None
 
 
 class Log:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -55,12 +56,17 @@ class Session:
         out: The run folder.
         plan: Epochs, rates, when to save.
         settings: All that decides what the run computes: config.yaml.
+        guard: Called before anything is written: raises where the folder is another process's by now (``folder.owned``).
     """
 
     best_of: tuple[str, int] = ("loss", -1)  # the metric that tells the best epoch, and whether more of it is better
 
-    def __init__(self, out: Path, plan: Plan, settings: dict[str, Any], learner: Learner, loader: Source) -> None:
+    def __init__(
+        self, out: Path, plan: Plan, settings: dict[str, Any], learner: Learner, loader: Source,
+        guard: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         self.out, self.plan, self.settings, self.learner, self.loader = out, plan, settings, learner, loader
+        self.guard = guard
         self.first = rank() == 0
         self.total = len(loader) * plan.epochs
         self.votes = Votes()
@@ -88,6 +94,7 @@ class Session:
             self._resume()
         self.begin_epoch()
         if self.first:  # only now: all input is good
+            self.guard()
             write_atomically(self.out / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
         with contextlib.ExitStack() as stack:
             self.stopped = stack.enter_context(loop.graceful_stop())
@@ -198,6 +205,7 @@ class Session:
         run = self.learner.run
         state = run.state_dict(self.loader)
         if self.first:
+            self.guard()
             checkpoint.save(
                 self.out / "checkpoint", run.step, run.model, self.learner.meta, state,
                 keep=self.plan.saving.keep_last, best=int(run.best.get("step", -1)), ema=run.ema.model if run.ema else None,

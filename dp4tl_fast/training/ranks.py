@@ -7,9 +7,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dp4tl_fast.common.errors import Dp4tlError, UsageError
+from dp4tl_fast.training import joining
 
 if TYPE_CHECKING:
     import torch
@@ -27,9 +29,10 @@ def process_group() -> Iterator[int]:
     Alone it does not import torch. Within another ``process_group`` it is that one.
 
     Raises:
-        UsageError: More processes on this machine than GPUs.
+        UsageError: More processes on this machine than GPUs; the environment says only half of what torchrun sets; or a
+            process does not come (``joining.JOIN_S``).
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+    if not joining.several():
         yield 0
         return
     import torch
@@ -39,13 +42,14 @@ def process_group() -> Iterator[int]:
         yield dist.get_rank()
         return
     if torch.cuda.is_available():
-        here, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        here, gpus = joining.number("LOCAL_RANK", 0), torch.cuda.device_count()
         if here >= gpus:
             raise UsageError(f"torchrun started process {here + 1} here, but torch sees {gpus} GPUs: --nproc-per-node={gpus}")
         torch.cuda.set_device(here)
-        dist.init_process_group("cpu:gloo,cuda:nccl")
-    else:
-        dist.init_process_group("gloo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    which = joining.number("RANK", 0), joining.number("WORLD_SIZE", 1)
+    answer = timedelta(seconds=joining.ANSWER_S)
+    dist.init_process_group(backend, store=joining.meet(), rank=which[0], world_size=which[1], timeout=answer)
     global _was_one_of_several
     _was_one_of_several = True
     yield dist.get_rank()
@@ -69,7 +73,7 @@ def run_command(function: Callable[..., Any], argv: Sequence[str] | None, **how:
     """``cli.run`` (``how``: its other options) for a command that may run under torchrun: one process prints the result."""
     from dp4tl_fast.common import cli
 
-    with redirect_stdout(None if int(os.environ.get("RANK", "0")) else sys.stdout):
+    with redirect_stdout(None if os.environ.get("RANK", "0") != "0" else sys.stdout):
         code = cli.run(function, argv, **how)
     return leave(code)
 

@@ -1,0 +1,79 @@
+"""What a process does that cannot join the others: one line that says why, within the stated time, or at once on a signal."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.training import joining
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def environment(port, rank, world=2):
+    return {"WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2, but not RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, "but not MASTER_ADDR, MASTER_PORT. Start with torchrun"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two, which is no number"),
+        (environment(1, 2), "RANK=2 of WORLD_SIZE=2"),
+    ],
+)
+def test_half_an_environment_is_one_line(given, says):
+    done = subprocess.run(
+        [sys.executable, "-m", "dp4tl_fast.pretrain", "--source=s.beton", "--out=r"], capture_output=True, text=True, env=os.environ | given
+    )
+    assert done.returncode == 2 and says in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_does_not_come_is_waited_for_a_stated_time(port, rank, monkeypatch):
+    monkeypatch.setattr(joining, "JOIN_S", 0.3)
+    for name, value in environment(port, rank).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=r"only 1 of 2 processes came within 0 s|nobody answered at MASTER_ADDR=127.0.0.1"):
+        joining.meet()
+
+
+@pytest.mark.parametrize(("rank", "stop"), [(0, signal.SIGTERM), (1, signal.SIGINT)])
+def test_a_signal_ends_the_wait(port, rank, stop):
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAIT], env=os.environ | environment(port, rank), stderr=subprocess.PIPE, text=True
+    )
+    while process.stderr.readline() != "waiting\n":
+        pass
+    process.send_signal(stop)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in said
+
+
+WAIT = """
+import sys
+from dp4tl_fast.common import cli
+from dp4tl_fast.training import joining, ranks
+
+real = joining._connect
+def connect(*arguments):
+    print("waiting", file=sys.stderr, flush=True)
+    return real(*arguments)
+joining._connect = connect
+
+def wait(*, flag: int = 0) -> None:
+    "Wait."
+    with ranks.process_group():
+        pass
+sys.exit(cli.run(wait, []))
+"""
