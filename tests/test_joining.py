@@ -20,7 +20,8 @@ def port():
 
 
 def environment(port, rank, world=2):
-    return {"WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    told = {"WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {name: str(value) for name, value in told.items()}
 
 
 @pytest.mark.parametrize(
@@ -33,9 +34,8 @@ def environment(port, rank, world=2):
     ],
 )
 def test_half_an_environment_is_one_line(given, says):
-    done = subprocess.run(
-        [sys.executable, "-m", "dp4tl_fast.pretrain", "--source=s.beton", "--out=r"], capture_output=True, text=True, env=os.environ | given
-    )
+    command = [sys.executable, "-m", "dp4tl_fast.pretrain", "--source=s.beton", "--out=r"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | given)
     assert done.returncode == 2 and says in done.stderr and len(done.stderr.splitlines()) == 1
 
 

@@ -45,7 +45,8 @@ def test_an_owner_that_was_killed_makes_way_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "_changes", lambda *a: pytest.fail("it ran here: nothing to wait for"))
     other = hold(tmp_path)
     other.kill()
-    with Owner(tmp_path):  # not yet waited for: its number is still taken
+    os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)  # dead, but its number is still taken
+    with Owner(tmp_path):
         pass
     other.communicate()
     other = hold(tmp_path)

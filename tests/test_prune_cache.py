@@ -5,14 +5,20 @@ import multiprocessing
 import os
 import resource
 import signal
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from pruning_data import forward_passes, run
 from safetensors.torch import load_file, save_file
+from small_runs import noisy_colours
+from small_runs import run as pretrained
 
 from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.common.stopwatch import Stopwatch
 from dp4tl_fast.pruning import cache
+from dp4tl_fast.pruning.config import PruneConfig
+from dp4tl_fast.pruning.run import prune
 from dp4tl_fast.training import checkpoint
 
 
@@ -104,3 +110,58 @@ def test_a_full_disk_is_an_error_before_anything_is_computed(tmp_path):
     process.start()
     process.join()
     assert process.exitcode == 0 and [p.name for p in tmp_path.iterdir()] == ["a.lock"]
+
+
+def test_a_touched_or_copied_file_is_found_in_the_cache(data, tmp_path, monkeypatch):
+    calls = forward_passes(monkeypatch)
+    before = run(data, tmp_path / "a.json")
+    first = len(calls)
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    for name in ("source", "red"):
+        for suffix in (".beton", ".info.zip"):
+            (copies / f"{name}{suffix}").write_bytes((data / f"{name}{suffix}").read_bytes())
+    after = run(data, tmp_path / "b.json", source=str(copies / "source.beton"), target=[str(copies / "red.beton")])
+    assert first and len(calls) == first and after["scores"] == before["scores"]
+
+
+def hold_the_cache(path, held, waited_for):
+    def fill(out):
+        held.set()
+        waited_for.wait()
+        out[:] = 7
+
+    cache.cached(path, (4,), np.dtype("<f4"), fill)
+
+
+def test_a_wait_for_anothers_cache_is_no_cost(tmp_path):
+    """It is told apart as waiting; what the other spent is told as cached."""
+    spawn = multiprocessing.get_context("spawn")
+    held, waited_for = spawn.Event(), spawn.Event()
+    process = spawn.Process(target=hold_the_cache, args=(tmp_path / "a.npy", held, waited_for))
+    process.start()
+    held.wait()
+    watch = Stopwatch("writing")
+
+    @contextmanager
+    def waiting():
+        with watch.section("waiting"):
+            waited_for.set()
+            yield
+
+    found = cache.cached(tmp_path / "a.npy", (4,), np.dtype("<f4"), lambda out: out.fill(1), waiting=waiting)
+    process.join()
+    assert found.array.tolist() == [7] * 4 and found.saved > 0 and watch.lap()["waiting"] > 0
+
+
+@pytest.mark.parametrize("named", ["run", "checkpoint", "file", "best"])
+def test_what_a_surrogate_cost_follows_its_weights(tmp_path, named):
+    source = noisy_colours(tmp_path, "s", (8, 8, 8))
+    made = pretrained(source, tmp_path / "sur", epochs=1)
+    weights = checkpoint.find_weights(tmp_path / "sur")
+    path = {"run": tmp_path / "sur", "checkpoint": weights.parent, "file": weights, "best": tmp_path / "sur/checkpoint/best"}[named]
+    chosen = prune(
+        PruneConfig(source=str(source), target=[str(source)], surrogate=str(path), out=str(tmp_path / "o.json"), keep="2",
+                    accept_surrogate=True, cache="none")
+    )  # fmt: skip
+    assert chosen["seconds"]["surrogate"] == made["pretrain_s"]

@@ -18,7 +18,7 @@ import numpy as np
 from dp4tl_fast.beton import format as fmt
 from dp4tl_fast.beton.sidecars import Contents, put_in_place, sidecar, stamp, write_partial
 from dp4tl_fast.common.errors import BetonError
-from dp4tl_fast.common.files import commit, naming, partial_path, through_links
+from dp4tl_fast.common.files import commit, naming, partial_path, suppress_no_locks, through_links
 
 FIELDS = (("image", fmt.TYPE_RGB), ("label", fmt.TYPE_INT), ("index", fmt.TYPE_INT))
 ROW = fmt.metadata_dtype([type_id for _, type_id in FIELDS])
@@ -62,7 +62,7 @@ class BetonWriter:
         for _ in range(100):
             fd, ours = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), False
             try:
-                with naming(self.partial):
+                with naming(self.partial), suppress_no_locks():
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with its process, however that ends
                 with suppress(FileNotFoundError):
                     ours = os.path.samestat(os.fstat(fd), self.partial.stat())

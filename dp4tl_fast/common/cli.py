@@ -26,6 +26,7 @@ from dp4tl_fast.common.errors import Dp4tlError
 T = TypeVar("T")
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+HASH = "_sha256"  # how the settings end that a run adds to its config.yaml: hashes of its files' contents
 EXIT_OK, EXIT_INTERNAL, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
@@ -65,18 +66,22 @@ class Parser(jsonargparse.ArgumentParser):
         return found
 
     def _find_config(self, name: str) -> str:
-        """A YAML file, or the path of the shipped recipe of that name; its contents where it has former names."""
+        """A YAML file, or the path of the shipped recipe of that name; its contents where it has former names, or was written by
+        a run, which adds the hashes of its files."""
         recipe = RECIPES / f"{name}.yaml"
         path = recipe if not Path(name).exists() and recipe.is_file() else Path(name)
-        if not self.renamed:
-            return str(path)
         import yaml
 
         try:
             settings = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError):
             return str(path)  # jsonargparse says what is wrong with it
-        former = [key for key in self.renamed if isinstance(settings, dict) and key in settings]
+        if not isinstance(settings, dict):
+            return str(path)
+        hashes = [key for key in settings if str(key).endswith(HASH) and f"--{key}" not in self._option_string_actions]
+        for key in hashes:
+            del settings[key]
+        former = [key for key in self.renamed if key in settings]
         for key in former:
             self._note(key, f"{path}: ")
             *groups, last = self.renamed[key].split(".")
@@ -84,7 +89,7 @@ class Parser(jsonargparse.ArgumentParser):
             for group in groups:
                 inner = inner.setdefault(group, {})
             inner[last] = settings.pop(key)
-        return json.dumps(settings) if former else str(path)
+        return json.dumps(settings) if former or hashes else str(path)
 
     def _note(self, former: str, where: str = "") -> None:
         message(f"note: {where}{former} is now called {self.renamed[former]}")

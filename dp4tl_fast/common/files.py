@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -91,13 +92,33 @@ def partial_path(path: Path) -> Path:
 
 
 def commit(partial: Path, path: Path) -> None:
-    """Give a complete, synced file its final name, durably."""
+    """Give a complete, synced file its final name, durably where the file system can sync a folder."""
     partial.replace(path)
-    fd = os.open(path.parent, os.O_RDONLY)
+    with _suppress(*UNABLE, errno.EACCES, errno.EBADF):
+        fd = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+# What file systems answer that lack an operation: Lustre and some NFS have no flock, exFAT and CIFS no links, FUSE mounts no fsync
+# of a folder.
+UNABLE = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EPERM)
+
+
+def suppress_no_locks() -> AbstractContextManager[None]:
+    """Around ``flock``: a file system that has no locks is worked on without."""
+    return _suppress(*UNABLE)
+
+
+@contextmanager
+def _suppress(*numbers: int) -> Iterator[None]:
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        yield
+    except OSError as error:
+        if error.errno not in numbers:
+            raise
 
 
 def npy_bytes(array: np.ndarray) -> bytes:

@@ -19,7 +19,7 @@ from dp4tl_fast.finetuning.config import FinetuneConfig
 from dp4tl_fast.finetuning.splits import few_shots, hold_out
 from dp4tl_fast.finetuning.targets import open_target
 from dp4tl_fast.inference import accuracy
-from dp4tl_fast.runs.folder import check_folder, owned
+from dp4tl_fast.runs.folder import check_folder, defaults_of, owned
 from dp4tl_fast.training.ranks import on_rank_zero, process_group, rank, world_size
 
 if TYPE_CHECKING:
@@ -67,11 +67,12 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
 
     settings: dict[str, Any] = {k: v for k, v in asdict(config).items() if k not in FREE_ON_RESUME}
     hashes = {f"{name}_records_sha256": beton.records_sha256 for name, beton in files.items()}
-    paths = {f"{name}_records_sha256": str(beton.path) for name, beton in files.items()}
+    paths = {f"{name}_records_sha256": getattr(config, name) for name in files} | {HASH: config.checkpoint}
     settings |= {HASH: pinned(config), **hashes}
+    defaults = {k: v for k, v in defaults_of(FinetuneConfig).items() if k not in FREE_ON_RESUME}
 
     def finished() -> dict[str, Any] | None:
-        found = check_folder(out, settings, config.resume, paths)
+        found = check_folder(out, settings, config.resume, paths, defaults)
         return found if found is not None and found.get("seeds") == len(seeds) else None
 
     complete = on_rank_zero(finished)
@@ -85,7 +86,9 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     return complete
 
 
-def _work(config: FinetuneConfig, settings: dict[str, Any], files: dict[str, Beton], chosen: list[Any], start: float) -> dict[str, Any]:
+def _work(
+    config: FinetuneConfig, settings: dict[str, Any], files: dict[str, Beton], chosen: list[Any], start: float
+) -> dict[str, Any]:
     """All seeds, each on its records to train and to validate on; the summary is written."""
     from dp4tl_fast.finetuning.start import HASH, read_start
     from dp4tl_fast.finetuning.work import Work

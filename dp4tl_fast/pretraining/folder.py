@@ -10,7 +10,7 @@ from dp4tl_fast.beton import Beton
 from dp4tl_fast.common import machine
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.reporting.runs import flat, read_metrics
-from dp4tl_fast.runs.folder import check_folder
+from dp4tl_fast.runs.folder import check_folder, defaults_of
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.training.ranks import world_size
 
@@ -62,14 +62,18 @@ def settings_of(config: PretrainConfig, source: Beton, selection: Selection | No
     """All that decides what the run computes: config.yaml, and what a continuation must share."""
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE_ON_RESUME}
     settings["source_records_sha256"] = source.records_sha256
+    if config.val:
+        settings["val_records_sha256"] = Beton(config.val).records_sha256
     return settings if selection is None else settings | selection.kept_hashes()
 
 
 def check_run(config: PretrainConfig, settings: dict[str, Any]) -> dict[str, Any] | None:
     """``check_folder`` of this run's folder: the summary of a run that is already complete."""
-    records = "source_records_sha256"  # not told by older versions
-    before = {records: settings[records], "epoch_samples": 0}  # what versions did that did not know it yet
-    return check_folder(Path(config.out), settings, config.resume, hashes={records: config.source}, defaults=before)
+    files = {"source_records_sha256": config.source, "val_records_sha256": config.val, "selection_classes_sha256": config.selection}
+    hashes = {name: file for name, file in files.items() if file}
+    defaults = {k: v for k, v in defaults_of(type(config)).items() if k not in FREE_ON_RESUME}
+    older = {name: settings[name] for name in hashes if name != "selection_classes_sha256"}  # did not record these
+    return check_folder(Path(config.out), settings, config.resume, hashes, {**defaults, **older})
 
 
 def summarise(

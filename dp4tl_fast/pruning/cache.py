@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,23 +19,32 @@ import torch.distributed as dist
 
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.common.files import commit, partial_path, write_atomically
+from dp4tl_fast.common.files import commit, partial_path, suppress_no_locks, write_atomically
 from dp4tl_fast.training.ranks import rank, world_size
 
 
 @dataclass(frozen=True)
 class Stored:
     array: np.ndarray  # mapped copy-on-write: the file never changes
-    saved: float  # seconds that an earlier run spent on it; 0 if it was computed now
+    saved: float  # seconds that another run spent on it; 0 if it was computed now
 
 
-def shared(path: Path | None, shape: tuple[int, ...], dtype: np.dtype, compute: Callable[[np.ndarray], None]) -> Stored:
+Waiting = Callable[[], AbstractContextManager[None]]  # entered while another run computes the same: no cost of this one
+
+
+def shared(
+    path: Path | None,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    compute: Callable[[np.ndarray], None],
+    waiting: Waiting = nullcontext,
+) -> Stored:
     """``cached`` for all processes of torchrun together, each of which returns the whole array.
 
     ``compute`` fills this process's part of an array of zeros; the parts are added. The first process keeps the file.
     """
     if world_size() == 1:
-        return cached(path, shape, dtype, compute)
+        return cached(path, shape, dtype, compute, waiting=waiting)
     found = _open(path, shape, dtype) if path is not None and rank() == 0 else None
     hit = torch.tensor([0.0 if found is None else 1.0, 0.0 if found is None else found.saved], dtype=torch.float64)
     dist.broadcast(hit, 0)
@@ -48,31 +59,48 @@ def shared(path: Path | None, shape: tuple[int, ...], dtype: np.dtype, compute: 
 
 
 def cached(
-    path: Path | None, shape: tuple[int, ...], dtype: np.dtype, compute: Callable[[np.ndarray], None], start: float | None = None
+    path: Path | None,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    compute: Callable[[np.ndarray], None],
+    start: float | None = None,
+    waiting: Waiting = nullcontext,
 ) -> Stored:
     """An array that is computed once: ``compute`` fills it, unless ``path`` already holds it.
 
-    What it cost is counted from ``start`` (of ``time.perf_counter``), where computing began before.
+    What it cost is counted from ``start`` (of ``time.perf_counter``), where computing began before, and without the wait.
 
     The file is written under a temporary name, synced and renamed, so that one that is there is complete. Processes that
-    want the same array at the same time wait for the first (the kernel drops the lock of one that dies). A file that is
-    not such an array (a damaged disk) is computed again.
+    want the same array at the same time wait for the first (the kernel drops the lock of one that dies); on a file system without
+    locks each computes it. A file that is not such an array (a damaged disk) is computed again. A folder that may only be read is
+    read; what it lacks is computed and not kept.
     """
     if path is None:
-        array: np.ndarray = np.empty(shape, dtype)
-        compute(array)
-        return Stored(array, 0.0)
-    start = time.perf_counter() if start is None else start
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path.with_suffix(".lock")):
+        return _unkept(shape, dtype, compute)
+    found = _open(path, shape, dtype)
+    if found is not None:
+        return found
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = _lock_file(path.with_suffix(".lock"))
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        cli.message(f"note: {path.parent} may only be read ({error.strerror}): {path.name} is computed and not kept")
+        return _unkept(shape, dtype, compute)
+    with _locked(lock, waiting) as alone:
+        start = time.perf_counter() if start is None else start
         found = _open(path, shape, dtype)
         if found is not None:
             return found
-        partial = partial_path(path)
+        partial = partial_path(path if alone else path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}"))
         try:
             mapped = _allocate(partial, shape, dtype)
             compute(mapped)
             mapped.flush()
+        except PermissionError:
+            cli.message(f"note: {path.parent} may only be read: {path.name} is computed and not kept")
+            return _unkept(shape, dtype, compute)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
@@ -86,12 +114,20 @@ def cached(
         return Stored(found.array, 0.0)
 
 
+def _unkept(shape: tuple[int, ...], dtype: np.dtype, compute: Callable[[np.ndarray], None]) -> Stored:
+    array: np.ndarray = np.empty(shape, dtype)
+    compute(array)
+    return Stored(array, 0.0)
+
+
 def _allocate(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
     """A new mapped array whose bytes are there: a full disk is an error here, and not a killed process later on."""
     try:
         mapped = np.lib.format.open_memmap(path, "w+", dtype, shape)
         with open(path, "rb+") as file:
             os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    except PermissionError:
+        raise
     except OSError as error:
         size = int(np.prod(shape)) * dtype.itemsize / 1e6
         raise UsageError(
@@ -119,9 +155,28 @@ def _seconds_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
+def _lock_file(path: Path) -> int:
+    """The lock's file, which stays, empty, for the next; another user's may be locked, too, and not written."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:
+        if not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY)
+
+
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on this file; it stays, empty, for the next."""
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _locked(fd: int, waiting: Waiting) -> Iterator[bool]:
+    """Hold an exclusive lock on this file, and close it. Yields whether there is such a thing on this file system."""
+    alone = False
+    try:
+        with suppress_no_locks():
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                with waiting():
+                    fcntl.flock(fd, fcntl.LOCK_EX)
+            alone = True
+        yield alone
+    finally:
+        os.close(fd)

@@ -112,7 +112,7 @@ def _check_given(config: PruneConfig, needs: Sequence[str]) -> None:
 def _check_files(config: PruneConfig, cuts: Sequence[paths.Cut]) -> None:
     outputs: list[tuple[str, str | Path]] = [("out", path) for cut in cuts for path in cut.paths]
     outputs += [("report", config.report), ("materialize", config.materialize)]
-    if (cache := _cache_folder(config)) is not None:
+    if (cache := _cache_folder(config)) is not None and not cache.is_dir():  # one that may only be read is read
         outputs.append(("cache", cache / "features"))
     inputs = [config.source, *config.target, config.surrogate, config.surrogate_val, config.scores]
     check_outputs([(name, path) for name, path in outputs if path], [path for path in inputs if path])
@@ -227,7 +227,7 @@ def _result(cut: paths.Cut, selection: Selection, served: dict[str, KeptVotes]) 
 def _seconds(inputs: SourceInputs, watch: Stopwatch) -> dict[str, float]:
     """What the selection cost, by stage."""
     spent = watch.lap()
-    seconds = {"scoring": sum(spent.values()) - spent.get("training", 0.0)}
+    seconds = {"scoring": sum(spent.values()) - spent.get("training", 0.0) - spent.get("waiting", 0.0)}
     if inputs.surrogate:
         seconds |= inputs.surrogate.training_seconds()
     if inputs.saved:
@@ -263,7 +263,7 @@ def _write_more(config: PruneConfig, beton: Beton, selection: Selection, files: 
         report_selections(files, config.source, config.report, config.names)
 
 
-SECTIONS = ("start", "training", "loading", "forward", "counting", "selection", "writing")
+SECTIONS = ("start", "training", "waiting", "loading", "forward", "counting", "selection", "writing")
 
 
 def _profile(watch: Stopwatch) -> dict[str, float]:
@@ -274,5 +274,5 @@ def _profile(watch: Stopwatch) -> dict[str, float]:
     spent = watch.lap()
     profile = {name: spent[name] for name in SECTIONS if name in spent} | {"total": sum(spent.values())}
     if spent.get("forward"):
-        profile["overhead"] = sum(spent[name] for name in SECTIONS[2:] if name != "forward") / spent["forward"]
+        profile["overhead"] = sum(spent[name] for name in SECTIONS[3:] if name != "forward") / spent["forward"]
     return profile

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,6 +37,7 @@ class Surrogate:
         self.path = path
         self.watch = watch  # tells ``loading``, ``forward`` and ``writing`` apart
         weights = checkpoint.pin_weights(path)  # a run that goes on writes newer ones meanwhile
+        self._weights = Path(weights)
         self.model, meta = checkpoint.load_model(weights, config.arch)
         self.place = pick_device(config.device)
         self.model.to(self.place)
@@ -85,8 +87,20 @@ class Surrogate:
             cli.message(f"note: {self.path} was not trained on {beton.path}; its classes must be the same, in this order")
 
     def training_seconds(self) -> dict[str, float]:
-        """What training it took, as ``{"surrogate": seconds}``, where its run folder is at hand; of rounds, all of them."""
-        return {"surrogate": training_seconds(self.path)} if (Path(self.path) / "summary.json").is_file() else {}
+        """What training it took, as ``{"surrogate": seconds}``, where the folder of the run that trained these weights is at hand,
+        whether the folder was named, one of its checkpoints, or a file in it; of rounds, all of them."""
+        if self.path.startswith(checkpoint.PUBLISHED):
+            return {}
+        named = Path(self.path).absolute()
+        for folder in [named, *self._weights.resolve().parents][:4]:
+            try:
+                summary = json.loads((folder / "summary.json").read_text())
+                trained = summary.get("weights_sha256", {}).values()  # not told by older versions
+            except (OSError, ValueError, AttributeError):
+                continue
+            if folder == named or self.identity["weights_sha256"] in trained:
+                return {"surrogate": training_seconds(str(folder))}
+        return {}
 
     def batches(
         self, beton: Beton, what: str, records: np.ndarray | None = None
@@ -107,13 +121,13 @@ class Surrogate:
 
     def key(self, beton: Beton, what: str) -> str:
         """Names what ``what`` computes from these bytes with these weights."""
-        stat = beton.real_path.stat()
         checksums = beton.checksums()
+        contents = _sampled(beton.real_path) if checksums is None else checksums.tobytes()
         parts = {
             **beton.fingerprint, **self.identity, **self._pixels, "what": what,
-            "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns,
+            "bytes": beton.real_path.stat().st_size,  # and not when it was written: a copy is the same
             "records_sha256": hashlib.sha256(np.ascontiguousarray(beton.metadata).tobytes()).hexdigest(),
-            "checksums_sha256": hashlib.sha256(b"" if checksums is None else checksums.tobytes()).hexdigest(),
+            "checksums_sha256": hashlib.sha256(contents).hexdigest(),
         }  # fmt: skip
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -186,6 +200,13 @@ class Surrogate:
                     fill(out, some, images, labels)
 
         path = None if cache is None else cache / f"{what}-{self.key(beton, what)}.npy"
-        with self.watch.section("writing"):  # all of it but computing, which is ``loading`` and ``forward``
-            stored = shared(path, shape, dtype, compute)
+        with self.watch.section("writing"):  # all of it but computing, which is ``loading`` and ``forward``, and ``waiting``
+            stored = shared(path, shape, dtype, compute, lambda: self.watch.section("waiting"))
         return torch.from_numpy(stored.array), stored.saved
+
+
+def _sampled(path: Path) -> bytes:
+    """4 KiB at each of 256 places: tells the contents of a file without checksums well enough, and reads 1 MiB."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        return b"".join(os.pread(file.fileno(), 4096, size * i // 256) for i in range(256))

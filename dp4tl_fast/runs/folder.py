@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,10 +21,25 @@ if TYPE_CHECKING:
     from dp4tl_fast.training.state import Run
 
 
+def defaults_of(config: type) -> dict[str, Any]:
+    """What each setting of a config class is where nothing was said; those that must be given are left out."""
+    found = {}
+    for field in dataclasses.fields(config):
+        if field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+            found[field.name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+    return found
+
+
 def check_folder(
     out: Path, settings: dict[str, Any], resume: bool, hashes: Mapping[str, str], defaults: Mapping[str, Any] = {}
 ) -> dict[str, Any] | None:
     """Refuse a folder that holds another run. Returns the summary of a run that is already complete.
+
+    A file may lie elsewhere by now: where its contents were recorded, these are compared and not its name. A setting that the
+    folder's version did not have counts as its default; one that this version no longer has is named and left out.
 
     Args:
         settings: All that decides what the run computes.
@@ -45,8 +61,13 @@ def check_folder(
         old = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
         raise CheckpointError(f"{path}: not readable as YAML ({error})") from None
-    was, now = flat({**defaults, **old}), flat(settings)
-    changed = sorted(k for k in now.keys() | was.keys() if now.get(k) != was.get(k))
+    was, now = {**flat(defaults), **flat(old)}, flat(settings)
+    files = {hashes[key] for key in hashes if key in old}
+    moved = {k for k, value in now.items() if value in files and k in was}
+    unknown = sorted(k for k in was.keys() - now.keys() if not k.endswith(cli.HASH))
+    if unknown and rank() == 0:
+        cli.message(f"note: {path} has settings of another version, which are left out: {', '.join(unknown)}")
+    changed = sorted(k for k in (now.keys() | was.keys()) - moved - set(unknown) if now.get(k) != was.get(k))
     if changed:
         differences = "; ".join(f"{k} was {was.get(k)!r}, now {now.get(k)!r}" for k in changed)
         remedy = "Give another folder"

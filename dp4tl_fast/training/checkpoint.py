@@ -20,11 +20,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dp4tl_fast.common.errors import CheckpointError
-from dp4tl_fast.common.files import commit, partial_path
+from dp4tl_fast.common.files import UNABLE, commit, partial_path, write_atomically
 from dp4tl_fast.training import models
 
 WEIGHTS, EMA, STATE, META = "weights.safetensors", "ema.safetensors", "state.pt", "dp4tl"
-BEST = "best"  # a link to the checkpoint that validated best
+BEST = "best"  # a link to the checkpoint that validated best; where there are no links, a file with its name
 PUBLISHED = "torchvision:"  # torchvision:DEFAULT, torchvision:IMAGENET1K_V1: torchvision's own weights
 PREFIXES = ("module.", "_orig_mod.")  # what DDP and torch.compile put before names
 
@@ -54,9 +54,9 @@ def save(
     final = directory / f"{step:010d}"
     try:
         _write(final, {WEIGHTS: model} | ({EMA: ema} if ema is not None else {}), meta, state)
-        chosen, link = f"{best:010d}", directory / BEST
-        if (directory / chosen).exists() and not (link.is_symlink() and str(link.readlink()) == chosen):
-            _link(link, chosen)  # also where an earlier save was killed before it came to this
+        chosen = f"{best:010d}"
+        if (directory / chosen).exists() and _pointed_to(directory / BEST) != chosen:
+            _link(directory / BEST, chosen)  # also where an earlier save was killed before it came to this
     except (OSError, SafetensorError, RuntimeError) as error:  # torch.save raises RuntimeError where a write fails
         shutil.rmtree(partial_path(final), ignore_errors=True)
         last = checkpoints(directory)[-1:]
@@ -111,11 +111,31 @@ def save_weights(path: Path, model: nn.Module, meta: dict[str, Any]) -> None:
 
 
 def _link(path: Path, target: str) -> None:
-    """``path`` -> ``target``, in place of what it pointed to."""
+    """``path`` -> ``target``, in place of what it pointed to: a link, or a file with the name where the file system has none."""
     partial = partial_path(path)
     partial.unlink(missing_ok=True)
-    partial.symlink_to(target)
-    commit(partial, path)
+    try:
+        partial.symlink_to(target)
+    except OSError as error:
+        if error.errno not in UNABLE:
+            raise
+        write_atomically(path, target + "\n")
+    else:
+        commit(partial, path)
+
+
+def _pointed_to(path: Path) -> str:
+    if path.is_symlink():
+        return str(path.readlink())
+    return path.read_text().strip() if path.is_file() else ""
+
+
+def follow(path: Path) -> Path:
+    """``path``, or where a ``best`` that is a file leads: ``RUN/checkpoint/best``, ``RUN/checkpoint/best/ema.safetensors``."""
+    for best in (path, path.parent):
+        if best.name == BEST and best.is_file() and (target := best.parent / _pointed_to(best)).is_dir():
+            return target / path.relative_to(best)
+    return path
 
 
 def checkpoints(directory: Path) -> list[Path]:
@@ -135,7 +155,7 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
 
 def find_weights(path: str | Path) -> Path:
     """The weights file meant by a run folder (of a finetuning: its first seed's), a checkpoint folder or a file."""
-    path = Path(path)
+    path = follow(Path(path))
     if path.is_file():
         return path
     folders = (path, path / "checkpoint", path / "seed-0" / "checkpoint")
