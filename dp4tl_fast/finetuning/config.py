@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from dp4tl_fast.common.checks import require, require_one_of
 from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.runs.config import CheckpointConfig
+from dp4tl_fast.runs.bad_records import BadRecordsConfig
+from dp4tl_fast.runs.config import CheckpointConfig, signals
 from dp4tl_fast.training.optimizer import OPTIMIZERS
 from dp4tl_fast.training.placement import Placement
 from dp4tl_fast.training.schedule import SCHEDULES
@@ -31,7 +32,7 @@ class SaveConfig(CheckpointConfig):
 
 
 @dataclass(kw_only=True)
-class FinetuneConfig(Placement):
+class FinetuneConfig(Placement, BadRecordsConfig):
     """What to train on the target, and how.
 
     Args:
@@ -77,6 +78,7 @@ class FinetuneConfig(Placement):
         tensorboard: Write TensorBoard events.
         profile: Trace a few steps of each seed (trace.json, profile.json) and say what bounds the run.
         resume: Go on where the folder's seeds stand.
+        stop_signals: More signals that save the run and stop it, as SIGTERM and Ctrl-C do: USR1,USR2,HUP.
     """
 
     train: str
@@ -119,9 +121,12 @@ class FinetuneConfig(Placement):
     tensorboard: bool = True
     profile: bool = False
     resume: bool = False
+    stop_signals: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        BadRecordsConfig.__post_init__(self)
+        signals(self.stop_signals)
         require_one_of("mode", self.mode, DEFAULTS)
         for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("augment", AUGMENT), ("mix", MIX), ("tta", TTA)):
             require_one_of(name, getattr(self, name), known)
@@ -144,6 +149,8 @@ class FinetuneConfig(Placement):
             raise UsageError("`from_scratch`: trains random weights of `arch` in `mode=ff`; give these two and no `checkpoint`")
         if not self.from_scratch and not self.checkpoint:
             raise UsageError("`checkpoint`: which network? Give a run folder, a checkpoint folder or a weights file")
+        if self.on_bad_record != "raise" and self.mode != "ff":
+            raise UsageError(f"`on_bad_record={self.on_bad_record}`: is of `mode=ff`; {self.mode} needs every record's features")
         if self.val and self.val_share:
             raise UsageError("`val` and `val_share`: both choose the best epoch. Drop one")
         if self.optimizer == "sgd" and not self.lr:

@@ -19,7 +19,7 @@ from dp4tl_fast.finetuning.config import FinetuneConfig
 from dp4tl_fast.finetuning.splits import few_shots, hold_out
 from dp4tl_fast.finetuning.targets import open_target
 from dp4tl_fast.inference import accuracy
-from dp4tl_fast.runs.folder import check_folder, defaults_of, owned
+from dp4tl_fast.runs.folder import FREE, check_folder, defaults_of, owned
 from dp4tl_fast.training.ranks import on_rank_zero, process_group, rank, world_size
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ IN_SUMMARY = (
     "temperature", "backend", "precision",
 )  # fmt: skip
 # Flags that may differ between a run and its continuation: they do not change what is computed. More seeds join those done.
-FREE_ON_RESUME = {"resume", "out", "workers", "tensorboard", "save", "profile", "seeds", "checkpoint"}
+FREE_ON_RESUME = FREE | {"save", "seeds", "checkpoint"}
 
 
 @process_group()

@@ -37,8 +37,8 @@ class Tuning(Session):
     """One seed's run.
 
     Args:
-        predict: ``(part, model) -> classes``, int64 ``[n]`` on the CPU, for ``part`` in test and val: what the network of a
-            run, or its average, predicts for the records of that part.
+        predict: ``(part, model, watch) -> classes``, int64 ``[n]`` on the CPU, for ``part`` in test and val: what the network of a
+            run, or its average, predicts for the records of that part, whose batches go through ``watch``.
         truth: Labels, int64 ``[n]``, of ``test``, and of ``val`` where the best epoch is chosen there.
     """
 
@@ -56,18 +56,18 @@ class Tuning(Session):
 
     def measure(self, run: Run, metrics: dict[str, float]) -> dict[str, float]:
         """Top-1 of the network, and of its average where there is one."""
-        self._predicted = self._predict("test", run.model)
+        self._predicted = self._predict("test", run.model, self.agreed)
         found = {"test_top_1": self._top_1("test", self._predicted)}
         if "val" in self._truth:
-            found["val_top_1"] = self._top_1("val", self._predict("val", run.model))
+            found["val_top_1"] = self._top_1("val", self._predict("val", run.model, self.agreed))
         if run.ema is not None:
-            found["test_ema_top_1"] = self._top_1("test", self._predict("test", run.ema.model))
+            found["test_ema_top_1"] = self._top_1("test", self._predict("test", run.ema.model, self.agreed))
         return found
 
     def result(self) -> Result:
         """Train to the end and say what it reached; written to the folder by the first rank."""
         self.run()
-        predicted = self._predict("test", self.learner.run.model) if self._predicted is None else self._predicted
+        predicted = self._predict("test", self.learner.run.model, iter) if self._predicted is None else self._predicted
 
         def finish() -> Result:
             name = self.best_of[0]
@@ -135,7 +135,7 @@ class Given:
         return rows.to(self.device)
 
 
-def predicted_by(model: nn.Module, loader: Any, normalise: Normalise, tta: str) -> torch.Tensor:
+def predicted_by(model: nn.Module, loader: Any, normalise: Normalise, tta: str, watch: Any = iter) -> torch.Tensor:
     """The classes that ``model`` predicts for a loader's records, int64 ``[n]``."""
     model.eval()
-    return passes.rows(passes.TTA[tta](model), loader, normalise, lambda logits: logits.argmax(1))
+    return passes.rows(passes.TTA[tta](model), loader, normalise, lambda logits: logits.argmax(1), watch)

@@ -130,7 +130,7 @@ class Work:
         self._begin()
 
         @torch.inference_mode()
-        def predict(part: str, model: torch.nn.Module) -> torch.Tensor:
+        def predict(part: str, model: torch.nn.Module, watch: Any) -> torch.Tensor:
             return models.head(model)[1](parts[part]).argmax(1).cpu()
 
         loader = Rows(*self._labelled("train", records), train, numbers, spec)
@@ -142,7 +142,7 @@ class Work:
         config, train = self.config, self.files["train"]
         spec = LoaderSpec(
             **self._share, size=self.pixels.size, transform="random_resized_crop", scale=(config.min_scale, 1.0),
-            flip=config.flip, shuffle=True, seed=seed, with_index=True, drop_last=world_size() > 1,
+            flip=config.flip, shuffle=True, seed=seed, with_index=True, drop_last=world_size() > 1, on_error=config.on_bad_record,
         )  # fmt: skip
         least = self._check_batches(train.num_samples if records is None else len(records))
         learner = tuning.learner(config, self.origin.fresh(seed, self.classes), self.normalise, self._meta(seed), seed)
@@ -154,8 +154,8 @@ class Work:
                 loaders["val"] = stack.enter_context(self._loader(*val))
             self._begin()
 
-            def predict(part: str, model: torch.nn.Module) -> torch.Tensor:
-                return tuning.predicted_by(model, loaders[part], self.normalise, config.tta)
+            def predict(part: str, model: torch.nn.Module, watch: Any) -> torch.Tensor:
+                return tuning.predicted_by(model, loaders[part], self.normalise, config.tta, watch)
 
             return tuning.Tuning(out, config, self.settings | {"seed": seed}, learner, loader, predict, truth).result()
 

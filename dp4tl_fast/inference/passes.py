@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,20 @@ Network = Callable[[torch.Tensor], torch.Tensor]
 
 
 @torch.inference_mode()
-def rows(network: Network, loader: BaseLoader[Batch], prepare: Any, of: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+def rows(
+    network: Network,
+    loader: BaseLoader[Batch],
+    prepare: Any,
+    of: Callable[[torch.Tensor], torch.Tensor],
+    watch: Callable[[Iterable[Batch]], Iterable[Batch]] = iter,
+) -> torch.Tensor:
     """``of(network(images))`` of all records of ``loader``, which reads them in file order without dropping any.
 
     Args:
         network: In eval mode; ``[b, 3, size, size]`` -> ``[b, ...]``.
         prepare: ``training.loop.Normalise``: what the loader delivers -> the network's input.
         of: What to keep of a batch's output in float32: ``[b, ...]``.
+        watch: What the batches go through: may end them by an error, on every rank.
 
     Returns:
         ``[n, ...]`` on the CPU, the same on every rank. Each rank computes its share.
@@ -33,7 +40,7 @@ def rows(network: Network, loader: BaseLoader[Batch], prepare: Any, of: Callable
     mine = rank_batches(
         np.arange(len(loader.records)), batch_size=spec.batch_size, rank=spec.rank, world_size=spec.world_size, drop_last=False
     )
-    parts = [of(network(prepare(batch.images)).float()).cpu() for batch in loader]
+    parts = [of(network(prepare(batch.images)).float()).cpu() for batch in watch(loader)]
     if spec.world_size == 1:
         return torch.cat(parts)
     shape = ranks.on_rank_zero(lambda: (tuple(parts[0].shape[1:]), parts[0].dtype))  # a rank may have had no batch; rank 0 had

@@ -16,7 +16,7 @@ def bad_record(beton: Beton, record: int, why: str) -> RecordError:
     label = int(beton.labels[record])
     return RecordError(
         f"{beton.path}: record {record} (class {label}, {beton.class_names[label]!r}) {why}. "
-        "Convert its source again, or load with on_error=skip"
+        "Convert its source again, or leave such records out (`on_bad_record=skip`; of a loader, `on_error=skip`)"
     )
 
 

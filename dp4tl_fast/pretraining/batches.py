@@ -35,7 +35,7 @@ def open_train(config: PretrainConfig, source: Beton, selection: Selection | Non
     size = epoch_size(config, source, selection)
     spec = LoaderSpec(
         size=config.size, transform="random_resized_crop", scale=(config.min_scale, 1.0), flip=config.flip, shuffle=True,
-        drop_last=True, seed=config.seed, views=config.views, with_index=True, **share(config),
+        drop_last=True, seed=config.seed, views=config.views, with_index=True, on_error=config.on_bad_record, **share(config),
     )  # fmt: skip
     loader = open_loader(source, selection, spec, config.backend)
     if size < len(loader.records) and config.epoch_samples:

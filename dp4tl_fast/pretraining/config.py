@@ -8,7 +8,8 @@ from typing import ClassVar
 from dp4tl_fast.common.checks import require, require_one_of
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.pretraining.objectives import OBJECTIVES
-from dp4tl_fast.runs.config import CheckpointConfig
+from dp4tl_fast.runs.bad_records import BadRecordsConfig
+from dp4tl_fast.runs.config import CheckpointConfig, signals
 from dp4tl_fast.training.optimizer import OPTIMIZERS
 from dp4tl_fast.training.placement import Placement
 from dp4tl_fast.training.schedule import SCHEDULES
@@ -55,7 +56,7 @@ class AttackConfig:
 
 
 @dataclass(kw_only=True)
-class PretrainConfig(Placement):
+class PretrainConfig(Placement, BadRecordsConfig):
     """What to train on, how, and where to put it.
 
     Args:
@@ -102,6 +103,7 @@ class PretrainConfig(Placement):
         tensorboard: Write TensorBoard events.
         profile: Trace a few steps (trace.json, profile.json) and say what bounds the run.
         resume: Continue from the run folder's newest checkpoint.
+        stop_signals: More signals that save the run and stop it, as SIGTERM and Ctrl-C do: USR1,USR2,HUP.
     """
 
     RENAMED: ClassVar[dict[str, str]] = {
@@ -150,9 +152,12 @@ class PretrainConfig(Placement):
     tensorboard: bool = True
     profile: bool = False
     resume: bool = False
+    stop_signals: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        BadRecordsConfig.__post_init__(self)
+        signals(self.stop_signals)
         for name in ("epochs", "batch_size", "accumulate", "val_every", "size"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("epoch_samples", "end_size", "end_size_from", "val_size", "clip_norm", "lr_batch"):

@@ -10,7 +10,7 @@ from dp4tl_fast.beton import Beton
 from dp4tl_fast.common import machine
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.reporting.runs import flat, read_metrics
-from dp4tl_fast.runs.folder import check_folder, defaults_of
+from dp4tl_fast.runs.folder import FREE, check_folder, defaults_of
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.training.ranks import world_size
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Flags that may differ between a run and its continuation: they do not change what is computed. (A run under --compare is a
 # run of its own, without it.)
-FREE_ON_RESUME = {"resume", "out", "compare", "workers", "tensorboard", "checkpoint", "val_every", "profile"}
+FREE_ON_RESUME = FREE | {"compare", "checkpoint", "val_every"}
 
 
 def open_source(config: PretrainConfig) -> tuple[Beton, Selection | None]:

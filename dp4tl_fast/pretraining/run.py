@@ -61,13 +61,15 @@ def _train(
         for size in {config.size, config.end_size or config.size}:
             least = loader.spec.batch_size // config.accumulate
             try_out(learner.run.joint.network, config.arch, size, learner.normalise.device, least=least)
-        Training(config, settings, selection, learner, loader, guard).run()
+        training = Training(config, settings, selection, learner, loader, guard)
+        training.run()
 
     def finish() -> dict[str, Any]:
         guard()
         if config.forgetting:
             write_atomically(out / "forgetting.npy", npy_bytes(learner.run.objective.counts()))  # type: ignore[attr-defined]
         summary = summarise(out, config, source, selection, learner.how.precision, learner.normalise.device)
+        summary["bad_records"] = len(training.bad.known)
         summary["weights_sha256"] = checkpoint.hashes(out)
         write_atomically(out / "summary.json", json.dumps(summary, indent=1) + "\n")
         return summary

@@ -42,7 +42,7 @@ class Training(Session):
         found: dict[str, float] = {}
         with open_eval(config.val, self.selection, config) as val:
             for prefix, model in models.items():
-                scores = evaluate(model, val, self.learner.normalise, run.objective.score)  # type: ignore[attr-defined]
+                scores = evaluate(model, self.agreed(val), self.learner.normalise, run.objective.score)  # type: ignore[attr-defined]
                 found |= {f"{prefix}_{name}": value for name, value in scores.items()}
         return found
 

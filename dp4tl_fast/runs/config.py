@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 from typing import Protocol
 
 from dp4tl_fast.common.checks import require
+from dp4tl_fast.common.errors import UsageError
 
 
 @dataclass(kw_only=True)
@@ -25,6 +27,21 @@ class CheckpointConfig:
         require(self.keep_last >= 1, "checkpoint.keep_last", self.keep_last, "at least 1")
 
 
+def signals(names: str) -> list[signal.Signals]:
+    """``USR1,HUP`` -> the signals.
+
+    Raises:
+        UsageError: There is none of that name, or it cannot be caught.
+    """
+    found = []
+    for name in filter(None, (part.strip().upper().removeprefix("SIG") for part in names.split(","))):
+        number = getattr(signal.Signals, f"SIG{name}", None)
+        if number is None or number in (signal.SIGKILL, signal.SIGSTOP):
+            raise UsageError(f"`stop_signals={names}`: {name} is no signal that can be caught. Name some like USR1,USR2,HUP")
+        found.append(number)
+    return found
+
+
 class Plan(Protocol):
     """What a ``Session`` asks of its settings; a command's config has these under the same names."""
 
@@ -36,6 +53,8 @@ class Plan(Protocol):
     tensorboard: bool
     profile: bool
     resume: bool
+    stop_signals: str
+    max_bad: int
 
     @property
     def saving(self) -> CheckpointConfig: ...

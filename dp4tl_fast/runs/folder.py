@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from dp4tl_fast.training.state import Run
 
 
+# Settings of every run that may differ between it and its continuation: they do not change what is computed, or, the last two, do
+# so only where a run without them would end.
+FREE = {"resume", "out", "workers", "tensorboard", "profile", "stop_signals", "on_bad_record", "max_bad"}
+
+
 def defaults_of(config: type) -> dict[str, Any]:
     """What each setting of a config class is where nothing was said; those that must be given are left out."""
     found = {}
@@ -29,7 +34,8 @@ def defaults_of(config: type) -> dict[str, Any]:
             found[field.name] = field.default
         elif field.default_factory is not dataclasses.MISSING:
             value = field.default_factory()
-            found[field.name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+            nested = dataclasses.is_dataclass(value) and not isinstance(value, type)
+            found[field.name] = dataclasses.asdict(value) if nested else value
     return found
 
 

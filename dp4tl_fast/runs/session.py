@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
+import torch
 
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.errors import Dp4tlError, TrainingError
 from dp4tl_fast.common.files import write_atomically
 from dp4tl_fast.loaders.contract import IndexedBatch, Loader
 from dp4tl_fast.runs import energy
-from dp4tl_fast.runs.config import Plan
+from dp4tl_fast.runs.bad_records import BadRecords
+from dp4tl_fast.runs.config import Plan, signals
 from dp4tl_fast.runs.folder import Log, Quiet
 from dp4tl_fast.training import checkpoint, loop, memory
 from dp4tl_fast.training.loop import Normalise, Stepping
-from dp4tl_fast.training.ranks import Votes, on_rank_zero, rank, world_size
+from dp4tl_fast.training.ranks import Votes, all_reduce_max, on_rank_zero, rank, world_size
 from dp4tl_fast.training.schedule import learning_rate
 from dp4tl_fast.training.state import Run
 from dp4tl_fast.training.watch import NonFiniteLoss
 
 if TYPE_CHECKING:
     from dp4tl_fast.runs.profiling import Profiler
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -45,6 +49,14 @@ class Source(Loader[IndexedBatch], Protocol):
     beton: Any
 
     def set_size(self, size: int) -> None: ...
+
+
+class Unmeasured(Exception):
+    """An epoch was trained, and its measuring broken off. ``reason``: an error; ``None`` where a signal came."""
+
+    def __init__(self, reason: Dp4tlError | None) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
 
 
 class Session:
@@ -73,11 +85,12 @@ class Session:
         self.energy = energy.meter(learner.normalise.device)
         self.log: Log | Quiet = Quiet()
         self.profiler: Profiler | Quiet = Quiet()
+        self.bad = BadRecords(loader, plan.max_bad)
 
     # -- what a subclass says -----------------------------------------------------------------------------------------
 
     def measure(self, run: Run, metrics: dict[str, float]) -> dict[str, float]:
-        """What an epoch's end adds to its metrics. Called on every rank."""
+        """What an epoch's end adds to its metrics. Called on every rank; batches are taken through ``agreed``."""
         return {}
 
     def begin_epoch(self) -> None:
@@ -97,7 +110,7 @@ class Session:
             self.guard()
             write_atomically(self.out / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
         with contextlib.ExitStack() as stack:
-            self.stopped = stack.enter_context(loop.graceful_stop())
+            self.stopped = stack.enter_context(loop.graceful_stop(signals(plan.stop_signals)))
             if self.first:
                 self.log = stack.enter_context(Log(self.out, plan.epochs, self.total, run, plan.tensorboard))
             if self.first and plan.profile:
@@ -109,15 +122,26 @@ class Session:
             self.votes.close()
         if not done:
             self._save()
+        self.bad.pooled()
+        self.bad.check(self.out)
+        if not done:
             raise cli.Terminated(f"{self.out}: saved at step {run.step} of {self.total}; continue with `resume`")
 
     def _train(self) -> bool:
         """Whether the end was reached. What stops the loop is put into words here."""
         try:
+            if self.learner.run.pending is not None:
+                self._end_epoch()
             return loop.train(
                 self.learner.run, self.loader, self.learner.prepare, self._rate, epochs=self.plan.epochs,
                 how=self.learner.how, on_step=self._on_step, on_epoch=self._on_epoch, energy=self.energy,
             )  # fmt: skip
+        except Unmeasured as end:  # every rank comes here: the epoch was good, and is measured by the continuation
+            if end.reason is None:
+                return False
+            self.votes.close()
+            self._save()
+            raise end.reason from None
         except NonFiniteLoss as error:
             raise self._explain(error) from None
         except OSError as error:  # a log on a full disk, a file system that went away
@@ -137,21 +161,50 @@ class Session:
         self.log.step(run)
         self.profiler.step(run)
         self.energy.keep_up()
-        return self.votes.any(self.stopped())
+        return self.votes.any(self.stopped() or self.bad.too_many())
 
     def _on_epoch(self, run: Run, metrics: dict[str, float]) -> None:
+        run.pending = metrics
+        self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        """Measure, log and save an epoch that has been trained."""
+        run = self.learner.run
+        metrics = dict(run.pending or {})
         try:
-            metrics.update(self.measure(run, metrics))
-        except Dp4tlError:  # a corrupt image, say: the epoch was good
+            metrics |= self.measure(run, metrics)
+        except Dp4tlError as error:
             if world_size() == 1:
-                self.log.epoch(metrics)
-                self._save()
+                raise Unmeasured(error) from None
             raise
+        run.pending = None
+        self.guard()
         self.log.epoch(metrics)
         best = self._is_best(metrics)
         if run.epoch == self.plan.epochs or best or run.epoch % self.plan.saving.every == 0:
             self._save()
         self.begin_epoch()
+
+    def agreed(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches of a measurement, until one of the processes is told to stop, or cannot read its own.
+
+        Raises:
+            Unmeasured: At their end, on every rank, where that happened on any.
+        """
+        mine: Unmeasured | None = None
+        try:
+            for batch in batches:
+                if self.stopped():
+                    mine = Unmeasured(None)
+                    break
+                yield batch
+        except Dp4tlError as error:
+            mine = Unmeasured(error)
+        worst = int(all_reduce_max(torch.tensor(0 if mine is None else 1 if mine.reason is None else 2)))
+        if mine is not None and (mine.reason is not None or worst == 1):
+            raise mine
+        if worst:
+            raise Unmeasured(TrainingError(f"{self.out}: another process could not read its images") if worst == 2 else None)
 
     def _is_best(self, metrics: dict[str, float]) -> bool:
         """Whether no epoch before was better; of the epochs that were measured."""
@@ -203,9 +256,11 @@ class Session:
     def _save(self) -> None:
         """Called on every rank; the first writes."""
         run = self.learner.run
+        run.bad = self.bad.pooled()
         state = run.state_dict(self.loader)
         if self.first:
             self.guard()
+            self.bad.write(self.out)
             checkpoint.save(
                 self.out / "checkpoint", run.step, run.model, self.learner.meta, state,
                 keep=self.plan.saving.keep_last, best=int(run.best.get("step", -1)), ema=run.ema.model if run.ema else None,
@@ -220,5 +275,6 @@ class Session:
             if run.ema is not None:
                 checkpoint.load_into(run.ema.model, checkpoint.read_weights(newest / checkpoint.EMA)[0], f"{newest} (average)")
             run.load_state_dict(checkpoint.load_state(newest), self.loader)
+            self.bad.known = dict(run.bad)
             if self.first:
                 cli.message(f"resuming {self.out} at epoch {run.epoch}, step {run.step} of {self.total}")

@@ -9,8 +9,32 @@ from typing import Any
 
 import torch
 
+from dp4tl_fast.common.errors import TrainingError
 from dp4tl_fast.loaders.contract import IndexedBatch
 from dp4tl_fast.training.tally import Tally
+
+
+def filled(loader: Any) -> Iterator[IndexedBatch]:
+    """A loader's batches, each as large as it was meant to be: the places of records that it skipped are taken by other images of
+    the batch, in their order. So no process has fewer images than another.
+
+    Raises:
+        TrainingError: None of a batch's records can be decoded.
+    """
+    skipped: Any = getattr(loader, "skipped", [])
+    iterator, before = iter(loader), len(skipped)
+    for batch in iterator:
+        images, labels, index = batch
+        lost, before = len(skipped) - before, len(skipped)
+        if not lost:
+            yield batch
+            continue
+        if len(labels) == 0:
+            raise TrainingError(f"no record of a batch can be decoded. The last: {skipped[-1][1]}")
+        rows = torch.arange(len(labels) + lost) % len(labels)
+        views = images if isinstance(images, tuple) else (images,)
+        full = tuple(view[rows] for view in views)
+        yield IndexedBatch(full if isinstance(images, tuple) else full[0], labels[rows], index[rows])
 
 
 def timed(batches: Iterable[IndexedBatch], tally: Tally) -> Iterator[IndexedBatch]:

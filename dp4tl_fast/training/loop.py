@@ -6,7 +6,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from dp4tl_fast.loaders.contract import Batch, IndexedBatch, Loader
-from dp4tl_fast.training.feed import ahead, split, timed
+from dp4tl_fast.training.feed import ahead, filled, split, timed
 from dp4tl_fast.training.state import Run
 from dp4tl_fast.training.tally import Tally
 from dp4tl_fast.training.watch import LossWatch
@@ -91,7 +91,7 @@ def train(
         tally = run.tally
         before, start = loader.bytes_read - tally.bytes_read, time.perf_counter() - tally.seconds
         drawn = energy() - tally.energy_j
-        for batch in ahead(timed(loader, tally), prepare.device):
+        for batch in ahead(timed(filled(loader), tally), prepare.device):
             for group in run.optimizer.param_groups:
                 group["lr"] = rate(run.step) * group.get("scale", 1.0)
             run.draw_from(run.step)
@@ -165,8 +165,8 @@ def evaluate(
 
 
 @contextmanager
-def graceful_stop() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM into a question that the loop asks between steps; a second signal interrupts at once."""
+def graceful_stop(more: Sequence[signal.Signals] = ()) -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C, SIGTERM and ``more`` into a question that the loop asks between steps; a second signal interrupts at once."""
     caught: list[int] = []
 
     def note(signum: int, frame: object) -> None:
@@ -174,7 +174,7 @@ def graceful_stop() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         caught.append(signum)
 
-    previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM, *more)}
     try:
         yield lambda: bool(caught)
     finally:

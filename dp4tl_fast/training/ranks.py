@@ -139,6 +139,17 @@ def all_gather(rows: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
+def gather_objects(mine: T) -> list[T]:
+    """``mine`` of all ranks in their order: numbers, strings, lists and dicts."""
+    if world_size() == 1:
+        return [mine]
+    import torch.distributed as dist
+
+    everyone: list[Any] = [None] * world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone
+
+
 def all_reduce_mean(tensors: Sequence[torch.Tensor]) -> None:
     """Replace each (of one dtype) by its mean over ranks, in one message."""
     import torch

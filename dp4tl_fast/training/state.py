@@ -53,6 +53,8 @@ class Run:
         ema: Averaged weights beside the model's own.
         seed: Random numbers of a step (dropout, attacks, permutations) are a function of (seed, step, rank).
         best: Step and value of the best checkpoint so far.
+        pending: Metrics of an epoch that has been trained and is yet to be measured.
+        bad: Records left out so far, which cannot be decoded, and why.
     """
 
     model: nn.Module
@@ -66,6 +68,8 @@ class Run:
     epoch: int = 0
     tally: Tally = field(default_factory=Tally)
     best: dict[str, float] = field(default_factory=dict)
+    pending: dict[str, float] | None = None
+    bad: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.joint = Joint(self.network or self.model, self.objective)
@@ -96,6 +100,8 @@ class Run:
             "step": self.step,
             "epoch": self.epoch,
             "best": self.best,
+            "pending": self.pending,
+            "bad": self.bad,
             "tally": {**vars(tally), "sums": {k: v.cpu() for k, v in tally.sums.items()}},
             "loader": {**loader.state_dict(), "batch": tally.batches},  # it may have delivered one more, not yet used
             "optimizer": self.optimizer.state_dict(),
@@ -105,6 +111,7 @@ class Run:
 
     def load_state_dict(self, state: dict[str, Any], loader: Loader[IndexedBatch]) -> None:
         self.step, self.epoch, self.best = state["step"], state["epoch"], state["best"]
+        self.pending, self.bad = state.get("pending"), state.get("bad", {})  # older versions had neither
         device = self.parameters[0].device
         older = {"energy_j": math.nan}  # checkpoints of runs that did not meter it
         whole = Tally(**{**older, **state["tally"], "sums": {k: v.to(device) for k, v in state["tally"]["sums"].items()}})
