@@ -3,7 +3,7 @@ PY := .venv/bin/python
 CMAKE := .venv/bin/cmake
 CTEST := .venv/bin/ctest
 NINJA := -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath .venv/bin/ninja)
-.PHONY: help demo test setup lint native-test arm64-test cpu-test clean
+.PHONY: help demo test setup lint soak native-test arm64-test cpu-test clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -19,6 +19,12 @@ test: setup lint  ## set up everything and run all tests
 	$(PY) -m dp4tl_fast.doctor --require native,ffcv,dali,triton
 	$(PY) -m pytest -q
 	@$(MAKE) --no-print-directory native-test
+
+SOAK_MINUTES := 60
+soak:  ## an hour (SOAK_MINUTES) of kills, full disks and mutated images; figures in build/soak.json
+	@$(CMAKE) -S . -B build/sanitize $(NINJA) -DDP4TL_TESTS=ON -DDP4TL_SANITIZE=ON -DDP4TL_PYTHON=OFF >/dev/null
+	@$(CMAKE) --build build/sanitize --target test_jpeg_sequences >/dev/null
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks soak --minutes $(SOAK_MINUTES) --out build/soak.json
 
 native-test:  ## the C++ tests under AddressSanitizer and UBSan
 	@$(CMAKE) -S . -B build/sanitize $(NINJA) -DDP4TL_TESTS=ON -DDP4TL_SANITIZE=ON -DDP4TL_PYTHON=OFF >/dev/null

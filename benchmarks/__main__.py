@@ -22,7 +22,7 @@ SUITES = {
     name: f"benchmarks.{name}"
     for name in (
         "kernels", "loaders", "io", "startup", "convert", "scale", "parity", "training", "pruning", "end_to_end", "sensitivity",
-        "objectives", "gpu",
+        "objectives", "gpu", "soak",
     )
 }  # fmt: skip
 
@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cells", type=_words, default=(), help="run only cells of these names now, e.g. 'full@*,lm-12.5@0.25'")
     parser.add_argument("--targets", type=_words, default=(), help="run only these targets now, e.g. flowers,food")
     parser.add_argument("--seeds", type=_numbers, default=(), help="run only these seeds now, e.g. 0,1")
+    parser.add_argument("--minutes", type=float, default=0.0, help="how long the soak lasts; 0 is its own hour")
     parser.add_argument("--out", type=Path, help="write environment, rows and goals here as JSON")
     options = parser.parse_args(arguments)
     if options.name == "results":
@@ -50,9 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--data {options.data}: no such folder")
     part = Part(cells=options.cells, targets=options.targets, seeds=options.seeds)
     result: dict = {"environment": environment(), "rows": [], "goals": []}
-    everywhere = [name for name in SUITES if name != "gpu"]  # that one is for a machine with a GPU
+    everywhere = [name for name in SUITES if name not in ("gpu", "soak")]  # for a machine with a GPU; for hours
     for name in everywhere if options.name == "all" else [options.name]:
-        suite = Suite(name=name, data=options.data, work=options.work, recipe=options.recipe, part=part)
+        suite = Suite(name=name, data=options.data, work=options.work, recipe=options.recipe, part=part, minutes=options.minutes)
         try:
             importlib.import_module(SUITES[name]).run(suite)
         except Dp4tlError as error:

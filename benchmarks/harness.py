@@ -67,6 +67,7 @@ class Suite:
 
     Attributes:
         recipe, part: Of ``benchmarks.recipes``, and what to run now, for suites that train.
+        minutes: For suites that last as long as they are told; 0 is their own default.
         settings: What a reader must know to judge the rows: seeds, epochs, images.
         tables: Further rows for F.json, by name: what the rows and goals were computed from.
     """
@@ -76,6 +77,7 @@ class Suite:
     work: Path | None = None
     recipe: str = "auto"
     part: Part = Part()
+    minutes: float = 0.0
     settings: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)

@@ -167,4 +167,5 @@ def test_an_error_in_one_process_ends_all(data, tmp_path):
     arguments = [a.replace(str(data / "source.beton"), str(tmp_path / "bad.beton")) for a in command(data, tmp_path / "r")]
     done = together(*arguments)
     assert done.returncode != 0 and "record 17" in done.stderr
+    assert "dp4tl_fast/runs/session.py" not in done.stderr, "the other process says in a line what ended it"
     assert not checkpoint.checkpoints(tmp_path / "r/checkpoint")

@@ -119,8 +119,8 @@ def test_a_surrogate_in_training_is_refused_to_others(data, tmp_path):
 
 def test_a_run_that_is_refused_leaves_no_folder(data, tmp_path):
     with pytest.raises(UsageError, match="larger than the 48"):
-        run(data, tmp_path / "r", batch_size=64)
-    assert not (tmp_path / "r").exists()
+        run(data, tmp_path / "below/r", batch_size=64)
+    assert not (tmp_path / "below").exists()
 
 
 def test_a_complete_run_is_read_without_owning_its_folder(data, tmp_path):

@@ -38,12 +38,12 @@ class Owner:
         self.folder, self._what = Path(folder), what
         self._path = self.folder / LOCK
         self._me = {**_here(), "pid": os.getpid(), "started": _started(os.getpid()), "token": secrets.token_hex(8)}
-        self._made = False
+        self._made: list[Path] = []  # folders, the innermost first
         self._end = threading.Event()
         self._beats: threading.Thread | None = None
 
     def __enter__(self) -> Owner:
-        self._made = not self.folder.exists()
+        self._made = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             while not self._create():
@@ -62,9 +62,9 @@ class Owner:
         if _read(self._path)[0].get("token") == self._me["token"]:
             with contextlib.suppress(OSError):
                 self._path.unlink()
-        if self._made:
-            with contextlib.suppress(OSError):
-                self.folder.rmdir()  # nothing came of it
+        with contextlib.suppress(OSError):  # not empty: something came of it
+            for folder in self._made:
+                folder.rmdir()
 
     def check(self) -> None:
         """Call before writing to the folder.

@@ -91,14 +91,15 @@ class Surrogate:
         whether the folder was named, one of its checkpoints, or a file in it; of rounds, all of them."""
         if self.path.startswith(checkpoint.PUBLISHED):
             return {}
-        for folder in [Path(self.path).absolute(), *self._weights.resolve().parents][:4]:
+        named = Path(self.path).absolute()
+        for folder in [named, *self._weights.resolve().parents][:4]:
             try:
                 summary = json.loads((folder / "summary.json").read_text())
                 trained = summary.get("weights_sha256", {}).values()  # not told by older versions
-                if folder == Path(self.path).absolute() or self.identity["weights_sha256"] in trained:
-                    return {"surrogate": training_seconds(str(folder))}
-            except (OSError, ValueError, KeyError, AttributeError):
+            except (OSError, ValueError, AttributeError):
                 continue
+            if folder == named or self.identity["weights_sha256"] in trained:
+                return {"surrogate": training_seconds(str(folder))}
         return {}
 
     def batches(

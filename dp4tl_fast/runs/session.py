@@ -21,7 +21,7 @@ from dp4tl_fast.runs.config import Plan, signals
 from dp4tl_fast.runs.folder import Log, Quiet
 from dp4tl_fast.training import checkpoint, loop, memory
 from dp4tl_fast.training.loop import Normalise, Stepping
-from dp4tl_fast.training.ranks import Votes, all_reduce_max, on_rank_zero, rank, world_size
+from dp4tl_fast.training.ranks import Votes, all_reduce_max, is_lost_peer, on_rank_zero, rank, world_size
 from dp4tl_fast.training.schedule import learning_rate
 from dp4tl_fast.training.state import Run
 from dp4tl_fast.training.watch import NonFiniteLoss
@@ -148,6 +148,11 @@ class Session:
             where = f"{self.out}: stopped at step {self.learner.run.step}"
             raise TrainingError(f"{where}: {error}. Fix the problem and rerun with `resume`") from None
         except (RuntimeError, MemoryError) as error:
+            if is_lost_peer(error):
+                raise TrainingError(
+                    f"{self.out}: stopped at step {self.learner.run.step}: another process has ended or does not answer. Its own "
+                    "message says why; fix that and rerun with `resume`"
+                ) from None
             if not memory.is_out_of_memory(error):
                 raise
         raise TrainingError(self._what_fits())  # here, where the failed step's tensors are gone

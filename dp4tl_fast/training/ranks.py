@@ -110,6 +110,15 @@ def on_rank_zero(function: Callable[[], T]) -> T:
     return answer[0]
 
 
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether this is how a process learns that another one has ended, or does not answer."""
+    import torch.distributed as dist
+
+    if world_size() == 1:
+        return False
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
 def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
     """Sum over ranks, in place."""
     return _reduce(values, "SUM")
