@@ -69,7 +69,8 @@ class PretrainConfig(Placement, BadRecordsConfig):
             OUT/report.html and OUT/summary.json. With --resume, another selection joins those already there.
         arch: small-16, small-32-full, ... (for 32 to 64 pixels), or any torchvision classifier, e.g. resnet18.
         objective: What is learned: supervised, moco or moco_v3 (self-supervised, two views from one read) or adversarial.
-        epochs: Passes over the surviving records.
+        epochs: Passes over the surviving records; 0 takes them from the selection, if it was cut for a budget (`prune --keep auto
+            --budget`), and else is 16. With --compare the full source then gets as many images.
         epoch_samples: Records per epoch: a fresh random subset every time, which goes on through all of them before any comes
             again (RS2, arXiv 2305.18424). 0 reads all surviving records.
         batch_size: Images per step, over all processes of torchrun.
@@ -119,7 +120,7 @@ class PretrainConfig(Placement, BadRecordsConfig):
     compare: str | None = None
     arch: str = "resnet18"
     objective: str = "supervised"
-    epochs: int = 16
+    epochs: int = 0
     epoch_samples: int = 0
     batch_size: int = 256
     accumulate: int = 1
@@ -158,9 +159,9 @@ class PretrainConfig(Placement, BadRecordsConfig):
         super().__post_init__()
         BadRecordsConfig.__post_init__(self)
         signals(self.stop_signals)
-        for name in ("epochs", "batch_size", "accumulate", "val_every", "size"):
+        for name in ("batch_size", "accumulate", "val_every", "size"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("epoch_samples", "end_size", "end_size_from", "val_size", "clip_norm", "lr_batch"):
+        for name in ("epochs", "epoch_samples", "end_size", "end_size_from", "val_size", "clip_norm", "lr_batch"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         for name in ("ema_decay", "label_smoothing"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")

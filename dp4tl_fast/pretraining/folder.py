@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 FREE_ON_RESUME = FREE | {"compare", "checkpoint", "val_every"}
 
 
+DEFAULT_EPOCHS = 16
+
+
 def open_source(config: PretrainConfig) -> tuple[Beton, Selection | None]:
     """What to train on: the source, and the selection, which must be of it."""
     source = Beton(config.source)
@@ -31,6 +34,16 @@ def open_source(config: PretrainConfig) -> tuple[Beton, Selection | None]:
     if selection is not None:
         selection.check(source)
     return source, selection
+
+
+def epochs_of(config: PretrainConfig, source: Beton, selection: Selection | None, compared: Selection | None = None) -> int:
+    """Epochs of a run: those of ``config``, else as many as the selection's budget (or that of ``compared``) allows, else 16."""
+    if config.epochs:
+        return config.epochs
+    budget = compared or selection
+    if budget is None or not budget.epochs:
+        return DEFAULT_EPOCHS
+    return max(1, budget.epochs * budget.epoch_size // epoch_size(config, source, selection))
 
 
 def epoch_size(config: PretrainConfig, source: Beton, selection: Selection | None) -> int:
