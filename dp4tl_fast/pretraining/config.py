@@ -73,6 +73,9 @@ class PretrainConfig(Placement, BadRecordsConfig):
             --budget`), and else is 16. With --compare the full source then gets as many images.
         epoch_samples: Records per epoch: a fresh random subset every time, which goes on through all of them before any comes
             again (RS2, arXiv 2305.18424). 0 reads all surviving records.
+        dynamic: none, or infobatch: of the records whose loss was below the mean each epoch skips some, and the others of them
+            count for more (arXiv 2303.04947; the last eighth of the epochs reads everything). Supervised only.
+        dynamic_skip: Probability that infobatch skips such a record.
         batch_size: Images per step, over all processes of torchrun.
         accumulate: Parts that each process computes its images of a step in, one after another, to save memory.
         size: Side of the training images in pixels.
@@ -122,6 +125,8 @@ class PretrainConfig(Placement, BadRecordsConfig):
     objective: str = "supervised"
     epochs: int = 0
     epoch_samples: int = 0
+    dynamic: str = "none"
+    dynamic_skip: float = 0.5
     batch_size: int = 256
     accumulate: int = 1
     size: int = 160
@@ -173,6 +178,13 @@ class PretrainConfig(Placement, BadRecordsConfig):
             raise UsageError("`compare` and `selection`: `compare` trains on the full source and on its own selection. Drop one")
         if self.forgetting and self.objective != "supervised":
             raise UsageError(f"`forgetting`: counts misclassifications while training supervised, not {self.objective}")
+        require_one_of("dynamic", self.dynamic, ("none", "infobatch"))
+        require(0 < self.dynamic_skip < 1, "dynamic_skip", self.dynamic_skip, "above 0 and below 1")
+        if self.dynamic != "none" and self.objective != "supervised":
+            raise UsageError(f"`dynamic={self.dynamic}`: goes by each image's loss in supervised training, not {self.objective}")
+        for name in ("forgetting", "epoch_samples"):
+            if self.dynamic != "none" and getattr(self, name):
+                raise UsageError(f"`dynamic={self.dynamic}` and `{name}`: each decides which records an epoch reads. Drop one")
         if self.forgetting and self.epoch_samples:
             raise UsageError("`forgetting`: compares records from epoch to epoch, and `epoch_samples` leaves some out. Drop one")
         if self.forgetting and (self.selection or self.compare):
