@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.mapping.keep import Keep, auto_cut
+from dp4tl_fast.mapping.keep import Keep, auto_cut, budget_cut
 from dp4tl_fast.mapping.registry import Scores
 from dp4tl_fast.pruning.choose import choose, in_turn
 
@@ -61,6 +61,46 @@ def test_auto_keeps_more_when_the_ranking_is_uncertain():
 def scores(values, votes=True):
     values = np.array(values)
     return Scores(values.astype(float), tie_breaks=np.zeros(len(values)), votes=values if votes else None)
+
+
+# -- the cut for a budget --------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 50), min_size=2, max_size=30), st.integers(1, 10**6), st.integers(0, 2**31))
+def test_the_budget_cut_is_the_best_of_all_cuts_that_fit(votes, images, seed):
+    votes = np.array(votes)
+    sizes = np.random.default_rng(seed).integers(1, 300, len(votes))
+    order = np.argsort(-votes, kind="stable")
+    worth = {}
+    for k in range(2, len(votes) + 1):
+        records = int(sizes[order[:k]].sum())
+        if records <= images and votes.sum():
+            worth[k] = votes[order[:k]].sum() / votes.sum() * (1 - np.exp(-images / records / 30))
+    if not worth:
+        message = "not one epoch of the first two classes" if votes.sum() else "no target image voted"
+        with pytest.raises(UsageError, match=message):
+            budget_cut(order, votes, sizes, images)
+        return
+    k = budget_cut(order, votes, sizes, images)
+    assert worth[k] == pytest.approx(max(worth.values()), rel=1e-9) and k == Keep("images", images, "").cut(order, sizes, votes)
+
+
+def test_more_time_keeps_more_classes():
+    votes = (1000 * 0.9 ** np.arange(40)).astype(int)
+    cuts = [Keep.within(f"{b}epochs", 0).cut(np.arange(40), np.full(40, 100), votes) for b in (0.25, 1, 4, 16, 64, 1024)]
+    assert cuts == sorted(cuts) and cuts[0] < 6 and cuts[-1] == 40
+    broad = Keep.within("4epochs", 0).cut(np.arange(40), np.full(40, 100), np.full(40, 10))
+    assert broad > cuts[2]  # a target that is like many classes keeps more
+
+
+def test_budgets_in_three_units():
+    assert Keep.within("8", 0).images(1000) == Keep.within("8 epochs", 0).images(1000) == 8000
+    assert Keep.within("1epoch", 0).images(1000) == Keep.within("1000images", 0).images(5) == 1000
+    assert Keep.within("0.5hours", 10).images(5) == Keep.within(".5 hour", 10).images(7) == 18_000
+    assert Keep.parse("0.5").images(1000) == 0
+    for budget in ("0", "0hours", "-1", "2days", "1hour"):
+        with pytest.raises(UsageError, match="`images_per_s`" if budget == "1hour" else "above 0"):
+            Keep.within(budget, 0)
 
 
 A, B = scores([9, 8, 7, 0, 0, 0]), scores([0, 0, 0, 1, 2, 3])

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,6 +146,51 @@ def test_what_a_weighted_selection_cannot_do(data, tmp_path, source):
     split = weighted.for_split(source)
     assert not split.weights and len(batches(source, split)) == -(-split.kept_samples // 5)
     assert weighted.kept_sha256 != replace(weighted, weights=[w * 2 for w in weighted.weights]).kept_sha256
+
+
+# -- the cut follows from the budget --------------------------------------------------------------------------------
+
+
+def test_pretrain_takes_its_epochs_from_the_budget(data, tmp_path):
+    pruned = run(data, tmp_path / "s.json", "red", "blue", method="fm", keep="auto", budget="2epochs")
+    assert pruned["parameters"] | {"budget_images": 96, "keep": "auto within 2epochs"} == pruned["parameters"]
+    kept = pruned["kept_samples"]
+    assert 2 * PER_CLASS <= kept <= 48
+    done = pretrain(data / "source.beton", tmp_path / "r", epochs=0, selection=str(tmp_path / "s.json"))
+    assert done["epochs"] == 96 // kept and done["epochs"] * done["samples"] <= 96
+    assert pretrain(data / "source.beton", tmp_path / "r", epochs=0, selection=str(tmp_path / "s.json"), resume=True) == done
+    given = pretrain(data / "source.beton", tmp_path / "e", epochs=1, selection=str(tmp_path / "s.json"))
+    assert given["epochs"] == 1
+    both = pretrain(data / "source.beton", tmp_path / "c", epochs=0, compare=str(tmp_path / "s.json"))
+    epochs = {Path(name).name: s["epochs"] for name, s in both["runs"].items()}
+    assert epochs == {"full": 2, "s": 96 // kept}  # as many images
+    weighted = run(data, tmp_path / "w.json", method="fm", keep="auto", budget="480images", sample="weighted")
+    assert Selection.load(tmp_path / "w.json").epochs == 480 // sum(weighted["weights"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep": "auto", "budget": "0"}, "`budget=0`"), ({"keep": "auto", "budget": "2hours"}, "`images_per_s`"),
+        ({"keep": "auto", "budget": "20images"}, "not one epoch of the first two classes, which have 24 records"),
+        ({"keep": "0.5", "budget": "2epochs"}, "give one of them"), ({"keep": "", "budget": "2epochs"}, "budget:2epochs"),
+        ({"keep": "auto", "budget": "2", "method": "random"}, "no votes"),
+    ],
+)  # fmt: skip
+def test_budgets_refused(data, tmp_path, options, message):
+    with pytest.raises(UsageError, match=message):
+        run(data, tmp_path / "s.json", **options)
+    assert not (tmp_path / "s.json").exists()
+
+
+def test_a_budget_in_a_file_is_not_trusted(data, tmp_path):
+    path = tmp_path / "s.json"
+    run(data, path)
+    body = json.loads(path.read_text())
+    for bad in ("many", -1, 1.5, True):
+        path.write_text(json.dumps(body | {"parameters": body["parameters"] | {"budget_images": bad}}))
+        with pytest.raises(SelectionError, match="budget_images a whole number"):
+            Selection.load(path)
 
 
 # -- training on it --------------------------------------------------------------------------------------------------

@@ -32,12 +32,12 @@ def share(config: PretrainConfig) -> dict[str, Any]:
 
 def open_train(config: PretrainConfig, source: Beton, selection: Selection | None) -> BaseLoader[IndexedBatch]:
     """Shuffled, augmented uint8 batches of an epoch's records: this process's part of each."""
-    size = epoch_size(config, source, selection)
     spec = LoaderSpec(
         size=config.size, transform="random_resized_crop", scale=(config.min_scale, 1.0), flip=config.flip, shuffle=True,
         drop_last=True, seed=config.seed, views=config.views, with_index=True, on_error=config.on_bad_record, **share(config),
     )  # fmt: skip
     loader = open_loader(source, selection, spec, config.backend)
+    size = epoch_size(config, source, selection)
     if size < len(loader.records) and config.epoch_samples:
         loader.set_draws(Draws([loader.records], [size]))
     return loader

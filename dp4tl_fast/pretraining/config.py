@@ -69,9 +69,13 @@ class PretrainConfig(Placement, BadRecordsConfig):
             OUT/report.html and OUT/summary.json. With --resume, another selection joins those already there.
         arch: small-16, small-32-full, ... (for 32 to 64 pixels), or any torchvision classifier, e.g. resnet18.
         objective: What is learned: supervised, moco or moco_v3 (self-supervised, two views from one read) or adversarial.
-        epochs: Passes over the surviving records.
+        epochs: Passes over the surviving records; 0 takes them from the selection, if it was cut for a budget (`prune --keep auto
+            --budget`), and else is 16. With --compare the full source then gets as many images.
         epoch_samples: Records per epoch: a fresh random subset every time, which goes on through all of them before any comes
             again (RS2, arXiv 2305.18424). 0 reads all surviving records.
+        dynamic: none, or infobatch: of the records whose loss was below the mean each epoch skips some, and the others of them
+            count for more (arXiv 2303.04947; the last eighth of the epochs reads everything). Supervised only.
+        dynamic_skip: Probability that infobatch skips such a record.
         batch_size: Images per step, over all processes of torchrun.
         accumulate: Parts that each process computes its images of a step in, one after another, to save memory.
         size: Side of the training images in pixels.
@@ -119,8 +123,10 @@ class PretrainConfig(Placement, BadRecordsConfig):
     compare: str | None = None
     arch: str = "resnet18"
     objective: str = "supervised"
-    epochs: int = 16
+    epochs: int = 0
     epoch_samples: int = 0
+    dynamic: str = "none"
+    dynamic_skip: float = 0.5
     batch_size: int = 256
     accumulate: int = 1
     size: int = 160
@@ -158,9 +164,9 @@ class PretrainConfig(Placement, BadRecordsConfig):
         super().__post_init__()
         BadRecordsConfig.__post_init__(self)
         signals(self.stop_signals)
-        for name in ("epochs", "batch_size", "accumulate", "val_every", "size"):
+        for name in ("batch_size", "accumulate", "val_every", "size"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("epoch_samples", "end_size", "end_size_from", "val_size", "clip_norm", "lr_batch"):
+        for name in ("epochs", "epoch_samples", "end_size", "end_size_from", "val_size", "clip_norm", "lr_batch"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         for name in ("ema_decay", "label_smoothing"):
             require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
@@ -172,6 +178,13 @@ class PretrainConfig(Placement, BadRecordsConfig):
             raise UsageError("`compare` and `selection`: `compare` trains on the full source and on its own selection. Drop one")
         if self.forgetting and self.objective != "supervised":
             raise UsageError(f"`forgetting`: counts misclassifications while training supervised, not {self.objective}")
+        require_one_of("dynamic", self.dynamic, ("none", "infobatch"))
+        require(0 < self.dynamic_skip < 1, "dynamic_skip", self.dynamic_skip, "above 0 and below 1")
+        if self.dynamic != "none" and self.objective != "supervised":
+            raise UsageError(f"`dynamic={self.dynamic}`: goes by each image's loss in supervised training, not {self.objective}")
+        for name in ("forgetting", "epoch_samples"):
+            if self.dynamic != "none" and getattr(self, name):
+                raise UsageError(f"`dynamic={self.dynamic}` and `{name}`: each decides which records an epoch reads. Drop one")
         if self.forgetting and self.epoch_samples:
             raise UsageError("`forgetting`: compares records from epoch to epoch, and `epoch_samples` leaves some out. Drop one")
         if self.forgetting and (self.selection or self.compare):

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 FREE_ON_RESUME = FREE | {"compare", "checkpoint", "val_every"}
 
 
+DEFAULT_EPOCHS = 16
+
+
 def open_source(config: PretrainConfig) -> tuple[Beton, Selection | None]:
     """What to train on: the source, and the selection, which must be of it."""
     source = Beton(config.source)
@@ -31,6 +34,16 @@ def open_source(config: PretrainConfig) -> tuple[Beton, Selection | None]:
     if selection is not None:
         selection.check(source)
     return source, selection
+
+
+def epochs_of(config: PretrainConfig, source: Beton, selection: Selection | None, compared: Selection | None = None) -> int:
+    """Epochs of a run: those of ``config``, else as many as the selection's budget (or that of ``compared``) allows, else 16."""
+    if config.epochs:
+        return config.epochs
+    budget = compared or selection
+    if budget is None or not budget.epochs:
+        return DEFAULT_EPOCHS
+    return max(1, budget.epochs * budget.epoch_size // epoch_size(config, source, selection))
 
 
 def epoch_size(config: PretrainConfig, source: Beton, selection: Selection | None) -> int:
@@ -45,12 +58,22 @@ def epoch_size(config: PretrainConfig, source: Beton, selection: Selection | Non
             f"`epoch_samples={config.epoch_samples}`: {config.selection} is weighted, and says itself that an epoch has "
             f"{selection.epoch_size} records. Drop one"
         )
+    if config.dynamic != "none" and selection is not None and selection.weights:
+        raise UsageError(
+            f"`dynamic={config.dynamic}`: {config.selection} is weighted, and says itself what an epoch reads. Drop one"
+        )
     if config.epoch_samples > survive:
         raise UsageError(f"`epoch_samples={config.epoch_samples}`: more than the {survive} surviving records of {config.source}")
     size = config.epoch_samples or (survive if selection is None else selection.epoch_size)
     if size < config.batch_size:
         of = "surviving records" if size == survive else "records of an epoch"
         raise UsageError(f"`batch_size={config.batch_size}`: larger than the {size} {of} of {config.source}")
+    left = int(size * (1 - config.dynamic_skip))
+    if config.dynamic != "none" and left < config.batch_size:
+        raise UsageError(
+            f"`dynamic_skip={config.dynamic_skip}`: may leave {left} of {size} records to an epoch, which is less than a batch "
+            f"of {config.batch_size} (`batch_size`)"
+        )
     return size
 
 
@@ -99,6 +122,7 @@ def summarise(
         "classes": source.num_classes,
         "samples": epoch_size(config, source, selection),
         "epochs": config.epochs,
+        "images": int(samples),
         "seed": config.seed,
         "pretrain_s": seconds,
         "pruning_s": sum(selection.seconds.values()) if selection else 0.0,

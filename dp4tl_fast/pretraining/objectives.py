@@ -58,6 +58,10 @@ def _supervised(given: Given) -> Any:
     from dp4tl_fast.training.supervised import Supervised
 
     plain = Supervised(given.config.label_smoothing, given.renumber)
+    if given.config.dynamic == "infobatch":
+        from dp4tl_fast.training.infobatch import InfoBatch
+
+        return InfoBatch(plain, given.source.index, given.config.dynamic_skip, given.config.seed)
     if not given.config.forgetting:
         return plain
     if world_size() > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from dp4tl_fast.beton import Beton
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.files import npy_bytes, write_atomically
 from dp4tl_fast.pretraining.config import PretrainConfig
-from dp4tl_fast.pretraining.folder import check_run, open_source, settings_of, summarise
+from dp4tl_fast.pretraining.folder import check_run, epochs_of, open_source, settings_of, summarise
 from dp4tl_fast.runs.folder import owned
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.training.ranks import on_rank_zero, process_group, rank
@@ -31,6 +32,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 
         return side_by_side(config, pretrain)
     source, selection = open_source(config)
+    config = replace(config, epochs=epochs_of(config, source, selection))
     out, settings = Path(config.out), settings_of(config, source, selection)
     finished = on_rank_zero(lambda: check_run(config, settings))
     if finished is None:

@@ -14,7 +14,7 @@ from dp4tl_fast.common import cli, machine
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.files import write_atomically
 from dp4tl_fast.pretraining.config import PretrainConfig
-from dp4tl_fast.pretraining.folder import check_run, epoch_size, open_source, settings_of
+from dp4tl_fast.pretraining.folder import check_run, epoch_size, epochs_of, open_source, settings_of
 from dp4tl_fast.reporting.compare import compare
 from dp4tl_fast.reporting.runs import find_runs
 from dp4tl_fast.reporting.tables import print_table
@@ -45,10 +45,11 @@ def _halves(config: PretrainConfig) -> tuple[PretrainConfig, PretrainConfig]:
     name = Path(config.compare or "").stem
     if name == FULL:
         raise UsageError(f"`compare={config.compare}`: {FULL} is the name of the run on the full source. Rename the selection")
-    out = Path(config.out)
-    return (
-        replace(config, compare=None, out=str(out / FULL)),
-        replace(config, compare=None, out=str(out / name), selection=config.compare),
+    full = replace(config, compare=None, out=str(Path(config.out) / FULL))
+    pruned = replace(full, out=str(Path(config.out) / name), selection=config.compare)
+    source, selection = open_source(pruned)
+    return replace(full, epochs=epochs_of(full, source, None, selection)), replace(
+        pruned, epochs=epochs_of(pruned, source, selection)
     )
 
 

@@ -6,16 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from dp4tl_fast.common.errors import CheckpointError
 from dp4tl_fast.loaders import BaseLoader, IndexedBatch
 from dp4tl_fast.pretraining.batches import open_eval, size_at
 from dp4tl_fast.pretraining.config import PretrainConfig
 from dp4tl_fast.runs.session import Learner, Session
 from dp4tl_fast.selection import Selection
+from dp4tl_fast.training.infobatch import InfoBatch
 from dp4tl_fast.training.state import Run
 
 
 class Training(Session):
-    """A pretraining run: its resolution may grow, and it is validated on the classes that it keeps."""
+    """A pretraining run: its resolution may grow, its epochs may skip records, and it is validated on the classes that it keeps."""
+
+    loader: BaseLoader[IndexedBatch]
 
     def __init__(
         self,
@@ -30,6 +36,7 @@ class Training(Session):
         self.config, self.selection = config, selection
         if config.val:
             self.best_of = ("val_top_1", 1)
+        self.pool, self.steps = loader.records, len(loader)  # of an epoch that reads everything
 
     def measure(self, run: Run, metrics: dict[str, float]) -> dict[str, float]:
         """Accuracies of the network, and of its average where there is one, in the epochs that are validated."""
@@ -51,3 +58,29 @@ class Training(Session):
         size = size_at(self.learner.run.epoch, self.config)
         if self.loader.spec.size != size:
             self.loader.set_size(size)
+        self._choose_records()
+
+    def _choose_records(self) -> None:
+        objective, epoch = self.learner.run.objective, self.learner.run.epoch
+        if isinstance(objective, InfoBatch) and epoch < self.config.epochs:
+            self.loader.set_records(objective.choose(self.pool, epoch, self.config.epochs))
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The records of the epoch that was saved: the loader's place is one among them."""
+        objective = self.learner.run.objective
+        if isinstance(objective, InfoBatch):
+            try:
+                objective.load_state_dict(state["objective"])
+            except (KeyError, RuntimeError):
+                raise CheckpointError(
+                    f"{self.out}: its checkpoint has no losses of these records, by which `dynamic=infobatch` would continue. "
+                    "Train from the beginning in another folder"
+                ) from None
+            self.loader.set_records(np.flatnonzero(objective.kept.cpu().numpy()))
+
+    def _rate(self, step: int) -> float:
+        """Where epochs differ in length, the rate follows the share of the epoch that is done, and not the steps."""
+        run = self.learner.run
+        if isinstance(run.objective, InfoBatch):
+            step = int(self.steps * (run.epoch + run.tally.batches / max(1, len(self.loader))))
+        return self._rate_at(step, self.steps)

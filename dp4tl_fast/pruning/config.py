@@ -24,7 +24,10 @@ class PruneConfig(Placement):
             classes with that share of the samples; auto (or auto:0.9) for the fewest that carry this share of the votes,
             with confidence. Counts clusters under --groups kmeans, and records for methods that score records. Several, as in
             0.5,0.25,0.125, write a selection each, with the cut in its name: SEL.0.25.json.
-        budget: Instead of --keep: the most classes whose samples cost at most this share of a full epoch (0.4).
+        budget: Instead of --keep: the most classes whose samples cost at most this share of a full epoch (0.4). With --keep auto:
+            the pretraining to choose the cut for, in epochs of the full source (8epochs), images (500000images) or hours (2hours,
+            with --images-per-s): the less, the fewer classes. `pretrain` then takes its epochs from the selection.
+        images_per_s: Rate of the pretraining that --budget is given in hours of.
         sample: whole (every epoch reads all that is kept, once) or weighted (soft mapping: every epoch draws as many records as
             --keep would keep, from every class by its share of the votes; another part of large classes in every epoch).
         shares: With --sample weighted: votes, or equal (every record of what --keep keeps equally often).
@@ -65,7 +68,8 @@ class PruneConfig(Placement):
     source: str
     out: str
     keep: str = ""
-    budget: float = 0.0
+    budget: str | float = ""
+    images_per_s: float = 0.0
     sample: str = "whole"
     shares: str = "votes"
     smooth: float = 0.0
@@ -101,13 +105,17 @@ class PruneConfig(Placement):
         require(self.size >= 0, "size", self.size, "at least 0")
         if self.surrogate and self.train_surrogate:
             raise UsageError("`surrogate` and `train_surrogate`: give one of them")
-        if self.keep and self.budget:
-            raise UsageError("`keep` and `budget`: give one of them")
+        self.budget = str(self.budget)
+        require(self.images_per_s >= 0, "images_per_s", self.images_per_s, "at least 0")
+        if self.keep not in ("", "auto") and self.budget:
+            raise UsageError("`keep` and `budget`: give one of them, or `keep=auto` and what the pretraining may cost")
         if not self.keep and not self.budget and self.method != "handpicked":  # which keeps what is picked
             raise UsageError("how much? Give `keep` (a fraction, a number, samples:F, auto) or `budget=F`")
         self._check_sampling()
-        texts = [f"budget:{self.budget}"] if self.budget else [text for text in self.keep.split(",") if self.keep]
-        self.rules = [Keep.parse(text) for text in texts]
+        if self.budget:
+            self.rules = [Keep.within(self.budget, self.images_per_s) if self.keep else Keep.parse(f"budget:{self.budget}")]
+        else:
+            self.rules = [Keep.parse(text) for text in self.keep.split(",") if self.keep]
         if len({rule.text for rule in self.rules}) < len(self.rules):
             raise UsageError(f"`keep={self.keep}`: names a cut twice")
         if len(self.rules) > 1 and self.materialize:

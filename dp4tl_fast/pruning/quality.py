@@ -167,9 +167,9 @@ def check(accuracy: Accuracy, path: str, source: Beton, accept: bool) -> None:
     problem = ""
     if accuracy.misnumbered:
         problem = (
-            f"`surrogate={path}`: {said}, but {100 * accuracy.renumbered:.1f} % once its outputs are numbered otherwise: it was "
-            f"trained with the classes of {source.path} in another order (natural instead of text order, say). Convert the source "
-            "in that order, or use a surrogate trained on this source"
+            f"`surrogate={path}`: {said}, but {100 * accuracy.renumbered:.1f} % once its outputs are numbered otherwise: its "
+            f"classes are in another order than those of {source.path} (natural instead of text order, say), or its last layer was "
+            "never trained. Convert the source in that order (`convert --class-order`), or use a surrogate trained on this source"
         )
     elif accuracy.useless:
         problem = (

@@ -82,7 +82,7 @@ def prune(config: PruneConfig) -> dict[str, Any]:
     with watch.section("writing"):
         for path, (rule, choice, weights, of) in chosen.items():
             identities = [{"name": t.path.name, **t.fingerprint} for t in of]
-            parameters = _parameters(config, rule, len(all_scores))
+            parameters = _parameters(config, rule, len(all_scores)) | _budget(rule, beton)
             selection = make(Path(path), beton, inputs, choice, weights, parameters=parameters, targets=identities, **about)
             selection.save(path)
             written[path] = selection, choice
@@ -248,6 +248,12 @@ def _parameters(config: PruneConfig, rule: Keep, targets: int) -> dict[str, Any]
     if config.per_class:
         found["per_class"] = config.per_class
     return found
+
+
+def _budget(rule: Keep, beton: Beton) -> dict[str, Any]:
+    """For ``pretrain``, which takes its epochs from it."""
+    images = rule.images(beton.num_samples)
+    return {"budget_images": images} if images else {}
 
 
 def _write_more(config: PruneConfig, beton: Beton, selection: Selection, files: Sequence[str]) -> None:

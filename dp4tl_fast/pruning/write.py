@@ -73,11 +73,12 @@ def make(
 def tell(selection: Selection, choice: Choice, names: list[str], served: dict[str, KeptVotes], out: str) -> None:
     unit, source = choice.scores.unit, selection.source
     cut = "" if unit == "classes" else f" ({len(choice.kept):,} of {len(choice.order):,} {unit})"
+    budget = f" for {selection.epochs} epochs" if selection.epochs else ""
     drawn = f", every epoch draws {selection.epoch_size:,} of them" if selection.weights else ""
     first = ", ".join(names[c] for c in choice.order[: min(len(choice.kept), 10)]) if unit == "classes" else ""
     cli.message(
         f"kept {len(selection.kept_classes)} of {source['classes']} classes, {selection.kept_samples:,} of "
-        f"{source['samples']:,} samples{cut}{drawn} -> {out}" + (f"\nfirst: {first}" if first else "")
+        f"{source['samples']:,} samples{cut}{drawn}{budget} -> {out}" + (f"\nfirst: {first}" if first else "")
     )
     for path, found in served.items():
         cli.message(f"{Path(path).name}: the kept {unit} have {found}")

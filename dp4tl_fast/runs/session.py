@@ -96,6 +96,9 @@ class Session:
     def begin_epoch(self) -> None:
         """Called before the first step, and after every epoch."""
 
+    def restore(self, state: dict[str, Any]) -> None:
+        """What must be as it was when ``state`` was saved before the rest of it is loaded."""
+
     # -- running ------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -158,8 +161,11 @@ class Session:
         raise TrainingError(self._what_fits())  # here, where the failed step's tensors are gone
 
     def _rate(self, step: int) -> float:
+        return self._rate_at(step, len(self.loader))
+
+    def _rate_at(self, step: int, steps_per_epoch: int) -> float:
         plan = self.plan
-        warmup = round(len(self.loader) * plan.warmup_epochs)
+        warmup = round(steps_per_epoch * plan.warmup_epochs)
         return learning_rate(step, schedule=plan.schedule, peak=plan.peak_lr, total_steps=self.total, warmup_steps=warmup)
 
     def _on_step(self, run: Run) -> bool:
@@ -279,7 +285,9 @@ class Session:
             checkpoint.load_into(run.model, checkpoint.read_weights(newest)[0], f"{newest} ({self.learner.meta['arch']})")
             if run.ema is not None:
                 checkpoint.load_into(run.ema.model, checkpoint.read_weights(newest / checkpoint.EMA)[0], f"{newest} (average)")
-            run.load_state_dict(checkpoint.load_state(newest), self.loader)
+            state = checkpoint.load_state(newest)
+            self.restore(state)
+            run.load_state_dict(state, self.loader)
             self.bad.known = dict(run.bad)
             if self.first:
                 cli.message(f"resuming {self.out} at epoch {run.epoch}, step {run.step} of {self.total}")

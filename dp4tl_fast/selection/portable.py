@@ -177,6 +177,12 @@ class Selection:
         """Records of an epoch."""
         return sum(self.weights) or self.kept_samples
 
+    @property
+    def epochs(self) -> int:
+        """Epochs that the budget allows which it was cut for; 0 without one."""
+        images = self.parameters.get("budget_images", 0)
+        return max(1, images // self.epoch_size) if images else 0
+
     def draws(self, beton: Beton) -> tuple[list[np.ndarray], list[int]]:
         """For ``loaders.order.Draws``: the records of each group with a weight, int64 ascending, and how many an epoch draws."""
         records = self.indices(beton)

@@ -41,6 +41,9 @@ def problem(selection: Selection, single_records: bool) -> str:
         return "seconds must map names to numbers"
     if not _ints([selection.kept_samples]) or not 0 < selection.kept_samples <= source["samples"]:
         return f"kept_samples = {selection.kept_samples!r} must be from 1 to the source's {source['samples']}"
+    budget = selection.parameters.get("budget_images", 0) if isinstance(selection.parameters, dict) else None
+    if not _ints([budget]) or budget < 0:
+        return "parameters must be a table, and its budget_images a whole number"
     return _weights_problem(selection, single_records) if selection.weights or selection.schema != 1 else ""
 
 

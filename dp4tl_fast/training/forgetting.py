@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.training.records import ByIndex
 from dp4tl_fast.training.supervised import Sums, Supervised, hits
 
 
@@ -27,10 +27,7 @@ class Forgetting(nn.Module):
     def __init__(self, objective: Supervised, index: np.ndarray) -> None:
         super().__init__()
         self.objective = objective
-        self._order = np.argsort(index, kind="stable")
-        self._sorted = index[self._order]
-        if (np.diff(self._sorted) == 0).any():
-            raise UsageError("`forgetting`: several records have the same `index` field, and cannot be told apart")
+        self._records = ByIndex(index, "forgetting")
         self.register_buffer("events", torch.zeros(len(index), dtype=torch.int32))
         self.register_buffer("right", torch.zeros(len(index), dtype=torch.bool))
         self.register_buffer("learned", torch.zeros(len(index), dtype=torch.bool))
@@ -40,8 +37,7 @@ class Forgetting(nn.Module):
     ) -> tuple[torch.Tensor, Sums]:
         logits, targets = model(images).float(), self.objective.targets(labels)
         loss = nn.functional.cross_entropy(logits, targets, label_smoothing=self.objective.label_smoothing)
-        records = torch.from_numpy(self._order[np.searchsorted(self._sorted, index.numpy())])
-        self.update(records.to(logits.device), logits.detach().argmax(1) == targets)
+        self.update(self._records(index).to(logits.device), logits.detach().argmax(1) == targets)
         return loss, hits(logits.detach(), targets)
 
     def update(self, records: torch.Tensor, right: torch.Tensor) -> None:
