@@ -8,6 +8,7 @@ from typing import Any
 
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.files import npy_bytes, write_atomically
+from dp4tl_fast.pretraining import initial
 from dp4tl_fast.pretraining.config import PretrainConfig
 from dp4tl_fast.pretraining.folder import check_run, open_source, settings_of, summarise
 from dp4tl_fast.training.ranks import on_rank_zero, process_group, rank
@@ -44,7 +45,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         with open_eval(config.val, selection, config) as val:
             source.check_split(val.beton)
     with open_train(config, source, selection) as loader:
-        learner = build(config, source, selection, len(loader) * config.epochs)
+        learner = build(config, source, selection, len(loader) * config.epochs, settings.get(initial.HASH))
         for size in {config.size, config.end_size or config.size}:
             least = loader.spec.batch_size // config.accumulate
             try_out(learner.run.joint.network, config.arch, size, learner.normalise.device, least=least)
@@ -55,6 +56,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
             write_atomically(out / "forgetting.npy", npy_bytes(learner.run.objective.counts()))  # type: ignore[attr-defined]
         summary = summarise(out, config, source, selection, learner.how.precision, learner.normalise.device)
         summary["weights_sha256"] = checkpoint.hashes(out)
+        summary["settings"] |= {k: v for k, v in settings.items() if k == initial.HASH}
         write_atomically(out / "summary.json", json.dumps(summary, indent=1) + "\n")
         return summary
 
