@@ -298,3 +298,26 @@ def test_checkpoints_are_as_readable_as_other_files(data, tmp_path):
         os.umask(before)
     for path in (tmp_path / "o").rglob("*"):
         assert path.stat().st_mode & 0o044 == 0o044, path
+
+
+def test_pretraining_continues_from_weights(data, tmp_path):
+    """At a rate of next to nothing it ends where it began; weights that change under a run that has begun are refused."""
+    start, plain = tensors(data / "run"), {"epochs": 1, "lr": 1e-9, "schedule": "constant", "weight_decay": 0.0}
+    summary = run(data / "train.beton", tmp_path / "r", init=str(data / "run"), **plain)
+    assert summary["settings"]["init_sha256"] == checkpoint.weights_hash(data / "run")
+    found = tensors(tmp_path / "r")
+    for name, value in start.items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6)
+    assert checkpoint.load_model(tmp_path / "r")[1]["start_sha256"] == summary["settings"]["init_sha256"]
+    noisy_colours(tmp_path, "three", (8, 8, 8))
+    run(tmp_path / "three.beton", tmp_path / "t", init=str(data / "run"), **plain)  # other classes: a fresh classifier
+    found = tensors(tmp_path / "t")
+    assert found["fc.weight"].shape[0] == 3 and torch.allclose(found["stem.0.weight"], start["stem.0.weight"], atol=1e-6)
+    with pytest.raises(CheckpointError, match="holds a small-4, not a small-8"):
+        run(data / "train.beton", tmp_path / "x", init=str(data / "run"), arch="small-8", epochs=1)
+    assert not (tmp_path / "x").exists()
+    (tmp_path / "r/summary.json").unlink()
+    shutil.rmtree(tmp_path / "r/checkpoint")
+    with pytest.raises(CheckpointError, match="was started from other weights"):
+        run(data / "train.beton", tmp_path / "r", init=str(tmp_path / "t"), resume=True, **plain)

@@ -40,16 +40,11 @@ class Network:
 
     def check_classifier(self, what: str) -> None:
         """Refuse to ``what`` with a network whose classifier was never trained, or that has none."""
-        if not classifies(self.meta):
+        if not checkpoint.classifies(self.meta):
             raise CheckpointError(
-                f"{self.path}: was trained without labels ({self.meta.get('objective', 'it has no classifier')}): it has no "
+                f"{self.path}: was trained without labels ({self.meta.get('objective', 'its file has no classifier')}): it has no "
                 f"classifier to {what} with. Finetune it first, or use its features: `dp4tl-fast predict --features`"
             )
-
-
-def classifies(meta: dict[str, Any]) -> bool:
-    """Whether a checkpoint's classifier was trained."""
-    return bool(meta.get("classifies", not str(meta.get("objective", "")).startswith("moco")))
 
 
 def open_network(

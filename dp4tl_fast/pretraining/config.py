@@ -68,6 +68,8 @@ class PretrainConfig(Placement, BadRecordsConfig):
             so that the second finds files and compilers warm), into OUT/full and OUT/NAME of the selection; then a table,
             OUT/report.html and OUT/summary.json. With --resume, another selection joins those already there.
         arch: small-16, small-32-full, ... (for 32 to 64 pixels), or any torchvision classifier, e.g. resnet18.
+        init: Weights to continue from instead of random ones: a run folder, a checkpoint or a weights file of this architecture.
+            The classifier is taken over where it is for the same classes.
         objective: What is learned: supervised, moco or moco_v3 (self-supervised, two views from one read) or adversarial.
         epochs: Passes over the surviving records; 0 takes them from the selection, if it was cut for a budget (`prune --keep auto
             --budget`), and else is 16. With --compare the full source then gets as many images.
@@ -122,6 +124,7 @@ class PretrainConfig(Placement, BadRecordsConfig):
     selection: str | None = None
     compare: str | None = None
     arch: str = "resnet18"
+    init: str | None = None
     objective: str = "supervised"
     epochs: int = 0
     epoch_samples: int = 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common import machine
 from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.pretraining import initial
 from dp4tl_fast.reporting.runs import flat, read_metrics
 from dp4tl_fast.runs.folder import FREE, check_folder, defaults_of
 from dp4tl_fast.selection import Selection
@@ -78,15 +79,17 @@ def epoch_size(config: PretrainConfig, source: Beton, selection: Selection | Non
 
 
 # Besides these, what two runs that differ in the seed or the selection alone have in common. The summary names the rest itself.
-NOT_RECIPE = FREE_ON_RESUME | {"source", "val", "selection", "seed", "arch", "objective", "epochs"}
+NOT_RECIPE = FREE_ON_RESUME | {"init", "source", "val", "selection", "seed", "arch", "objective", "epochs"}
 
 
 def settings_of(config: PretrainConfig, source: Beton, selection: Selection | None) -> dict[str, Any]:
     """All that decides what the run computes: config.yaml, and what a continuation must share."""
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE_ON_RESUME}
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE_ON_RESUME | {"init"}}
     settings["source_records_sha256"] = source.records_sha256
     if config.val:
         settings["val_records_sha256"] = Beton(config.val).records_sha256
+    if config.init:  # known by its hash, wherever it lies
+        settings[initial.HASH] = initial.initial_hash(config)
     return settings if selection is None else settings | selection.kept_hashes()
 
 

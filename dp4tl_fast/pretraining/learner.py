@@ -10,6 +10,7 @@ from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.pretraining.batches import eval_size
 from dp4tl_fast.pretraining.config import PretrainConfig
+from dp4tl_fast.pretraining.initial import initialise
 from dp4tl_fast.pretraining.objectives import OBJECTIVES, Given
 from dp4tl_fast.runs.session import Learner
 from dp4tl_fast.selection import Selection
@@ -22,8 +23,10 @@ from dp4tl_fast.training.preprocessing import Preprocessing
 from dp4tl_fast.training.state import Run
 
 
-def build(config: PretrainConfig, source: Beton, selection: Selection | None, total_steps: int) -> Learner:
-    """Network, objective and optimiser on their device, freshly initialised from the seed: the same on every rank."""
+def build(
+    config: PretrainConfig, source: Beton, selection: Selection | None, total_steps: int, init_sha256: str | None = None
+) -> Learner:
+    """Network, objective and optimiser on their device, initialised from the seed or ``init``: the same on every rank."""
     device = pick_device(config.device)
     if device.index is not None and ranks.world_size() > 1:
         raise UsageError(f"`device={config.device}`: torchrun gives each process a GPU of its own. Use `device={device.type}`")
@@ -31,7 +34,11 @@ def build(config: PretrainConfig, source: Beton, selection: Selection | None, to
     torch.manual_seed(config.seed)
     classes = selection.kept_classes if selection else list(range(source.num_classes))
     num_classes = len(classes) if config.compact_labels else source.num_classes
-    model = models.build(config.arch, num_classes, blur_pool=config.blur_pool).to(device)
+    names = [source.class_names[c] for c in classes] if config.compact_labels else list(source.class_names)
+    model = models.build(config.arch, num_classes, blur_pool=config.blur_pool)
+    origin = initialise(model, config, names, init_sha256)
+    pixels = Preprocessing.of({k: origin[k] for k in ("mean", "std") if k in origin} | {"size": eval_size(config)})
+    model.to(device)
     if config.sync_bn:
         model = norm.synchronise(model, device)
     facts = OBJECTIVES[config.objective]
@@ -41,7 +48,7 @@ def build(config: PretrainConfig, source: Beton, selection: Selection | None, to
         renumber = torch.full((source.num_classes,), -1)
         renumber[classes] = torch.arange(len(classes))
     width = models.head(model)[1].in_features
-    objective = facts.make(Given(config, network, width, source, renumber, total_steps)).to(device)
+    objective = facts.make(Given(config, network, width, source, renumber, total_steps, pixels)).to(device)
     if config.sync_bn:
         objective = norm.synchronise(objective, device)
     trained = [*network.parameters(), *objective.parameters()]
@@ -51,13 +58,12 @@ def build(config: PretrainConfig, source: Beton, selection: Selection | None, to
     if config.compile:
         network.compile(dynamic=False)  # in place: names of weights stay; a graph of its own for each resolution
     run = Run(model, objective, optimizer, scaler, network=network, ema=ema, seed=config.seed)
-    pixels = Preprocessing.of({"size": eval_size(config)})
     normalise = pixels.normalise(device)
     prepare = views.Recolour(normalise, config.seed, facts.colours()) if facts.colours else normalise
     meta = {
         "arch": config.arch,
         "num_classes": num_classes,
-        "class_names": [source.class_names[c] for c in classes] if config.compact_labels else list(source.class_names),
+        "class_names": names,
         **pixels.meta(),
         "classes": classes if config.compact_labels else None,
         "blur_pool": config.blur_pool,
@@ -66,6 +72,7 @@ def build(config: PretrainConfig, source: Beton, selection: Selection | None, to
         "objective": config.objective,
         "classifies": facts.classifies,
         **({"attack": asdict(config.adv)} if config.objective == "adversarial" else {}),
+        **({"start_sha256": init_sha256} if init_sha256 else {}),
     }
     return Learner(run, normalise, prepare, Stepping(precision, config.accumulate, config.clip_norm), meta)
 

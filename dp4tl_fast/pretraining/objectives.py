@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from dp4tl_fast.beton import Beton
     from dp4tl_fast.pretraining.config import PretrainConfig
+    from dp4tl_fast.training.preprocessing import Preprocessing
     from dp4tl_fast.training.views import Colours
 
 
@@ -24,6 +25,7 @@ class Given:
     Attributes:
         network: What is trained; without its classifier for objectives that do not classify.
         width: Of the network's features.
+        pixels: What the network wants to see.
         renumber: Class id -> output of the network, int64 ``[num_classes]``, where the head has only the kept classes.
     """
 
@@ -33,6 +35,7 @@ class Given:
     source: Beton
     renumber: torch.Tensor | None
     total_steps: int
+    pixels: Preprocessing
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,11 @@ def _supervised(given: Given) -> Any:
 
 
 def _adversarial(given: Given) -> Any:
-    from dp4tl_fast.loaders import IMAGENET_MEAN, IMAGENET_STD
     from dp4tl_fast.training.adversarial import Adversarial
 
     config, attack = given.config, given.config.adv
     return Adversarial(
-        eps=attack.eps / 255, steps=attack.steps, norm=attack.norm, mean=IMAGENET_MEAN, std=IMAGENET_STD,
+        eps=attack.eps / 255, steps=attack.steps, norm=attack.norm, mean=given.pixels.mean, std=given.pixels.std,
         label_smoothing=config.label_smoothing, renumber=given.renumber,
     )  # fmt: skip
 

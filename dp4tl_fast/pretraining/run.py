@@ -11,6 +11,7 @@ from typing import Any
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.files import npy_bytes, write_atomically
+from dp4tl_fast.pretraining import initial
 from dp4tl_fast.pretraining.config import PretrainConfig
 from dp4tl_fast.pretraining.folder import check_run, epochs_of, open_source, settings_of, summarise
 from dp4tl_fast.runs.folder import owned
@@ -59,7 +60,7 @@ def _train(
         with open_eval(config.val, selection, config) as val:
             source.check_split(val.beton)
     with open_train(config, source, selection) as loader:
-        learner = build(config, source, selection, len(loader) * config.epochs)
+        learner = build(config, source, selection, len(loader) * config.epochs, settings.get(initial.HASH))
         for size in {config.size, config.end_size or config.size}:
             least = loader.spec.batch_size // config.accumulate
             try_out(learner.run.joint.network, config.arch, size, learner.normalise.device, least=least)
@@ -73,6 +74,7 @@ def _train(
         summary = summarise(out, config, source, selection, learner.how.precision, learner.normalise.device)
         summary["bad_records"] = len(training.bad.known)
         summary["weights_sha256"] = checkpoint.hashes(out)
+        summary["settings"] |= {k: v for k, v in settings.items() if k == initial.HASH}
         write_atomically(out / "summary.json", json.dumps(summary, indent=1) + "\n")
         return summary
 

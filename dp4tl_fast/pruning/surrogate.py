@@ -16,15 +16,14 @@ from dp4tl_fast.beton.fingerprint import CLASS_NAMES, difference
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.stopwatch import Stopwatch
-from dp4tl_fast.loaders import IMAGENET_MEAN, IMAGENET_STD, LoaderSpec, open_loader
+from dp4tl_fast.loaders import open_loader
 from dp4tl_fast.loaders.order import rank_batches
-from dp4tl_fast.pretraining.objectives import OBJECTIVES
 from dp4tl_fast.pruning.cache import shared
 from dp4tl_fast.pruning.config import PruneConfig
 from dp4tl_fast.pruning.train_surrogate import training_seconds
 from dp4tl_fast.training import checkpoint, models
 from dp4tl_fast.training.device import pick_device
-from dp4tl_fast.training.loop import Normalise
+from dp4tl_fast.training.preprocessing import Preprocessing
 from dp4tl_fast.training.ranks import rank, world_size
 
 Fill = Callable[[np.ndarray, np.ndarray, torch.Tensor, torch.Tensor], None]  # (out, records, images, labels)
@@ -45,15 +44,14 @@ class Surrogate:
         self.compact = meta.get("classes") is not None
         self.source = meta.get("source")  # fingerprint of what it was trained on, where its file says
         self.records = meta.get("source_records_sha256")  # likewise, of those images in that order
-        known = OBJECTIVES.get(meta.get("objective", ""))
-        self.classifies = known is None or known.classifies  # else its last layer was never trained
-        self.size = config.size or meta.get("size", 224)
+        self.classifies = checkpoint.classifies(meta)  # else its last layer was never trained
+        pixels = Preprocessing.of(meta, config.size)
+        self.size, mean, std = pixels.size, pixels.mean, pixels.std
         self.head = models.head(self.model)[1]
-        mean, std = tuple(meta.get("mean", IMAGENET_MEAN)), tuple(meta.get("std", IMAGENET_STD))
         on_cpu = self.place.type == "cpu"  # there the loader's threads normalise, while the network runs
-        self._normalise = (lambda images: images) if on_cpu else Normalise(mean, std, self.place)
-        self._spec = LoaderSpec.evaluation(
-            batch_size=config.batch_size, size=self.size, workers=config.workers,
+        self._normalise = (lambda images: images) if on_cpu else pixels.normalise(self.place)
+        self._spec = pixels.spec(
+            batch_size=config.batch_size, workers=config.workers,
             rank=rank(), world_size=world_size(), dtype="float32" if on_cpu else "uint8", mean=mean, std=std,
             pinned=self.place.type == "cuda",
         )  # fmt: skip
@@ -64,15 +62,15 @@ class Surrogate:
 
     def check_classifier(self, beton: Beton) -> None:
         """Refuse, for methods that use its classifier, a surrogate that cannot know the classes of ``beton``."""
-        if self.num_classes != beton.num_classes or self.compact:
-            raise UsageError(
-                f"`surrogate={self.path}` knows {self.num_classes} classes, but {beton.path} has {beton.num_classes}. "
-                "Use one trained on this source, without `pretrain --compact-labels`"
-            )
         if not self.classifies:
             raise UsageError(
                 f"`surrogate={self.path}` was pretrained without labels: its classifier was never trained. "
                 "Use `method=fm` with it, or a surrogate that was trained supervised"
+            )
+        if self.num_classes != beton.num_classes or self.compact:
+            raise UsageError(
+                f"`surrogate={self.path}` knows {self.num_classes} classes, but {beton.path} has {beton.num_classes}. "
+                "Use one trained on this source, without `pretrain --compact-labels`"
             )
         trained_on = self.source
         if trained_on is None:

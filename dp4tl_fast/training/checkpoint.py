@@ -19,13 +19,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from dp4tl_fast.common import cli
 from dp4tl_fast.common.errors import CheckpointError
 from dp4tl_fast.common.files import UNABLE, commit, partial_path, write_atomically
-from dp4tl_fast.training import models
+from dp4tl_fast.training import foreign, models
 
 WEIGHTS, EMA, STATE, META = "weights.safetensors", "ema.safetensors", "state.pt", "dp4tl"
+FOREIGN = "foreign"  # in metadata: the weights were not written here
 BEST = "best"  # a link to the checkpoint that validated best; where there are no links, a file with its name
-PUBLISHED = "torchvision:"  # torchvision:DEFAULT, torchvision:IMAGENET1K_V1: torchvision's own weights
+PUBLISHED = ("torchvision:", "timm:", "hf-hub:")  # weights that torchvision and timm publish: torchvision:DEFAULT, timm:NAME
 PREFIXES = ("module.", "_orig_mod.")  # what DDP and torch.compile put before names
 
 
@@ -154,68 +156,115 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def find_weights(path: str | Path) -> Path:
-    """The weights file meant by a run folder (of a finetuning: its first seed's), a checkpoint folder or a file."""
-    path = follow(Path(path))
+    """The weights file meant by a run folder (of a finetuning: its first seed's), a checkpoint folder, a snapshot or a file."""
+    path = follow(_file_and_part(path)[0])
     if path.is_file():
         return path
     folders = (path, path / "checkpoint", path / "seed-0" / "checkpoint")
     for candidate in (path, *(found for folder in folders for found in reversed(checkpoints(folder)))):
-        if (candidate / WEIGHTS).is_file():
-            return candidate / WEIGHTS
+        for name in (WEIGHTS, *foreign.SNAPSHOT):
+            if (candidate / name).is_file():
+                return candidate / name
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file or folder. Give a run folder, a checkpoint folder or a weights file")
     raise CheckpointError(f"{path}: no checkpoint there. Give a run folder, a checkpoint folder or a .safetensors file")
 
 
+def _file_and_part(path: str | Path) -> tuple[Path, str]:
+    """``FILE#model_ema`` -> the file, and the part of it."""
+    file, mark, part = str(path).rpartition("#")
+    return (Path(file), part) if mark and not Path(path).exists() else (Path(path), "")
+
+
 def pin_weights(path: str | Path) -> str:
-    """The file that ``path`` means now, or ``path`` itself where torchvision keeps the file."""
-    return str(path) if str(path).startswith(PUBLISHED) else str(find_weights(path))
+    """The file that ``path`` means now, or ``path`` itself where torchvision or timm keep the file."""
+    if str(path).startswith(PUBLISHED):
+        return str(path)
+    part = _file_and_part(path)[1]
+    return str(find_weights(path)) + (f"#{part}" if part else "")
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and our metadata (empty for foreign files) of a safetensors file, or a state dict saved by ``torch.save``."""
-    file = find_weights(path)
-    if file.suffix != ".safetensors":
-        try:
-            body = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:
-            reason = str(error).splitlines()[0]  # torch adds a page of advice
-            raise CheckpointError(f"{file}: not a state dict that loads without unpickling objects ({reason})") from None
-        body = body.get("state_dict", body.get("model", body)) if isinstance(body, dict) else body
-        if not isinstance(body, dict) or not all(isinstance(v, torch.Tensor) for v in body.values()):
-            raise CheckpointError(f"{file}: holds no plain dictionary of tensors")
-        return {strip(k): v for k, v in body.items()}, {}
+    """Tensors and metadata of a weights file: ours, or of others with what is known of it (``training.foreign``).
+
+    Raises:
+        CheckpointError: It is no weights file, damaged, or holds objects that are not rebuilt.
+    """
+    file, part = find_weights(path), _file_and_part(path)[1]
     try:
         with safe_open(file, "pt") as handle:
-            meta = json.loads((handle.metadata() or {}).get(META, "{}"))
-            return {strip(k): handle.get_tensor(k) for k in handle.keys()}, meta  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: not a safetensors file ({error})") from None
+            if META in (handle.metadata() or {}):
+                meta = json.loads(handle.metadata()[META])
+                return {strip(k): handle.get_tensor(k) for k in handle.keys()}, meta  # noqa: SIM118 (not a dict)
+    except PermissionError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
+    except (SafetensorError, OSError, ValueError):
+        pass  # another kind, or damaged: that is told below
+    try:
+        tensors, meta = foreign.read(file, part)
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
+    return tensors, {**foreign.hub_meta(file), **meta, FOREIGN: True}
 
 
 def load_model(path: str | Path, arch: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
     """Rebuild a network with its weights.
 
     Args:
-        path: As for ``find_weights``, or ``torchvision:NAME`` for weights that torchvision publishes.
-        arch: Needed for weights that dp4tl_fast did not write; else it must agree with the file.
+        path: As for ``find_weights``, or ``torchvision:NAME``, ``timm:NAME``, ``hf-hub:ORG/NAME`` for published weights.
+        arch: Needed for weights that do not say it; else it must agree with the file.
 
     Returns:
-        The model in eval mode, and metadata with at least ``arch`` and ``num_classes``.
+        The model in eval mode, and metadata with at least ``arch`` and ``num_classes``; ``classifies`` is False where it has no
+        classifier, or an untrained one.
     """
-    if str(path).startswith(PUBLISHED):
+    if str(path).startswith("torchvision:"):
         if not arch:
             raise CheckpointError(f"{path}: of which architecture? Name it with `arch`")
-        model, meta = models.published(arch, str(path).removeprefix(PUBLISHED))
+        model, meta = models.published(arch, str(path).removeprefix("torchvision:"))
         return model.eval(), meta
+    if str(path).startswith(PUBLISHED):
+        tensors, meta = models.published_by_timm(str(path))
+        return _foreign_model(tensors, meta, str(path), meta["arch"])
     tensors, meta = read_weights(path)
-    if arch and meta.get("arch", arch) != arch:
+    if not meta.get(FOREIGN) and arch and meta.get("arch", arch) != arch:
         raise CheckpointError(f"{path}: holds a {meta['arch']}, not a {arch}")
     arch = arch or meta.get("arch")
     if not arch:
         raise CheckpointError(f"{path}: does not say its architecture. Name it with `arch`")
-    num_classes = meta.get("num_classes") or _head_width(arch, tensors)
-    model = models.build(arch, int(num_classes), blur_pool=bool(meta.get("blur_pool")))
+    if meta.get(FOREIGN):
+        return _foreign_model(tensors, meta, str(path), arch)
+    num_classes = int(meta["num_classes"])
+    model = models.build(arch, num_classes, blur_pool=bool(meta.get("blur_pool")))
     load_into(model, tensors, f"{path} ({arch})")
-    return model.eval(), {**meta, "arch": arch, "num_classes": int(num_classes)}
+    return model.eval(), {**meta, "arch": arch, "num_classes": num_classes}
+
+
+def _foreign_model(
+    tensors: dict[str, torch.Tensor], meta: dict[str, Any], path: str, arch: str
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A network of weights that others named, with the preprocessing that goes with them."""
+    template = models.build(arch, 2)
+    name, _ = models.head(template)
+    found = foreign.fit(tensors, template.state_dict(), name, f"{path} ({arch})")
+    num_classes = 1 if found.headless else int(found.tensors[f"{name}.weight"].shape[0])
+    model = models.build(arch, num_classes)
+    model.load_state_dict(found.tensors, strict=False)  # what it lacks was looked at
+    trained = not (found.headless or found.contrastive)
+    if meta.get("taken") or found.prefix:
+        under = f", under {found.prefix}*" if found.prefix else ""
+        cli.message(f"{path}: taken {meta.get('taken') or 'its tensors'}{under}" + ("" if trained else "; there is no classifier"))
+    known = {k: v for k, v in meta.items() if k != FOREIGN}
+    names = known.get("class_names")
+    if names is not None and len(names) != num_classes:
+        del known["class_names"]
+    pixels = {**models.preprocessing_of(model), **known}
+    return model.eval(), {**pixels, "arch": arch, "num_classes": num_classes, "classifies": trained}
+
+
+def classifies(meta: dict[str, Any]) -> bool:
+    """Whether a checkpoint's classifier was trained, by its metadata; those of earlier versions tell the objective."""
+    return bool(meta.get("classifies", not str(meta.get("objective", "")).startswith("moco")))
 
 
 def load_into(model: nn.Module, tensors: dict[str, torch.Tensor], what: str) -> None:
@@ -234,7 +283,7 @@ def load_into(model: nn.Module, tensors: dict[str, torch.Tensor], what: str) -> 
 
 def weights_hash(path: str | Path, model: nn.Module | None = None) -> str:
     """SHA-256 of the weights file: a surrogate's identity. Of ``model``'s tensors, where torchvision keeps the file."""
-    if model is not None and str(path).startswith(PUBLISHED):
+    if model is not None and str(path).startswith(PUBLISHED) and not Path(path).exists():
         tensors = hashlib.sha256()
         for name, tensor in sorted(model.state_dict().items()):
             tensors.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
@@ -261,10 +310,3 @@ def strip(name: str) -> str:
     while name.startswith(PREFIXES):
         name = name.partition(".")[2]
     return name
-
-
-def _head_width(arch: str, tensors: dict[str, torch.Tensor]) -> int:
-    name, _ = models.head(models.build(arch, 2))
-    if f"{name}.weight" not in tensors:
-        raise CheckpointError(f"has no {name}.weight, which a {arch} has. Is it of another architecture?")
-    return int(tensors[f"{name}.weight"].shape[0])

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.training import foreign
 
 
 class SmallResNet(nn.Module):
@@ -80,7 +81,8 @@ def build(arch: str, num_classes: int, *, blur_pool: bool = False) -> nn.Module:
 
     Args:
         arch: ``small-W`` (a ``SmallResNet`` of width W at half the input's resolution), ``small-W-full`` (at full
-            resolution), any classification model of torchvision, or ``timm:NAME`` for timm's.
+            resolution), any classification model of torchvision, or timm's as ``timm:NAME`` (also ``timm:timm/NAME`` and
+            ``hf-hub:timm/NAME``).
         num_classes: Width of the head.
         blur_pool: Blur before strided convolutions; such weights are of no use without it.
     """
@@ -89,8 +91,8 @@ def build(arch: str, num_classes: int, *, blur_pool: bool = False) -> nn.Module:
         make: Callable[..., nn.Module] = partial(SmallResNet, int(small[1]), stem_stride=1 if small[2] else 2)
         if not 1 <= int(small[1]) <= 1024:
             raise UsageError(f"architecture {arch!r}: the width must be from 1 to 1024")
-    elif arch.startswith("timm:"):
-        make = partial(_timm, arch.removeprefix("timm:"))
+    elif arch.startswith(("timm:", "hf-hub:timm/")):
+        make = partial(_timm, arch.removeprefix("hf-hub:").removeprefix("timm:"))
     else:
         make = partial(torchvision_model, arch)
     model = make(num_classes=num_classes)
@@ -114,14 +116,56 @@ def torchvision_model(arch: str, num_classes: int) -> nn.Module:
 
 
 def _timm(name: str, num_classes: int) -> nn.Module:
-    try:
-        import timm
-    except ImportError:
-        raise UsageError(f"architecture timm:{name}: timm is not installed. pip install 'dp4tl_fast[timm]'") from None
+    timm = import_timm(f"architecture timm:{name}")
+    name = name.removeprefix("timm/")
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name[:6]}*")[:10])
         raise UsageError(f"unknown architecture timm:{name}" + (f". Similar: {close}" if close else ""))
     return timm.create_model(name, pretrained=False, num_classes=num_classes)
+
+
+def import_timm(what: str) -> Any:
+    """The library, or one line about what needs it."""
+    try:
+        import timm
+    except ImportError:
+        raise UsageError(f"{what}: timm is not installed. pip install 'dp4tl_fast[timm]'") from None
+    return timm
+
+
+def preprocessing_of(model: nn.Module) -> dict[str, Any]:
+    """What timm says that weights of this architecture usually want, as checkpoints tell it; nothing of other networks."""
+    cfg = getattr(model, "pretrained_cfg", None)
+    return foreign.timm_meta(cfg) if isinstance(cfg, dict) else {}
+
+
+def published_by_timm(spec: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The weights of ``timm:NAME``, ``timm:timm/NAME`` or ``hf-hub:ORG/NAME``, downloaded once into the Hub's cache.
+
+    Returns:
+        Tensors under timm's names; ``arch``, preprocessing and, where the Hub tells them, ``class_names``.
+
+    Raises:
+        UsageError: timm does not know it, or it cannot be downloaded.
+    """
+    timm = import_timm(spec)
+    name = spec.removeprefix("timm:")
+    if name.startswith("timm/"):
+        name = name.removeprefix("timm/")
+    elif name.startswith("hf-hub:timm/"):
+        name = name.removeprefix("hf-hub:timm/")
+    if not name.startswith("hf-hub:") and not timm.is_model(name):
+        raise UsageError(f"{spec}: timm has no network of this name")
+    try:
+        model = timm.create_model(name, pretrained=True)
+    except Exception as error:  # the Hub's client raises types of several libraries
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(f"{spec}: its weights are not in the local cache and cannot be downloaded ({reason})") from None
+    cfg = model.pretrained_cfg
+    meta = {"arch": f"timm:{cfg['architecture']}", "weights": spec, **foreign.timm_meta(cfg)}
+    if cfg.get("label_names"):
+        meta["class_names"] = [str(label) for label in cfg["label_names"]]
+    return model.state_dict(), meta
 
 
 def published(arch: str, name: str) -> tuple[nn.Module, dict[str, Any]]:
@@ -147,16 +191,33 @@ def published(arch: str, name: str) -> tuple[nn.Module, dict[str, Any]]:
     except OSError as error:  # URLError is one
         raise UsageError(f"torchvision:{name}: the weights of {arch} cannot be downloaded ({error})") from None
     transform = weights.transforms()
-    meta = {"arch": arch, "num_classes": len(weights.meta["categories"]), "size": transform.crop_size[0],
+    meta = {"arch": arch, "num_classes": len(weights.meta["categories"]), "class_names": list(weights.meta["categories"]),
+            "size": transform.crop_size[0], "crop_ratio": transform.crop_size[0] / transform.resize_size[0],
+            "interpolation": transform.interpolation.value,
             "mean": tuple(transform.mean), "std": tuple(transform.std), "weights": str(weights)}  # fmt: skip
     return model.to(memory_format=torch.channels_last), meta
 
 
 def head(model: nn.Module) -> tuple[str, nn.Linear]:
-    """Name and module of the last linear layer: the classifier that finetuning replaces."""
-    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not linear:
-        raise UsageError(f"{type(model).__name__} has no linear layer to use as a classifier")
+    """Name and module of the classifier that finetuning replaces: the one that the library names, else the last linear layer.
+
+    Raises:
+        UsageError: The network has several, or one that is no linear layer on features ``[batch, d]``.
+    """
+    name = type(model).__name__
+    ask: Any = getattr(model, "get_classifier", None)  # of timm's
+    own = ask() if callable(ask) else None
+    if isinstance(own, (tuple, list)):
+        raise UsageError(
+            f"{name} has {len(own)} classifiers, whose mean is its output: not one to replace. Use a network without distillation"
+        )
+    if own is not None and not isinstance(own, (nn.Linear, nn.Identity)):
+        raise UsageError(f"{name} has a {type(own).__name__} for a classifier, not a linear layer. Use another architecture")
+    linear = [(n, module) for n, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if isinstance(own, nn.Linear):
+        linear = [(n, module) for n, module in linear if module is own]
+    if not linear or isinstance(own, nn.Identity):
+        raise UsageError(f"{name} has no linear layer to use as a classifier")
     return linear[-1]
 
 
