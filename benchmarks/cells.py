@@ -65,6 +65,12 @@ def chosen(method: str, share: float, *, budget: float = 1.0, name: str = "", **
     )
 
 
+def any_surrogate() -> Options:
+    """Options of ``prune`` that let it use a surrogate that is not trained enough, where it checks that."""
+    name = "accept_surrogate"
+    return {name: True} if name in {f.name for f in fields(PruneConfig)} else {}
+
+
 @dataclass(frozen=True)
 class Job:
     """A cell's run with one seed, for one target, or for all where ``target`` is empty; and the targets that it is tested on."""
