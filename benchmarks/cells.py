@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
 
@@ -13,10 +13,6 @@ from benchmarks.harness import Suite
 from benchmarks.recipes import Options
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.mapping.registry import METHODS
-from dp4tl_fast.pretraining.config import PretrainConfig
-from dp4tl_fast.pruning.config import PruneConfig
-
-CONFIGS: dict[str, Any] = {"prune": PruneConfig, "pretrain": PretrainConfig}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,24 +47,12 @@ class Cell:
         """Whether one run serves all targets."""
         return self.prune is None or "target" not in METHODS[self.prune["method"]].needs
 
-    def missing(self) -> str:
-        """Which flag of this cell the installed version does not have; empty if it has all."""
-        needs = [("prune", name) for name in self.prune or {}] + ([("pretrain", "epoch_samples")] if self.fresh else [])
-        known = {command: {f.name for f in fields(config)} for command, config in CONFIGS.items()}
-        return ", ".join(f"{command} --{name.replace('_', '-')}" for command, name in needs if name not in known[command])
-
 
 def chosen(method: str, share: float, *, budget: float = 1.0, name: str = "", **options: Any) -> Cell:
     """What ``method`` keeps of at most ``share`` of the records."""
     return Cell(
         name=f"{name or method} {100 * share:g} %", budget=budget, prune={"method": method, "keep": f"budget:{share:g}", **options}
     )
-
-
-def any_surrogate() -> Options:
-    """Options of ``prune`` that let it use a surrogate that is not trained enough, where it checks that."""
-    name = "accept_surrogate"
-    return {name: True} if name in {f.name for f in fields(PruneConfig)} else {}
 
 
 @dataclass(frozen=True)
@@ -104,16 +88,6 @@ class Outcome:
     pretrain_s: float
     scoring_s: float
     surrogate_s: float
-
-
-def wanted(suite: Suite, cells: Sequence[Cell]) -> list[Cell]:
-    """Those that this version can run. The others are named, on stderr and in the settings."""
-    absent = {cell.id: missing for cell in cells if (missing := cell.missing())}
-    for name, missing in absent.items():
-        say(f"{suite.name}: {name} is left out, as this version has no {missing}")
-    if absent:
-        suite.settings["left out"] = absent
-    return [cell for cell in cells if cell.id not in absent]
 
 
 def part_of(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from benchmarks.cells import Cell, chosen, part_of, wanted
+from benchmarks.cells import Cell, chosen, part_of
 from benchmarks.harness import Suite
 from benchmarks.paired import Outcomes, total
 from benchmarks.recipes import find
@@ -53,7 +53,7 @@ def _short(budget: float) -> list[Cell]:
 def run(suite: Suite) -> None:
     recipe = find(suite.recipe)
     with study(suite, recipe, TARGETS, ("lp",)) as work:
-        every = wanted(suite, cells())
+        every = cells()
         work.run(*part_of(suite, every, TARGETS, SEEDS))
         seeds = sorted({*SEEDS, *suite.part.seeds})
         found = Outcomes(work.outcomes(every, seeds), len(TARGETS))

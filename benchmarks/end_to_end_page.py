@@ -97,14 +97,13 @@ def _about(rows: Sequence[Outcome], settings: dict[str, Any], machine: str) -> s
     surrogate = fmean(o.surrogate_s for o in rows if o.surrogate_s) if any(o.surrogate_s for o in rows) else 0.0
     whole = [o.pretrain_s for o in rows if o.cell == full(WHOLE).id]
     share = f", {100 * surrogate / fmean(whole):.0f} % of the full run's time" if whole else ""
-    left_out = f" Left out: {', '.join(settings['left out'])}." if "left out" in settings else ""
     return (
         f"Tiny-ImageNet ({settings['source']}) pretrains {network['arch']} at {network['size']} pixels; the full run takes "
         f"{network['epochs']} epochs. Means of {seeds} pretraining seed{'s' if seeds > 1 else ''}; differences are paired by seed, "
         f"in brackets their 95 % intervals (Student's t). Every column but the last takes the same number of steps; times count "
         f"training the surrogate ({surrogate:.0f} s{share}; shared by {sharing} targets, or for one alone), scoring and "
         f"pretraining. The last columns are of the fastest of all runs on a selection, chosen by the same accuracies. "
-        f"Targets: {targets}. {machine}.{left_out}"
+        f"Targets: {targets}. {machine}."
     )
 
 

@@ -129,7 +129,7 @@ class Study:
             return json.loads((out / "summary.json").read_text())
         path = self.select(job.cell, job.target, job.seed)
         source = Beton(self.files["source"]).num_samples
-        records = records_per_epoch(Selection.load(path)) if path else source
+        records = Selection.load(path).epoch_size if path else source
         drawn: Options = {}
         if job.cell.fresh:
             records = drawn["epoch_samples"] = int(job.cell.fresh * records)
@@ -242,11 +242,6 @@ def describe_target(files: dict[str, Path], name: str) -> str:
     train, test = Beton(files[f"{name}-train"]), Beton(files[f"{name}-test"])
     of = "of the source's" if data_sets.TARGETS[name].classes else "of its own"
     return f"{train.num_samples:,} training and {test.num_samples:,} test images of {train.num_classes} classes {of}"
-
-
-def records_per_epoch(selection: Selection) -> int:
-    """Those of a weighted selection are not those that it keeps."""
-    return getattr(selection, "epoch_size", selection.kept_samples)
 
 
 @contextmanager
