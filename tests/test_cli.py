@@ -149,7 +149,7 @@ BAD = {
     "pretrain-objective": (["pretrain", "--source={d}/s.beton", "--objective=x", "--out={d}/o"], "objective x"),
     "finetune-no-checkpoint": (
         ["finetune", "--checkpoint={d}/no", "--train={d}/s.beton", "--test={d}/s.beton", "--out={d}/o"],
-        "no checkpoint",
+        "no such file or folder",
     ),
     "report-nothing": (["report", "{d}/empty", "--out={d}/o.html"], "no finished pretraining run"),
 }
