@@ -232,6 +232,7 @@ class Loader:
     def next(self) -> tuple[Any, torch.Tensor, torch.Tensor, list[tuple[int, int, str]]] | tuple[int, str] | None:
         """
         (views, labels, index, failures as (record, row, message)); None at the end; (record, message) when a record failed.
+        Record -1: there is no memory.
         Views are a list of tensors; of a loader with lent=True, the memory that was lent for the batch.
         """
 

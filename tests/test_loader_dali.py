@@ -16,6 +16,7 @@ from dp4tl_fast.common.errors import BackendError
 from dp4tl_fast.kernels import _native
 from dp4tl_fast.loaders import LoaderSpec, open_loader
 from dp4tl_fast.loaders import dali as backend
+from dp4tl_fast.loaders.readahead import StoredRecords
 
 RECORDS = 20
 
@@ -102,8 +103,8 @@ def test_a_batch_that_only_dali_cannot_decode_is_decoded_by_the_reference(
     broken: Beton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels = np.full((40, 40, 3), 77, np.uint8)
-    real = backend.decode_record
-    monkeypatch.setattr(backend, "decode_record", lambda b, i: pixels if i == 4 else real(b, i))
+    real = StoredRecords.pixels
+    monkeypatch.setattr(StoredRecords, "pixels", lambda self, i: pixels if i == 4 else real(self, i))
     with (
         open_loader(broken, None, spec(batch_size=3), "dali") as loader,
         pytest.warns(UserWarning, match="DALI failed .nvImageCodec.* a batch was decoded without it"),
@@ -115,7 +116,7 @@ def test_a_batch_that_only_dali_cannot_decode_is_decoded_by_the_reference(
 
 @pytest.mark.filterwarnings("ignore:.*DALI failed")
 def test_a_dali_that_still_fails_is_an_error_in_one_line(broken: Beton, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "decode_record", lambda b, i: np.zeros((40, 40, 3), np.uint8))
+    monkeypatch.setattr(StoredRecords, "pixels", lambda self, i: np.zeros((40, 40, 3), np.uint8))
     monkeypatch.setattr(backend, "bitmap", lambda pixels: np.zeros(9, np.uint8))
     with (
         open_loader(broken, None, spec(batch_size=3), "dali") as loader,

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from dp4tl_fast.beton import Beton, BetonWriter
 from dp4tl_fast.beton.format import MODE_RAW
-from dp4tl_fast.loaders import LoaderSpec, open_loader
-from dp4tl_fast.loaders.readahead import BATCHES_AHEAD, fetched, runs
+from dp4tl_fast.loaders import BACKENDS, LoaderSpec, open_loader
+from dp4tl_fast.loaders.readahead import BATCHES_AHEAD, StoredRecords
 
 SIDE, CLASSES, PER_CLASS = 120, 12, 40  # records of 43,200 bytes, 20 MB in all
 
@@ -29,13 +29,17 @@ def test_runs_cover_exactly_the_records(layout: list[tuple[int, int]], data: st.
     place = np.array(data.draw(st.permutations(range(len(sizes)))))  # records need not lie in the file in their order
     pointers = np.zeros(len(sizes), [("data_ptr", "<u8")])
     pointers["data_ptr"] = start[place]
-    beton: Any = SimpleNamespace(images=pointers, sizes=sizes[place])
+    beton: Any = SimpleNamespace(images=pointers, sizes=sizes[place], open_path=os.devnull)
     records = np.array(data.draw(st.lists(st.integers(0, len(sizes) - 1), unique=True, min_size=1)))
-    got = runs(beton, records)
+    at, starts, lengths = StoredRecords(beton).runs(records)
+    got = list(zip(starts, lengths, strict=True))
     wanted = {b for r in records for b in range(int(start[place[r]]), int(start[place[r]] + sizes[place[r]]))}
     asked = [b for first, length in got for b in range(first, first + length)]
     assert sorted(asked) == sorted(wanted)  # each byte once, none besides
     assert all(a + length < b for (a, length), (b, _) in pairwise(got))  # adjoining ones are joined
+    for i, record in enumerate(records.tolist()):  # and each record is found in what was read
+        assert asked[at[i]] == start[place[record]]
+        assert at[i] + sizes[place[record]] <= len(asked)
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +57,30 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Beton]:
     return {name: Beton(folder / f"{name}.beton") for name in orders}
 
 
+def test_the_stored_bytes_of_records_in_any_order(files: dict[str, Beton]) -> None:
+    beton = files["shuffled"]
+    records = np.random.default_rng(3).permutation(beton.num_samples)[:50]
+    stored, at = StoredRecords(beton).read(records)
+    for i, record in enumerate(records.tolist()):
+        assert np.array_equal(stored[at[i] : at[i] + beton.sizes[record]], beton.payload(record))
+
+
 def test_batches_pass_through_and_the_file_is_closed(files: dict[str, Beton]) -> None:
     def descriptors() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
 
     batches = [np.arange(i, i + 5) for i in range(0, 100, 5)]
     before = descriptors()
-    taken = list(fetched(files["class"], batches))
-    assert all(a is b for a, b in zip(taken, batches, strict=True))
-    iterator = fetched(files["class"], iter(batches[: BATCHES_AHEAD - 1]))  # fewer than are read ahead
-    next(iterator)
+    stored = StoredRecords(files["class"])
     assert descriptors() == before + 1
-    iterator.close()
+    taken = list(stored.fetched(batches))
+    assert all(a is b for a, b in zip(taken, batches, strict=True))
+    few = batches[: BATCHES_AHEAD - 1]  # fewer than are read ahead
+    assert len(list(stored.fetched(iter(few)))) == len(few)
+    stored.close()
+    stored.close()
+    assert descriptors() == before
+    StoredRecords(files["class"])  # dropped without close()
     assert descriptors() == before
 
 
@@ -73,7 +89,7 @@ def scattered(beton: Beton) -> np.ndarray:
     return np.flatnonzero(beton.labels % 3 == 0)
 
 
-@pytest.mark.parametrize("backend", ["native", "ffcv", "dali"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", ["class", "shuffled"])
 def test_the_disk_gives_the_surviving_records_and_little_else(
     files: dict[str, Beton], backend: str, layout: str

@@ -136,7 +136,7 @@ def test_max_ram_counts_what_page_locked_memory_takes(tmp_path: Path, lender: Le
     batch = 8 * 3 * 24**2
     options = {"shuffle": True, "max_ram": 8 << 20}
     with opened(beton, **options) as own, opened(beton, pinned=True, **options) as lent:
-        assert own._buffer_bytes() - lent._buffer_bytes() == 5 * (16384 - batch) // 2  # type: ignore[attr-defined]
+        assert own._buffer_bytes(own.now) - lent._buffer_bytes(lent.now) == 5 * (16384 - batch) // 2  # type: ignore[attr-defined]
         a, b = by_index(list(own)), by_index(list(lent))
     assert len(a) == 20 and a.keys() == b.keys() and all(torch.equal(a[i], b[i]) for i in a)
     with pytest.raises(UsageError, match="at least"), opened(beton, pinned=True, max_ram=4 << 20) as loader:

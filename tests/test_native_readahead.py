@@ -37,7 +37,7 @@ def test_every_record_comes_once_with_its_own_pixels(beton: Beton) -> None:
         images, _, index = (torch.cat(column) for column in zip(*whole, strict=True))
     for shuffle in (False, True):
         with open_loader(beton, spec=spec(shuffle=shuffle)) as loader:
-            assert len(loader._ordered(loader.records)[1]) > 5
+            assert isinstance(loader, NativeLoader) and len(loader._ordered(loader.now, loader.records)[1]) > 5
             some, _, order = (torch.cat(column) for column in zip(*loader, strict=True))
         assert torch.equal(order.sort().values, index)
         assert torch.equal(some[order.argsort()], images)
@@ -84,7 +84,7 @@ def test_abandoned_in_the_middle_of_a_window(beton: Beton) -> None:
 
 def test_batches_mix_classes_of_a_class_layout(beton: Beton) -> None:
     with open_loader(beton, spec=spec(shuffle=True, batch_size=30, max_ram=300_000)) as loader:
-        assert loader._buffer_bytes() > 0
+        assert isinstance(loader, NativeLoader) and loader._buffer_bytes(loader.now) > 0
         distinct = [len(set(labels.tolist())) for _, labels, _ in loader]
     # A buffer holds about 10 of 60 classes; three classes in a row of 30 records is what no shuffle would give.
     assert np.mean(distinct) > 6
@@ -98,7 +98,7 @@ def test_too_little_memory_is_refused(beton: Beton) -> None:
 def test_what_fits_is_shuffled_uniformly(beton: Beton) -> None:
     large, unbounded = (open_loader(beton, spec=spec(shuffle=True, max_ram=ram)) for ram in (10**8, 0))
     with large as fits, unbounded as free:
-        assert isinstance(fits, NativeLoader) and fits._buffer_bytes() == 0
+        assert isinstance(fits, NativeLoader) and fits._buffer_bytes(fits.now) == 0
         assert np.array_equal(fits.epoch_order(), free.epoch_order())
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import os
 import unicodedata
+import weakref
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,9 +34,12 @@ class Field:
 class Beton:
     """A read-only view of a ``.beton`` file: memory-mapped tables, no object per record.
 
+    The file stays open: it is still read after it was renamed, replaced or removed, and a relative path after ``chdir``.
+    Pickled, it is opened again by its absolute path, and must have the same records then.
+
     Attributes:
         path: As it was given: for messages.
-        real_path: Absolute and free of links, as of opening: for everything that reads the file later.
+        real_path: Absolute and free of links, as of opening: for what lies beside it, and for opening it again.
         sidecar: What lies beside it: class names, checksums, how it was made.
         file_size, page_size, num_samples: As stored.
         fields: ``{name: Field}`` in file order.
@@ -48,8 +53,9 @@ class Beton:
         self.path = Path(path)
         self.real_path = self.path.resolve()
         try:
-            with open(self.real_path, "rb") as file:
-                self._pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._fd = os.open(self.real_path, os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self._fd).atexit = False  # a thread may be reading still
+            self._pages = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
             raise BetonError(f"{self.path}: no such file. Make one with `dp4tl-fast convert SRC {self.path}`") from None
         except (OSError, ValueError) as error:
@@ -247,9 +253,54 @@ class Beton:
             digest.update(np.ascontiguousarray(column).astype("<i8").tobytes())
         return digest.hexdigest()
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return _reopen, (self.real_path, self.records_sha256)
+
     # -- payloads -----------------------------------------------------------------------------------------------------
 
     def payload(self, i: int) -> np.ndarray:
         """The stored bytes of record ``i``: a JPEG, or raw RGB rows. uint8 ``[size]``, mapped."""
         start = int(self.images["data_ptr"][i])
         return self._map[start : start + int(self.sizes[i])]
+
+    @property
+    def open_path(self) -> str:
+        """A name for the open file that other libraries can open, valid in this process while this object lives."""
+        return f"/proc/self/fd/{self._fd}"
+
+    def check_size(self) -> None:
+        """Raise ``BetonError`` if the file is shorter than it was when it was opened."""
+        size = os.fstat(self._fd).st_size
+        if size < self.file_size:
+            self._fail(f"shrank from {self.file_size} to {size} bytes while it was being read")
+
+    def read_into(self, start: int, to: np.ndarray, fd: int | None = None) -> None:
+        """Fill ``to``, uint8 ``[size]``, with the file's bytes from ``start`` on.
+
+        Unlike the mapped tables, this may be used on a file that shrinks, where touching a mapped page kills the process (SIGBUS).
+
+        Args:
+            fd: Another descriptor of the open file, with its own readahead.
+
+        Raises:
+            BetonError: The file ends before, or cannot be read.
+        """
+        fd = self._fd if fd is None else fd
+        done = 0
+        while done < len(to):
+            try:
+                count = os.preadv(fd, [to[done:].data], start + done)
+            except OSError as error:
+                raise BetonError(f"{self.path}: cannot be read at byte {start + done}: {error.strerror}") from None
+            if count == 0:
+                self.check_size()
+                self._fail(f"ends at byte {start + done}, in the middle of a record")
+            done += count
+
+
+def _reopen(path: Path, records_sha256: str) -> Beton:
+    """What unpickling calls."""
+    beton = Beton(path)
+    if beton.records_sha256 != records_sha256:
+        raise BetonError(f"{path}: is not the file that was pickled: it has other records. Open it by its path instead")
+    return beton

@@ -1,10 +1,12 @@
-"""One wording for a parameter out of range: name, value, rule."""
+"""One wording for a parameter out of range: name, value, rule; and for numbers of items that are none."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from dp4tl_fast.common.errors import UsageError
+import numpy as np
+
+from dp4tl_fast.common.errors import SelectionError, UsageError
 
 
 def require(ok: bool, name: str, value: object, rule: str) -> None:
@@ -42,3 +44,28 @@ def class_id(given: str, names: Sequence[str], parameter: str = "classes") -> in
     if found is None:
         raise UsageError(f"`{parameter}={given}`: the source has no such class. `dp4tl-fast inspect` lists them")
     return found
+
+
+def distinct_numbers(values: object, count: int, what: str) -> np.ndarray:
+    """Numbers of distinct items out of ``count``, int64 ``[n]`` ascending.
+
+    Args:
+        values: Whole numbers ``[n]`` in any order.
+        what: For messages: "x.beton: record".
+
+    Raises:
+        SelectionError: Not whole numbers ``[n]``, or not from 0 to ``count - 1``, or one of them twice.
+    """
+    given = np.asarray(values)
+    if given.ndim != 1 or not (np.issubdtype(given.dtype, np.integer) or given.size == 0):
+        raise SelectionError(
+            f"{what} numbers must be whole numbers [n], but these are {given.dtype} {list(given.shape)}. "
+            "Of a boolean mask, give np.flatnonzero(mask)"
+        )
+    numbers = np.sort(given)
+    for number in numbers[[0, -1]].tolist() if numbers.size else ():
+        if not 0 <= number < count:
+            raise SelectionError(f"{what} {number} does not exist: they are 0 to {count - 1}")
+    if (twice := numbers[1:] == numbers[:-1]).any():
+        raise SelectionError(f"{what} {numbers[twice.argmax()]} is given twice. Give each once")
+    return numbers.astype(np.int64)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from dp4tl_fast.common import cgroups
 
 if TYPE_CHECKING:
     import torch
@@ -25,13 +28,13 @@ def environment(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     Args:
         packages: Distributions to give the versions of, under ``versions``; those that are not installed are left out.
     """
-    memory, gpu = memory_gib(), gpus()
+    gib, gpu = memory() / 2**30, gpus()
     return {
-        "machine": f"{cores()} cores of {cpu_model()}, {memory:.0f} GiB memory, {gpu or 'no GPU'}",
+        "machine": f"{cores()} cores of {cpu_model()}, {gib:.0f} GiB memory, {gpu or 'no GPU'}",
         "cpu": cpu_model(),
         "instructions": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in _cpuinfo("flags").split()],
         "cores": cores(),
-        "memory_gib": round(memory, 1),
+        "memory_gib": round(gib, 1),
         "gpu": gpu,
         "os": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         "python": platform.python_version(),
@@ -49,13 +52,16 @@ def cpu_model() -> str:
     return f"{cpu_name()} (family {family}, model {model})" if family else cpu_name()
 
 
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores(root: Path = Path("/")) -> int:
+    """Cores that this process may use: those it is bound to, or fewer where its container has a quota (rounded up)."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(bound, math.ceil(min(cgroups.cpu_quotas(root), default=bound))))
 
 
-def memory_gib() -> float:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+def memory(root: Path = Path("/")) -> int:
+    """Bytes of memory that this process may use: the machine's, or fewer where its container has a limit."""
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([installed, *cgroups.memory_limits(root)])
 
 
 def gpus() -> str | None:

@@ -10,7 +10,7 @@ import torch
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.loaders.contract import IndexedBatch
+from dp4tl_fast.loaders.contract import IndexedBatch, State
 from dp4tl_fast.loaders.order import num_batches, rank_batches
 from dp4tl_fast.loaders.spec import LoaderSpec
 
@@ -64,10 +64,10 @@ class Rows:
     def set_size(self, size: int) -> None:
         """Features have no resolution."""
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> State:
         return {"epoch": self.epoch, "batch": self._delivered, "records": len(self.records)}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: State) -> None:
         if state["records"] != len(self.records):
             raise UsageError(f"loader state is of {state['records']} records, but these are {len(self.records)}")
         self.set_epoch(state["epoch"])

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from dp4tl_fast.beton import Beton
+from dp4tl_fast.common.checks import distinct_numbers
 from dp4tl_fast.common.errors import BackendError
-from dp4tl_fast.loaders.base import BaseLoader, checked_records
+from dp4tl_fast.loaders.base import BaseLoader
 from dp4tl_fast.loaders.capabilities import Capabilities
 from dp4tl_fast.loaders.contract import Batch, IndexedBatch, Loader
 from dp4tl_fast.loaders.order import Draws
@@ -61,7 +62,10 @@ def open_loader(
     """
     cls = backend_class(backend)
     beton = source if isinstance(source, Beton) else Beton(source)
-    records = selection.indices(beton) if isinstance(selection, Selection) else checked_records(beton, selection)
+    if isinstance(selection, Selection):
+        records: np.ndarray | None = selection.indices(beton)
+    else:
+        records = None if selection is None else distinct_numbers(selection, beton.num_samples, f"{beton.path}: record")
     loader = cls(beton, records, spec or LoaderSpec())
     if isinstance(selection, Selection) and selection.weights:
         loader.set_draws(Draws(*selection.draws(beton)))

@@ -1,32 +1,73 @@
-"""What all backends share: record numbers, epochs, position, resume. A backend only turns batches of record numbers into
-tensors."""
+"""What all backends share: record numbers, epochs, position, resume, closing. A backend only turns batches of record numbers
+into tensors."""
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
+import os
 import warnings
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias
 
 import numpy as np
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.beton.format import MODE_JPEG, MODE_RAW
-from dp4tl_fast.common.checks import require
-from dp4tl_fast.common.errors import BackendError, BetonError, SelectionError, UsageError
+from dp4tl_fast.common.checks import distinct_numbers, require
+from dp4tl_fast.common.errors import BackendError, SelectionError, UsageError
 from dp4tl_fast.loaders import order
 from dp4tl_fast.loaders.capabilities import Capabilities
-from dp4tl_fast.loaders.contract import B, Batch, Images, IndexedBatch
-from dp4tl_fast.loaders.decode import bad_record
+from dp4tl_fast.loaders.checks import check_device, check_memory, check_tables, record_kind
+from dp4tl_fast.loaders.contract import B, Batch, Images, IndexedBatch, State
+from dp4tl_fast.loaders.iteration import Iteration
 from dp4tl_fast.loaders.spec import LoaderSpec
 
 if TYPE_CHECKING:
     import torch
 
 
+ESSENTIAL = ("global_batch_size", "records")  # every version's states have them
+
 Epochs: TypeAlias = "int | np.ndarray"  # that the augmentation of a batch is drawn for: one, or one per record (int64)
+
+_open: weakref.WeakSet[BaseLoader] = weakref.WeakSet()
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """What one iteration loads: the loader's settings as they were when it began.
+
+    Attributes:
+        number: Of the epoch.
+        records: The records to load, int64 ``[n]``, ascending.
+        draws: How often each of them; ``None``: each once.
+    """
+
+    number: int
+    spec: LoaderSpec
+    records: np.ndarray
+    draws: order.Draws | None = None
+
+    @property
+    def size(self) -> int:
+        """Records of the epoch, over all ranks."""
+        return len(self.records) if self.draws is None else self.draws.total
+
+    def drawn(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """The epoch's records in file order, and the epochs that they are augmented for, int64 ``[n]``; ``None``: this one."""
+        return (self.records, None) if self.draws is None else self.draws.of_epoch(self.spec.seed, self.number)
+
+    def kept_sha256(self) -> str:
+        """Names the records, and how often each is drawn."""
+        digest = hashlib.sha256()
+        groups, counts = ([self.records], [0]) if self.draws is None else (self.draws.groups, self.draws.counts)
+        for group, count in zip(groups, counts, strict=True):
+            digest.update(np.array([len(group), count], "<i8").tobytes() + np.ascontiguousarray(group, "<i8").tobytes())
+        return digest.hexdigest()
 
 
 class BaseLoader(ABC, Generic[B]):
@@ -37,7 +78,8 @@ class BaseLoader(ABC, Generic[B]):
             them; ``None`` for all.
 
     Attributes:
-        records: The records to load, int64 ``[n]``.
+        spec, records: What the next iteration loads.
+        epoch: The epoch that runs, or that begins with the next iteration.
         skipped: Records left out so far under ``on_error="skip"``, ``(record, message)`` each.
     """
 
@@ -50,103 +92,137 @@ class BaseLoader(ABC, Generic[B]):
         self.epoch = 0
         self.bytes_read = 0
         self.skipped: list[tuple[int, str]] = []
-        self._next_batch = 0  # where the next iteration of this epoch starts
-        self._delivered = 0  # batches of this epoch that the consumer has had
+        self._process = os.getpid()
+        self._start = 0  # batches of the epoch that the next iteration leaves out
+        self._delivered = 0  # batches of the epoch that the consumer has had
+        self._finished = False  # the consumer has had all of them by iterating
         self._closed = False
-        self._running: weakref.ref[_Epoch[B]] | None = None
+        self._running: weakref.ref[Iteration[B]] | None = None
         self._draws: order.Draws | None = None
-        self._use(np.arange(beton.num_samples) if records is None else records)
+        self.records = self._checked(np.arange(beton.num_samples) if records is None else records)
+        self.now = self._next()  # what the running, or last, iteration loads
         check_device(self.name, spec.device)
+        # Read now: the tables are mapped, and touching the map of a file that shrank kills the process.
+        self._columns = (beton.labels, beton.index) if spec.with_index else (beton.labels,)
+        _open.add(self)
 
     # -- what to load -------------------------------------------------------------------------------------------------
 
     def set_records(self, records: np.ndarray | None) -> None:
-        """Load these records from the next iteration on: distinct record numbers ``[n]`` in any order; ``None`` for all."""
-        self._use(checked_records(self.beton, records))
+        """Load these records from the next iteration on, which begins an epoch; a running one keeps its own.
+
+        Args:
+            records: Distinct record numbers ``[n]`` in any order; ``None`` for all.
+        """
+        path, count = self.beton.path, self.beton.num_samples
+        self.records = self._checked(np.arange(count) if records is None else distinct_numbers(records, count, f"{path}: record"))
+        self._draws = None
+        self.set_epoch(self.epoch + self._finished)
 
     def set_draws(self, draws: order.Draws | None) -> None:
-        """Load what ``draws`` says of these records from the next iteration on; ``None``: each of them once in every epoch."""
-        if draws is not None:
-            self._use(np.sort(np.concatenate(draws.groups)))
-        self._draws = draws
+        """Load what ``draws`` says from the next iteration on, which begins an epoch; a running one keeps its own.
 
-    def _use(self, records: np.ndarray) -> None:
-        if len(records) == 0:
-            raise SelectionError(f"{self.beton.path}: no record is left to load. Keep at least one class with samples")
-        check_tables(self.beton, records)
-        self.capabilities.check(self.name, self.spec, record_kind(self.beton, records))
-        self.records: np.ndarray = records
-        self._draws = None
+        ``None``: each record once in every epoch.
+        """
+        if draws is not None:
+            self.records = self._checked(np.sort(np.concatenate(draws.groups)))
+        self._draws = draws
+        self.set_epoch(self.epoch + self._finished)
 
     @property
     def epoch_size(self) -> int:
         """Records of an epoch, over all ranks."""
-        return len(self.records) if self._draws is None else self._draws.total
+        return self._next().size
+
+    def _next(self) -> Epoch:
+        """What the next iteration loads."""
+        return Epoch(self.epoch, self.spec, self.records, self._draws)
+
+    def _checked(self, records: np.ndarray) -> np.ndarray:
+        if len(records) == 0:
+            raise SelectionError(f"{self.beton.path}: no record is left to load. Keep at least one class with samples")
+        self.beton.check_size()
+        check_tables(self.beton, records)
+        self.capabilities.check(self.name, self.spec, record_kind(self.beton.images["mode"][records]))
+        return records
 
     def set_size(self, size: int) -> None:
-        """Side of the images in pixels from the next iteration on (progressive resizing)."""
+        """Side of the images in pixels from the next iteration on (progressive resizing); a running one keeps its own."""
         self.spec = replace(self.spec, size=size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Start of epoch ``epoch``: the next iteration begins with its first batch."""
-        require(0 <= epoch < 2**32, "epoch", epoch, "between 0 and 2^32 - 1")
-        self.epoch, self._next_batch, self._delivered = epoch, 0, 0
+        """The next iteration begins with the first batch of epoch ``epoch``; a running one keeps its own.
+
+        Without it, an iteration that was not finished is followed by its own epoch from the start, and a finished one by the next
+        epoch.
+        """
+        require(isinstance(epoch, Integral) and 0 <= epoch < 2**32, "epoch", epoch, "a whole number from 0 to 2^32 - 1")
+        self._begin(int(epoch), 0)
+
+    def _begin(self, epoch: int, start: int) -> None:
+        """Where the next iteration begins. The running one no longer tells where the loader is."""
+        if (running := self._iteration()) is not None:
+            running.tells_position = False
+        self.epoch, self._start, self._delivered, self._finished = epoch, start, start, False
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this rank."""
-        return order.num_batches(self.epoch_size, **self._sharding())
-
-    def _sharding(self) -> dict[str, Any]:
-        spec = self.spec
-        return {
-            "batch_size": spec.batch_size,
-            "rank": spec.rank,
-            "world_size": spec.world_size,
-            "drop_last": spec.drop_last,
-        }
+        return order.num_batches(self.epoch_size, **sharding(self.spec))
 
     def epoch_order(self) -> np.ndarray:
-        """This epoch's order over all ranks, int64 ``[n]``. The same for every backend."""
-        records = self._drawn()[0]
-        return records[self._places(records)]
+        """The order of epoch ``self.epoch`` over all ranks, int64 ``[n]``. The same for every backend."""
+        epoch = self._next()
+        records = epoch.drawn()[0]
+        return records[self._places(epoch, records)]
 
-    def _drawn(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """This epoch's records in file order, and the epochs that they are augmented for, int64 ``[n]``; ``None``: this one."""
-        if self._draws is None:
-            return self.records, None
-        return self._draws.of_epoch(self.spec.seed, self.epoch)
-
-    def _places(self, records: np.ndarray) -> np.ndarray:
-        """Places in ``records``, this epoch's in file order, in the order in which they are loaded: int64 ``[n]``."""
-        return order.epoch_order(np.arange(len(records)), seed=self.spec.seed, epoch=self.epoch, shuffle=self.spec.shuffle)
+    def _places(self, epoch: Epoch, records: np.ndarray) -> np.ndarray:
+        """Places in ``records``, the epoch's in file order, in the order in which they are loaded: int64 ``[n]``."""
+        spec = epoch.spec
+        return order.epoch_order(np.arange(len(records)), seed=spec.seed, epoch=epoch.number, shuffle=spec.shuffle)
 
     # -- iterating ----------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[B]:
-        """The rest of the current epoch: from its start, or from where a resumed state left off.
+        """The rest of the current epoch: from its start, or from where a resumed state left off. After a finished epoch, the next.
 
         One epoch runs at a time: a new one ends the one before it, and closing the loader ends it, too.
         """
+        self._check_usable()
+        self._stop("a new iteration over the same loader")
+        if self._finished:
+            self.set_epoch(self.epoch + 1)
+        check_memory(self.name, self.spec)
+        now = self._next()
+        records, epochs = now.drawn()
+        places = order.rank_batches(self._places(now, records), **sharding(now.spec))[self._start :]
+        shown: list[Epochs] = [now.number if epochs is None else epochs[batch] for batch in places]
+        self.now = now
+        self._delivered, self._start = self._start, 0
+        iteration: Iteration[B] = Iteration(self, [records[batch] for batch in places], shown)
+        # Weak: when the consumer drops the iterator, the epoch ends at once, whoever holds the loader.
+        self._running = weakref.ref(iteration)
+        return iteration
+
+    def _iteration(self) -> Iteration[B] | None:
+        return self._running() if self._running else None
+
+    def _check_usable(self) -> None:
+        if os.getpid() != self._process:
+            raise BackendError(
+                f"{self.name} loader of {self.beton.path} was opened by process {self._process}, and its threads are there. "
+                f"Open it in the child (process {os.getpid()})"
+            )
         if self._closed:
             raise BackendError(f"{self.name} loader of {self.beton.path} is closed. Open it again")
-        self._stop("a new iteration over the same loader")
-        records, epochs = self._drawn()
-        batches = order.rank_batches(self._places(records), **self._sharding())[self._next_batch :]
-        self._delivered, self._next_batch = self._next_batch, 0  # iterating again without set_epoch repeats the epoch
-        shown: list[Epochs] = [self.epoch if epochs is None else epochs[b] for b in batches]
-        epoch: _Epoch[B] = _Epoch(self, [records[b] for b in batches], shown)
-        # Weak: when the consumer drops the iterator, the epoch ends at once, whoever holds the loader.
-        self._running = weakref.ref(epoch)
-        return epoch
 
     def _stop(self, reason: str) -> None:
-        epoch = self._running() if self._running else None
-        if epoch is not None:
-            epoch.stop(reason)
+        if (running := self._iteration()) is not None:
+            running.stop(reason)
 
     @abstractmethod
     def _load(self, batches: list[np.ndarray], epochs: list[Epochs]) -> Generator[Batch | IndexedBatch, None, None]:
-        """Yield a batch for each array of record numbers, in order, augmented for the epochs given with it.
+        """Yield a batch for each array of record numbers, in order, as ``self.now`` wants them, augmented for the epochs given
+        with it.
 
         Closing the generator must end the epoch's threads and give its memory back.
         """
@@ -155,17 +231,14 @@ class BaseLoader(ABC, Generic[B]):
         """The batch on the device, for the views of ``records``."""
         import torch
 
-        index = torch.from_numpy(self.beton.index[records]) if self.spec.with_index else None
-        return self._on_device(views, torch.from_numpy(self.beton.labels[records]), index)
+        return self._on_device(views, *(torch.from_numpy(column[records]) for column in self._columns))
 
-    def _on_device(
-        self, views: Iterable[torch.Tensor], labels: torch.Tensor, index: torch.Tensor | None
-    ) -> Batch | IndexedBatch:
+    def _on_device(self, views: Iterable[torch.Tensor], labels: torch.Tensor, *index: torch.Tensor) -> Batch | IndexedBatch:
         """The batch with its parts on the device; ``index`` is used with ``spec.with_index`` only."""
         moved = tuple(self._to_device(view) for view in views)
         images: Images = moved if self.spec.views > 1 else moved[0]
-        if self.spec.with_index and index is not None:
-            return IndexedBatch(images, self._to_device(labels), self._to_device(index))
+        if self.spec.with_index:
+            return IndexedBatch(images, self._to_device(labels), self._to_device(*index))
         return Batch(images, self._to_device(labels))
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -182,36 +255,74 @@ class BaseLoader(ABC, Generic[B]):
 
     # -- resume -------------------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> State:
         """Epoch, the number of batches already delivered in it, and what makes that number a place in the data."""
-        return {"epoch": self.epoch, "batch": self._delivered, **self._place()}
+        running = self._iteration()
+        at = self.now if running is not None and running.tells_position else self._next()
+        return {"epoch": self.epoch, "batch": self._delivered, **self._place(at)}
 
-    def _place(self) -> dict[str, int]:
-        return {"global_batch_size": self.spec.batch_size * self.spec.world_size, "records": self.epoch_size}
+    def _place(self, at: Epoch) -> State:
+        """All that the order of the records, cut into global batches, depends on besides the epoch's number.
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+        A path is not part of it, nor is the number of ranks: the same file elsewhere, and the same global batches on more
+        ranks, have the same order.
+        """
+        spec = at.spec
+        return {
+            "global_batch_size": spec.batch_size * spec.world_size,
+            "records": at.size,
+            "seed": spec.seed,
+            "shuffle": int(spec.shuffle),
+            "buffer_bytes": self._buffer_bytes(at) if spec.shuffle else 0,
+            "file_sha256": self.beton.records_sha256,
+            "records_sha256": at.kept_sha256(),
+        }
+
+    def _buffer_bytes(self, epoch: Epoch) -> int:
+        """Bytes that are shuffled among themselves (``order.block_buffers``); 0 for all of them."""
+        return 0
+
+    def load_state_dict(self, state: State) -> None:
         """Continue after the last delivered batch; costs no decoding. After a whole epoch, nothing of it is left.
 
         Raises:
-            UsageError: The state is of a loader over other records or with another global batch size (batch size times
-                ranks): the same number of batches is another place there.
+            UsageError: The state is of a loader with another order: of other records, another file, seed, shuffle or global batch
+                size (batch size times ranks), or shuffled within another ``max_ram``. The same number of batches is another place
+                there.
         """
-        here = self._place()
-        saved = {name: state.get(name) for name in here}
-        if saved != here:
-            raise UsageError(f"loader state is of {saved}, but this loader has {here}. Resume with the same settings")
+        here = self._place(self._next())
+        # What a state of an earlier version does not have is not compared.
+        other = {k: state.get(k) for k in here if state.get(k, here[k]) != here[k] or (k not in state and k in ESSENTIAL)}
+        if other:
+            mine = {name: here[name] for name in other}
+            more = ", which follows from max_ram and the size of a batch" if "buffer_bytes" in other else ""
+            raise UsageError(f"loader state is of {other}, but this loader has {mine}{more}. Resume with the same settings")
         batch = int(state["batch"])
         if not 0 <= batch <= len(self):
             raise UsageError(f"loader state says {batch} batches were delivered, but this epoch has {len(self)}")
         self.set_epoch(int(state["epoch"]))
-        self._next_batch = self._delivered = batch
+        self._begin(self.epoch, batch)
 
     # -- closing ------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Release threads and memory. May be called twice."""
-        self._stop("closing the loader")
+        """Release threads and memory. May be called twice, from any thread, and from a signal handler.
+
+        A thread that waits for a batch meanwhile gets ``BackendError`` when it is there.
+        """
+        if os.getpid() != self._process:
+            return  # the threads are the parent's
         self._closed = True
+        running = self._iteration()
+        if running is None or running.stop("closing the loader"):
+            self._release()
+
+    def _with_threads(self) -> Iterable[object]:
+        """What other code may finalise although this loader lives, and then waits for threads."""
+        return ()
+
+    def _release(self) -> None:
+        """End the backend's threads. May be called twice. No iteration runs."""
 
     def __enter__(self) -> BaseLoader[B]:
         return self
@@ -219,102 +330,23 @@ class BaseLoader(ABC, Generic[B]):
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-
-class _Epoch(Iterator[B]):
-    """One pass over the batches; counts what was delivered. Ended early, it says so instead of looking complete."""
-
-    def __init__(self, loader: BaseLoader[B], batches: list[np.ndarray], epochs: list[Epochs]) -> None:
-        self._loader, self._records = loader, iter(batches)
-        self._loaded: Generator[Any, None, None] = loader._load(batches, epochs)
-        self._ended_by = ""
-
-    def __next__(self) -> B:
-        loader = self._loader
-        if self._ended_by:
-            raise BackendError(f"this iteration over {loader.beton.path} was ended by {self._ended_by}")
-        check_file(loader.beton)
-        batch = next(self._loaded)
-        loader._delivered += 1
-        loader.bytes_read += int(loader.beton.sizes[next(self._records)].sum())
-        return batch
-
-    def stop(self, reason: str) -> None:
-        self._ended_by = reason
-        self._loaded.close()
-
-
-# -- checks at the start, not after an hour --------------------------------------------------------------------------
-
-
-def checked_records(beton: Beton, numbers: np.ndarray | None) -> np.ndarray:
-    """Record numbers from outside as loaders want them, int64 ``[n]`` ascending; ``None`` means all.
-
-    Raises:
-        SelectionError: Not integers ``[n]``, not numbers of records of ``beton``, or one of them twice.
-    """
-    if numbers is None:
-        return np.arange(beton.num_samples)
-    given = np.asarray(numbers)
-    if given.ndim != 1 or not np.issubdtype(given.dtype, np.integer):
-        raise SelectionError(
-            f"{beton.path}: record numbers must be integers [n], but these are {given.dtype} {list(given.shape)}. "
-            "Of a boolean mask, give np.flatnonzero(mask)"
-        )
-    records = np.sort(given)
-    for record in records[[0, -1]].tolist() if len(records) else ():
-        if not 0 <= record < beton.num_samples:
-            raise SelectionError(f"{beton.path}: there is no record {record}; records are 0 to {beton.num_samples - 1}")
-    if (twice := records[1:] == records[:-1]).any():
-        raise SelectionError(f"{beton.path}: record {records[twice.argmax()]} is given twice. Give each record once")
-    return records.astype(np.int64, copy=False)
-
-
-def check_tables(beton: Beton, records: np.ndarray) -> None:
-    """Table-level checks of every record that will be read; decoding finds the rest.
-
-    Raises:
-        RecordError: An unknown mode, an empty image, or a raw record whose bytes do not match its size.
-    """
-    rows, sizes = beton.images[records], beton.sizes[records]
-    pixels = rows["width"].astype(np.int64) * rows["height"]
-    bad = {
-        "has neither JPEG nor raw pixels": (rows["mode"] != MODE_JPEG) & (rows["mode"] != MODE_RAW),
-        "has no pixels": pixels == 0,
-        "is raw, but its bytes are not width x height x 3": (rows["mode"] == MODE_RAW) & (sizes != 3 * pixels),
-    }
-    for why, wrong in bad.items():
-        if wrong.any():
-            raise bad_record(beton, int(records[wrong.argmax()]), why)
-
-
-def record_kind(beton: Beton, records: np.ndarray) -> str:
-    """``jpeg``, ``raw`` or ``mixed``."""
-    raw = beton.images["mode"][records] == MODE_RAW
-    return "raw" if raw.all() else "mixed" if raw.any() else "jpeg"
-
-
-def check_device(name: str, device: str) -> None:
-    """Refuse a CUDA device that is not there."""
-    if device == "cpu":
-        return
-    import torch
-
-    try:
-        found = torch.cuda.is_available() and (torch.device(device).index or 0) < torch.cuda.device_count()
-    except RuntimeError as error:
-        raise UsageError(f"`device={device}`: {error}") from None
-    if not found:
+    def __reduce__(self) -> tuple[object, ...]:
         raise BackendError(
-            f"backend {name!r}: device {device!r} is not there ({torch.cuda.device_count()} CUDA devices are usable). "
-            "Use device=cpu, or install a driver that matches torch's CUDA"
+            f"{self.name} loader of {self.beton.path} cannot be pickled or copied: it has threads and open files. Pickle its "
+            "Beton, Selection and LoaderSpec, and open it in the other process"
         )
 
 
-def check_file(beton: Beton) -> None:
-    """A mapped file that shrank would kill the process (SIGBUS); one ``stat`` per batch makes it an error instead."""
-    try:
-        size = beton.real_path.stat().st_size
-    except OSError as error:
-        raise BetonError(f"{beton.path}: gone while it was being read: {error.strerror}") from None
-    if size < beton.file_size:
-        raise BetonError(f"{beton.path}: shrank from {beton.file_size} to {size} bytes while it was being read")
+def sharding(spec: LoaderSpec) -> dict[str, Any]:
+    """How an epoch is cut into batches."""
+    return {"batch_size": spec.batch_size, "rank": spec.rank, "world_size": spec.world_size, "drop_last": spec.drop_last}
+
+
+def _leave_to_the_parent() -> None:
+    """In a child after a fork: never finalise the parent's loaders, which would wait for threads that do not exist here."""
+    for loader in list(_open):
+        for thing in (loader, loader._iteration(), *loader._with_threads()):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+os.register_at_fork(after_in_child=_leave_to_the_parent)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dp4tl_fast.loaders.spec import LoaderSpec
 
 Images: TypeAlias = "torch.Tensor | tuple[torch.Tensor, ...]"
+State: TypeAlias = "dict[str, int | str]"
 
 
 class Batch(NamedTuple):
@@ -47,8 +48,12 @@ B_co = TypeVar("B_co", bound="Batch | IndexedBatch", covariant=True)
 class Loader(Protocol[B_co]):
     """An iterable of ready batches: of ``IndexedBatch`` with ``spec.with_index``, else of ``Batch``.
 
-    One iteration runs at a time: a new one ends the one before it, and so does ``close``. An iteration that was ended
-    raises ``BackendError`` at its next batch; it never looks complete.
+    Each iteration is one epoch: a finished one is followed by the next epoch, one that was abandoned by its own epoch from the
+    start. One iteration runs at a time: a new one ends the one before it, and so does ``close``. An iteration that was ended,
+    or failed, raises ``BackendError`` at its next batch; it never looks complete. It keeps the epoch, size and records that it
+    began with.
+
+    A loader belongs to the process that opened it: a forked child opens its own. Any thread may use it.
 
     Attributes:
         spec: What is loaded, and how.
@@ -67,14 +72,14 @@ class Loader(Protocol[B_co]):
     def set_epoch(self, epoch: int) -> None:
         """The next iteration begins with the first batch of this epoch."""
 
-    def state_dict(self) -> dict[str, int]:
-        """Where the loader is: a few integers."""
+    def state_dict(self) -> State:
+        """Where the loader is, and what that place depends on: a few numbers and hashes."""
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue after the last delivered batch; costs no decoding."""
+    def load_state_dict(self, state: State) -> None:
+        """Continue after the last delivered batch; costs no decoding. Refuses a state of a loader with another order."""
 
     def close(self) -> None:
-        """Release threads and memory. May be called more than once."""
+        """Release threads and memory. May be called more than once, from any thread, and from a signal handler."""
 
     def __enter__(self) -> Loader[B_co]: ...
     def __exit__(self, *exc: object) -> None: ...

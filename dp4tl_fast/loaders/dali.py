@@ -1,7 +1,6 @@
 """Backend ``dali``: NVIDIA DALI behind our contract, on a CPU alone or with nvJPEG on a GPU.
 
-DALI gets the records as views of the mapped file, made natively, one batch at a time: no byte is copied on the way to the
-decoder and no Python runs per image. Crops and mirrors come from
+DALI gets the stored bytes of a batch as views of one buffer, made natively: no Python runs per image. Crops and mirrors come from
 ``loaders.augment``, so DALI draws no random numbers and an epoch is the same for any number of threads, ranks and
 resumes. Batches are as long as the order says: nothing is padded or repeated.
 """
@@ -24,11 +23,11 @@ from dp4tl_fast.common.errors import BackendError, RecordError
 from dp4tl_fast.common.machine import cores
 from dp4tl_fast.kernels import _native
 from dp4tl_fast.loaders.augment import parameters
-from dp4tl_fast.loaders.base import BaseLoader, Epochs, record_kind
+from dp4tl_fast.loaders.base import BaseLoader, Epoch, Epochs
 from dp4tl_fast.loaders.capabilities import Capabilities
+from dp4tl_fast.loaders.checks import record_kind
 from dp4tl_fast.loaders.contract import Batch, IndexedBatch
-from dp4tl_fast.loaders.decode import decode_record
-from dp4tl_fast.loaders.readahead import fetched, no_readahead
+from dp4tl_fast.loaders.readahead import StoredRecords
 from dp4tl_fast.loaders.spec import LoaderSpec
 
 if TYPE_CHECKING:
@@ -49,24 +48,25 @@ class DaliLoader(BaseLoader):
         self._inputs: Iterator[Any] = iter(())  # what DALI asks for, batch by batch
         self._rescued: dict[int, np.ndarray] = {}  # pixels of records that DALI could not decode
         super().__init__(beton, records, spec)
-        self._bytes = np.memmap(beton.real_path, np.uint8, mode="r")
-        no_readahead(self._bytes)
-        self._build()  # a DALI that cannot work here says so now, not in the first epoch
+        self._stored = StoredRecords(beton)
+        self._build(self.now)  # a DALI that cannot work here says so now, not in the first epoch
 
-    def _build(self) -> None:
+    def _kind(self, epoch: Epoch) -> str:
+        return record_kind(self._stored.rows["mode"][epoch.records])
+
+    def _build(self, epoch: Epoch) -> None:
         try:
             from dp4tl_fast.loaders.dali_pipeline import build
         except (ImportError, OSError) as error:
             raise BackendError(
                 f"backend 'dali' cannot be imported here: {error}. Run {self.capabilities.install}"
             ) from error
-        threads = self.spec.workers or cores()
-        kind = record_kind(self.beton, self.records)
+        spec, kind = epoch.spec, self._kind(epoch)
         try:
-            self._pipeline = build(self.spec, kind, threads, device_id(self.spec.device), lambda: next(self._inputs))
+            self._pipeline = build(spec, kind, spec.workers or cores(), device_id(spec.device), lambda: next(self._inputs))
         except RuntimeError as error:
             raise BackendError(f"backend 'dali' cannot work here: {reason(error)}") from error
-        self._built_for = (self.spec, kind)
+        self._built_for = (spec, kind)
 
     def _load(self, batches: list[np.ndarray], epochs: list[Epochs]) -> Generator[Batch | IndexedBatch, None, None]:
         todo, of = deque(batches), deque(epochs)
@@ -87,10 +87,10 @@ class DaliLoader(BaseLoader):
         """The views of each batch."""
         import torch
 
-        if self._pipeline is None or self._built_for != (self.spec, record_kind(self.beton, self.records)):
-            self._build()
+        if self._pipeline is None or self._built_for != (self.now.spec, self._kind(self.now)):
+            self._build(self.now)
         pipeline = self._pipeline
-        self._inputs = map(self._feed, fetched(self.beton, batches), epochs)
+        self._inputs = map(self._feed, self._stored.fetched(batches), epochs)
         stream = None if self.spec.device == "cpu" else torch.cuda.current_stream()
         try:
             while True:
@@ -104,37 +104,43 @@ class DaliLoader(BaseLoader):
             raise
         except RuntimeError as error:  # DALI fails the whole batch, and the pipeline with it
             self._pipeline = None
+            if "bad_alloc" in str(error):
+                raise MemoryError(reason(error)) from error
             raise _BatchFailedError(reason(error)) from error
 
     def _feed(self, records: np.ndarray, epochs: Epochs) -> tuple[Any, ...]:
         """DALI's inputs for one batch; see ``dali_pipeline.build``."""
-        rows, kind = self.beton.images[records], self._built_for[1]
+        rows, kind = self._stored.rows[records], self._built_for[1]
         from dp4tl_fast.loaders.dali_pipeline import as_batch
 
-        inputs: list[Any] = [as_batch(self._stored(records))]
+        inputs: list[Any] = [as_batch(self._bytes_of(records))]
         if kind != "jpeg":
             channels = np.full(len(records), 3)
             inputs.append(np.stack([rows["height"], rows["width"], channels], axis=1).astype(np.int32))
         if kind == "mixed":
             inputs.append(rows["mode"] == MODE_RAW)
         for view in range(self.spec.views):
-            boxes, mirror = parameters(self.spec, epochs, records, rows["height"], rows["width"], view)
+            boxes, mirror = parameters(self.now.spec, epochs, records, rows["height"], rows["width"], view)
             region = np.tile(np.array([0, 0, 1, 1], np.float32), (len(records), 1))
             region[mirror] = 0, 1, 1, 0
             inputs += [boxes.astype(np.int32), region]
         return tuple(inputs)
 
     def _views(self, outputs: Any) -> tuple[torch.Tensor, ...]:
-        """``[batch, 3, size, size]`` of the spec's dtype, in memory that DALI does not use again."""
+        """``[batch, 3, size, size]`` of the spec's dtype, in memory that DALI does not use again.
+
+        On a CPU it is torch's: DALI's is freed under a lock, which in a forked child a thread may hold that is not there.
+        """
         import torch
 
         dtype = getattr(torch, self.spec.dtype)
-        return tuple(torch.from_dlpack(views.as_tensor()).to(dtype).permute(0, 3, 1, 2) for views in outputs)
+        views = (torch.from_dlpack(output.as_tensor()) for output in outputs)
+        return tuple(view.to(dtype, copy=not view.is_cuda).permute(0, 3, 1, 2) for view in views)
 
     def _no_images(self) -> tuple[torch.Tensor, ...]:
         import torch
 
-        spec = self.spec
+        spec = self.now.spec
         shape = (0, 3, spec.size, spec.size)
         return (torch.empty(shape, dtype=getattr(torch, spec.dtype), device=spec.device),) * spec.views
 
@@ -147,7 +153,7 @@ class DaliLoader(BaseLoader):
         pixels: dict[int, np.ndarray] = {}
         for record in dict.fromkeys(records.tolist()):
             try:
-                pixels[record] = decode_record(self.beton, record)
+                pixels[record] = self._stored.pixels(record)
             except RecordError as error:
                 self._skip(record, error)
         good = np.isin(records, list(pixels))
@@ -161,18 +167,20 @@ class DaliLoader(BaseLoader):
             self._rescued = pixels
         return good
 
-    def _stored(self, records: np.ndarray) -> list[Any]:
-        """The records' bytes where they lie in the mapped file, uint8 ``[size]`` each."""
-        offsets = self.beton.images["data_ptr"][records].astype(np.int64)
-        views = _native.byte_views(self._bytes, offsets, self.beton.sizes[records])
+    def _bytes_of(self, records: np.ndarray) -> list[Any]:
+        """The records' stored bytes, uint8 ``[size]`` each, which keep the batch's buffer alive."""
+        views: list[Any] = _native.byte_views(*self._stored.read(records), self.beton.sizes[records])
         for i, record in enumerate(records.tolist()) if self._rescued else ():
-            if record in self._rescued and self.beton.images["mode"][record] == MODE_JPEG:
+            if record in self._rescued and self._stored.rows["mode"][record] == MODE_JPEG:
                 views[i] = bitmap(self._rescued[record])
         return views
 
-    def close(self) -> None:
-        super().close()
+    def _with_threads(self) -> Iterator[object]:
+        yield getattr(self._pipeline, "_pipe", None)  # DALI drops it at the end of the interpreter
+
+    def _release(self) -> None:
         self._pipeline = None
+        self._stored.close()
 
 
 class _BatchFailedError(Exception):

@@ -60,7 +60,7 @@ def _graph(spec: LoaderSpec, records: str, source: Callable[[], Any]) -> tuple[A
         num_outputs=len(dtypes),
         dtype=dtypes,
         ndim=[0 if dtype == types.BOOL else 1 for dtype in dtypes],
-        no_copy=True,  # the bytes stay where they are, in the mapped file
+        no_copy=True,  # the bytes stay where they are, in the buffer of their batch
     )
     stored, views_at = inputs[: -2 * spec.views], inputs[-2 * spec.views :]
     if spec.views == 1:  # one crop: decode (about) that much

@@ -20,16 +20,19 @@ def bad_record(beton: Beton, record: int, why: str) -> RecordError:
     )
 
 
-def decode_record(beton: Beton, record: int) -> np.ndarray:
+def decode_record(beton: Beton, record: int, row: np.void, payload: np.ndarray) -> np.ndarray:
     """Pixels of a record, uint8 ``[height, width, 3]``, RGB.
+
+    Args:
+        row: Of ``beton.images``.
+        payload: The stored bytes, uint8 ``[size]``.
 
     Raises:
         RecordError: The stored bytes are not an image of the size that the file states.
     """
-    mode, width, height, _ = beton.images[record]
-    payload = beton.payload(record)
+    mode, width, height = (int(row[name]) for name in ("mode", "width", "height"))
     if mode == MODE_RAW:
-        if payload.size != int(width) * int(height) * 3:
+        if payload.size != width * height * 3:
             raise bad_record(beton, record, f"has {payload.size} bytes, not {width} x {height} x 3")
         return payload.reshape(height, width, 3)
     if mode != MODE_JPEG:

@@ -1,8 +1,8 @@
-"""The parts of the FFCV backend that need FFCV itself: two pipeline stages and an epoch whose threads end.
+"""The parts of the FFCV backend that need FFCV itself: a pipeline stage, its kernel, and an epoch whose thread ends.
 
-    Locate      record numbers -> where the stored bytes are, in the memory that FFCV's memory manager gives
-    DecodeCrop  numba without the GIL, on a pool of threads: libffcv decodes the JPEG once, then for every view crops
-                and resizes (OpenCV INTER_AREA), and mirror, normalise and cast are one pass over the output
+    DecodeCrop    its decoder: hands the record numbers of a batch to ``ffcv.FfcvLoader``, which reads the stored bytes
+    decode_batch  numba without the GIL, on a pool of threads: libffcv decodes the JPEG once, then for every view crops
+                  and resizes (OpenCV INTER_AREA), and mirror, normalise and cast are one pass over the output
 
 FFCV's own stages would copy the batch for each of mirror, normalise and cast; draw crops from numba's per-thread random
 state, which no seed reaches; keep a buffer of the largest image for every slot of every batch; and ignore what the
@@ -26,15 +26,11 @@ import numpy as np
 import torch
 from ffcv.fields.rgb_image import SimpleRGBImageDecoder
 from ffcv.loader.epoch_iterator import EpochIterator
-from ffcv.memory_managers.os_cache import OSCacheContext
 from ffcv.pipeline.compiler import Compiler
-from ffcv.pipeline.operation import Operation
 from ffcv.pipeline.state import State
 from numba import types
 
-from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import BackendError
-from dp4tl_fast.loaders.readahead import fetched, no_readahead
 
 # libffcv's functions under names of ours, so that compiled code can be cached on disk: a ctypes pointer could not be.
 _LIB = ffcv.libffcv.lib
@@ -58,7 +54,7 @@ def decode_crop(stored, offsets, sizes, modes, heights, widths, boxes, mirror, t
     """Decode images ``start`` to ``stop`` of a batch into ``out``.
 
     Args:
-        stored: The file, or pages of it, uint8 ``[bytes]``; image i is ``stored[offsets[i] : offsets[i] + sizes[i]]``.
+        stored: uint8 ``[bytes]``; image i is ``stored[offsets[i] : offsets[i] + sizes[i]]``.
         modes, heights, widths: As the file states them, ``[n]``.
         boxes: Top, left, height, width, int64 ``[views, n, 4]``, inside the image.
         mirror: bool ``[views, n]``.
@@ -156,41 +152,20 @@ def stands_alone(jpeg, height, width):  # type: ignore[no-untyped-def]
     return False
 
 
-class Locate(SimpleRGBImageDecoder):
-    """FFCV's place for a decoder: only says where the bytes are, ``(stored, offsets, sizes)`` of ``decode_crop``."""
+class DecodeCrop(SimpleRGBImageDecoder):
+    """FFCV's place for a decoder. Runs ``batch(records)`` outside its compiler; that returns the batch that the consumer gets."""
 
-    def declare_state_and_memory(self, previous_state: State) -> tuple[State, None]:
-        return replace(previous_state, jit_mode=True, shape=(), dtype=np.dtype("<i8")), None
-
-    def generate_code(self) -> Callable[..., Any]:
-        def locate(records: np.ndarray, memory: None, metadata: np.ndarray, state: tuple[np.ndarray, ...]) -> Any:
-            stored, pointers, sizes, *pages = state  # as FFCV's memory managers make it
-            pointer = metadata["data_ptr"][records]
-            size = sizes[np.searchsorted(pointers, pointer)]
-            offset = pointer.astype(np.int64)
-            if pages:  # its process cache: stored is [slots, page size], and pages[0] says which slot holds a page
-                page, within = np.divmod(offset, stored.shape[1])
-                offset = pages[0][page].astype(np.int64) * stored.shape[1] + within
-            return stored.reshape(-1), offset, size.astype(np.int64)
-
-        return locate
-
-
-class DecodeCrop(Operation):
-    """Runs ``batch(records, located)`` outside FFCV's compiler; it returns the batch that the consumer gets."""
-
-    def __init__(self, batch: Callable[[np.ndarray, Any], Any]) -> None:
+    def __init__(self, batch: Callable[[np.ndarray], Any]) -> None:
         super().__init__()
         self.batch = batch
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, None]:
-        return replace(previous_state, jit_mode=False, dtype=np.dtype("u1")), None
+        return replace(previous_state, jit_mode=False, shape=(), dtype=np.dtype("u1")), None
 
     def generate_code(self) -> Callable[..., Any]:
-        def run(located: Any, memory: None, records: np.ndarray) -> Any:
-            return self.batch(records, located)
+        def run(records: np.ndarray, memory: None, metadata: np.ndarray, state: tuple[np.ndarray, ...]) -> Any:
+            return self.batch(records)
 
-        run.with_indices = True  # type: ignore[attr-defined]
         return run
 
 
@@ -203,6 +178,8 @@ def decode_batch(pool: ThreadPoolExecutor, workers: int, out: np.ndarray, *colum
     def piece(start: int) -> None:
         decode_crop(*columns, out, status, start, min(start + step, n))  # type: ignore[call-arg]
 
+    # Nothing, by one thread: numba compiles it, or loads it, for these types. Two threads that do so at once may fail.
+    decode_crop(*columns, out, status, 0, 0)  # type: ignore[call-arg]
     list(pool.map(piece, range(0, n, step)))
     return status
 
@@ -219,29 +196,29 @@ def uncompiled() -> Iterator[None]:
         torch.set_num_threads(threads)  # FFCV sets it to its num_workers
 
 
-class Epoch(EpochIterator):
+class EpochThread(EpochIterator):
     """FFCV's epoch thread, with its three traps closed.
 
-    - An exception in the thread (a broken record, memory) is raised in the consumer; FFCV's would wait for ever.
+    - An exception in the thread (a broken record, memory) is raised in the consumer; FFCV's would wait forever.
     - ``close`` ends the thread at once and waits for it; FFCV's stays, blocked on its full queue, when an epoch is
-      abandoned, and with it the twelve page readers of its process cache.
+      abandoned.
     - ``run`` leaves torch's and numba's thread counts alone; FFCV's sets both to its ``num_workers``.
+
+    Args:
+        fetched: Record numbers of each batch, as they are to be decoded.
+        batches: The same, for FFCV.
     """
 
     closed: bool
 
-    def __init__(self, loader: ffcv.Loader, beton: Beton, batches: list[np.ndarray]) -> None:
-        self.beton = beton
+    def __init__(self, loader: ffcv.Loader, fetched: Iterator[np.ndarray], batches: list[np.ndarray]) -> None:
+        self.fetched = fetched
         super().__init__(loader, np.concatenate(batches))  # this starts the thread
 
     def run(self) -> None:
         slots = len(self.cuda_streams)
         try:
-            batches = self.iter_ixes
-            if isinstance(self.memory_context, OSCacheContext):
-                no_readahead(self.memory_context.mmap)
-                batches = fetched(self.beton, batches)
-            for b, records in enumerate(batches):
+            for b, records in enumerate(self.fetched):
                 if self.terminate_event.is_set():
                     return
                 self.output_queue.put(self.run_pipeline(b, records, b % slots, None)[0])
@@ -255,28 +232,20 @@ class Epoch(EpochIterator):
                 item = self.output_queue.get(timeout=1)
                 break
             except Empty:
-                if not self.is_alive() or self._lost_readers():
-                    raise BackendError(f"FFCV's reading threads of {self.loader.fname} have died") from None
+                if not self.is_alive():
+                    raise BackendError("FFCV's thread has died") from None
         if item is None:
             raise StopIteration
         if isinstance(item, BaseException):
             raise item
         return item
 
-    def _lost_readers(self) -> bool:
-        """Did a page reader of the process cache end early? It ends on any I/O error, without a word."""
-        readers = getattr(getattr(self.memory_context, "executor", None), "threads", ())
-        return not all(reader.is_alive() for reader in readers)
-
     def close(self) -> None:
         if self.closed:
             return
-        lost = self._lost_readers()
         self.closed = True
         self.terminate_event.set()
-        while self.is_alive() and not lost:
+        while self.is_alive():
             with suppress(Empty):  # the thread may be blocked on its full queue
                 self.output_queue.get(timeout=0.01)
         self.memory_context.__exit__(None, None, None)
-        for reader in getattr(getattr(self.memory_context, "executor", None), "threads", ()):
-            reader.join()

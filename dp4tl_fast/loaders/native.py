@@ -29,7 +29,7 @@ from dp4tl_fast.common.errors import BackendError, BetonError, UsageError
 from dp4tl_fast.common.machine import cores
 from dp4tl_fast.kernels import _native
 from dp4tl_fast.loaders import order
-from dp4tl_fast.loaders.base import BaseLoader, Epochs
+from dp4tl_fast.loaders.base import BaseLoader, Epoch, Epochs, sharding
 from dp4tl_fast.loaders.capabilities import Capabilities
 from dp4tl_fast.loaders.contract import Batch, IndexedBatch
 from dp4tl_fast.loaders.decode import bad_record
@@ -55,78 +55,80 @@ class NativeLoader(BaseLoader):
     def __init__(self, beton: Beton, records: np.ndarray | None, spec: LoaderSpec) -> None:
         super().__init__(beton, records, spec)
         try:
-            self._tables = _native.Beton(str(beton.real_path))
+            self._tables = _native.Beton(beton.open_path)
         except RuntimeError as error:
-            raise BetonError(str(error)) from None
+            raise BetonError(str(error).replace(beton.open_path, str(beton.path))) from None
         self._allocate = pinned_allocator() if spec.pinned or spec.device != "cpu" else None
-        self._open_core()
+        self._core: _native.Loader | None = None
+        self._core_spec = spec
+        self._open_core(spec)
 
     # -- memory -------------------------------------------------------------------------------------------------------
 
-    def _batch_bytes(self) -> int:
-        spec = self.spec
-        item = {"uint8": 1, "float32": 4}.get(spec.dtype, 2)
-        return spec.batch_size * spec.views * 3 * spec.size**2 * item
-
-    def _held_bytes(self) -> int:
+    def _held_bytes(self, spec: LoaderSpec) -> int:
         """What the memory of a batch takes."""
-        return held_bytes(self._batch_bytes()) if self._allocate else self._batch_bytes()
+        return held_bytes(spec.batch_bytes) if self._allocate else spec.batch_bytes
 
-    def _depth(self) -> int:
+    def _depth(self, spec: LoaderSpec) -> int:
         """Batches ahead: fewer if they would take more than a quarter of ``max_ram``."""
-        return DEPTH if not self.spec.max_ram else max(1, min(DEPTH, self.spec.max_ram // 4 // self._held_bytes()))
+        return DEPTH if not spec.max_ram else max(1, min(DEPTH, spec.max_ram // 4 // self._held_bytes(spec)))
 
-    def _buffer_bytes(self) -> int:
+    def _buffer_bytes(self, epoch: Epoch) -> int:
         """Bytes of one of the two record buffers; 0 if each record is read when its turn comes.
 
         Raises:
             UsageError: ``max_ram`` holds not even the batches and two blocks.
         """
-        if not self.spec.max_ram:
+        spec = epoch.spec
+        if not spec.max_ram:
             return 0
         # Besides those in the ring, a batch is with the consumer and one is kept for use again.
-        room = self.spec.max_ram - (self._depth() + 2) * self._held_bytes()
-        sizes = self.beton.sizes[self.records]
+        batches = (self._depth(spec) + 2) * self._held_bytes(spec)
+        room = spec.max_ram - batches
+        sizes = self.beton.sizes[epoch.records]
         if sizes.sum() <= room:
             return 0
         block = max(BLOCK_BYTES, int(sizes.max()))
         if room < 4 * block:
-            need = (self._depth() + 2) * self._held_bytes() + 4 * block
-            raise UsageError(f"`max_ram={self.spec.max_ram}`: batches and buffers need at least {need} bytes")
+            need = batches + 4 * block
+            raise UsageError(f"`max_ram={spec.max_ram}`: batches and buffers need at least {need} bytes")
         return room // 2 - block
 
     # -- order --------------------------------------------------------------------------------------------------------
 
-    def _places(self, records: np.ndarray) -> np.ndarray:
-        return self._ordered(records)[0]
+    def _places(self, epoch: Epoch, records: np.ndarray) -> np.ndarray:
+        return self._ordered(epoch, records)[0]
 
-    def _ordered(self, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _ordered(self, epoch: Epoch, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Places in ``records`` in the order in which they are loaded, and where another buffer begins (empty: no buffers)."""
-        buffer_bytes = self._buffer_bytes()
+        buffer_bytes = self._buffer_bytes(epoch)
         if not buffer_bytes:
-            return super()._places(records), np.zeros(0, np.int64)
+            return super()._places(epoch, records), np.zeros(0, np.int64)
         sizes, places = self.beton.sizes[records], np.arange(len(records))
-        if not self.spec.shuffle:
+        if not epoch.spec.shuffle:
             buffer_of = (np.cumsum(sizes) - sizes) // buffer_bytes
             return places, np.flatnonzero(np.diff(buffer_of, prepend=-1))
         ordered, bounds = order.block_buffers(
-            places, sizes, seed=self.spec.seed, epoch=self.epoch, block_bytes=BLOCK_BYTES, buffer_bytes=buffer_bytes
+            places, sizes, seed=epoch.spec.seed, epoch=epoch.number, block_bytes=BLOCK_BYTES, buffer_bytes=buffer_bytes
         )
         return ordered, bounds[:-1]
 
     def _windows(self, batches: list[np.ndarray]) -> np.ndarray:
         """Where, in the records of ``batches`` one after another, another buffer begins: int64, empty without buffers."""
-        _, starts = self._ordered(self._drawn()[0])
+        _, starts = self._ordered(self.now, self.now.drawn()[0])
         if len(starts) == 0:
             return starts
-        places = order.rank_batches(np.arange(self.epoch_size), **self._sharding())[-len(batches) :]
+        places = order.rank_batches(np.arange(self.now.size), **sharding(self.now.spec))[-len(batches) :]
         buffer_of = np.searchsorted(starts, np.concatenate(places), side="right")
         return np.append(np.flatnonzero(np.diff(buffer_of, prepend=-1)), len(buffer_of)).astype(np.int64)
 
     # -- running ------------------------------------------------------------------------------------------------------
 
-    def _open_core(self) -> None:
-        spec = self.spec
+    def _open_core(self, spec: LoaderSpec) -> _native.Loader:
+        """The C++ loader for ``spec``, which differs from the one before in ``size`` only."""
+        if self._core is not None and self._core_spec == spec:
+            return self._core
+        self._release()
         options = _native.LoaderOptions()
         crop, output = options.crop, options.output
         crop.transform = _native.Transform[spec.transform]
@@ -136,63 +138,59 @@ class NativeLoader(BaseLoader):
         if spec.dtype != "uint8":  # x / 255, less the mean, by the standard deviation: as x * scale + bias
             output.scale = [1 / (255 * s) for s in spec.std]
             output.bias = [-m / s for m, s in zip(spec.mean, spec.std, strict=True)]
-        options.views, options.batch_size, options.depth = spec.views, spec.batch_size, self._depth()
+        options.views, options.batch_size, options.depth = spec.views, spec.batch_size, self._depth(spec)
         options.threads = spec.workers or cores()
         options.skip, options.exact = spec.on_error == "skip", spec.exact
         options.lent, options.isa = self._allocate is not None, self.isa
         try:
-            self._core = _native.Loader(self._tables, options)
+            self._core, self._core_spec = _native.Loader(self._tables, options), spec
         except RuntimeError as error:
             raise UsageError(f"native loader: {error}") from None
-
-    def set_size(self, size: int) -> None:
-        """Side of the images in pixels from the next iteration on (progressive resizing)."""
-        self._stop("a new image size")
-        super().set_size(size)
-        self._core.close()
-        self._open_core()
+        return self._core
 
     def _load(self, batches: list[np.ndarray], epochs: list[Epochs]) -> Generator[Batch | IndexedBatch, None, None]:
         if not batches:
             return
         bounds = np.cumsum([0] + [len(b) for b in batches], dtype=np.int64)
-        core = self._core
+        spec = self.now.spec
+        core, depth = self._open_core(spec), self._depth(spec)
         records = np.concatenate(batches).astype(np.int64, copy=False)
         own = () if isinstance(epochs[0], int) else (np.concatenate(epochs),)  # type: ignore[arg-type]  # all are of one kind
-        core.start(records, bounds, self._windows(batches), self.epoch, *own)
+        core.start(records, bounds, self._windows(batches), self.now.number, *own)
         try:
-            later = len(batches) - self._depth()  # batches that get their memory when one before them is done
-            self._lend(min(self._depth(), len(batches)))
+            later = len(batches) - depth  # batches that get their memory when one before them is done
+            self._lend(core, min(depth, len(batches)))
             while (batch := core.next()) is not None:
                 if len(batch) == 2:
-                    raise bad_record(self.beton, *batch)
+                    record, why = batch
+                    raise bad_record(self.beton, record, why) if record >= 0 else MemoryError(why)
                 if later > 0:
-                    self._lend(1)
+                    self._lend(core, 1)
                     later -= 1
                 yield self._deliver(*batch)
         finally:
             core.stop()
 
-    def _lend(self, batches: int) -> None:
+    def _lend(self, core: _native.Loader, batches: int) -> None:
         """Memory for so many more batches, if the C++ loader has none of its own."""
         if self._allocate is None:
             return
-        size = self._batch_bytes()
+        spec = self.now.spec
         try:
             for _ in range(batches):
-                self._core.lend(self._allocate(size))
+                core.lend(self._allocate(spec.batch_bytes))
         except (MemoryError, RuntimeError) as error:
             why = (str(error) or type(error).__name__).splitlines()[0]
             raise BackendError(
-                f"native loader: no page-locked memory for a batch of {size} bytes, besides up to {self._depth() + 1} others: "
-                f"{why}. Use a smaller batch size"
+                f"native loader: no page-locked memory for a batch of {spec.batch_bytes} bytes, besides up to "
+                f"{self._depth(spec) + 1} others: {why}. Use a smaller batch size"
             ) from error
 
     def _deliver(
         self, images: Any, labels: torch.Tensor, index: torch.Tensor, failures: list[tuple[int, int, str]]
     ) -> Batch | IndexedBatch:
         """``images``: the views, or the memory that was lent for them."""
-        views: list[torch.Tensor] = views_in(images, self.spec, len(labels)) if self._allocate else images
+        views: list[torch.Tensor] = views_in(images, self.now.spec, len(labels)) if self._allocate else images
         if failures:
             import torch
 
@@ -207,10 +205,10 @@ class NativeLoader(BaseLoader):
         """Where the running or last epoch's time went, in seconds: ``read`` (what is not used in place), ``decode`` (entropy
         decoding and inverse DCT), ``resize`` (with flip, colours and normalisation) and ``idle`` (for want of a free batch)
         summed over threads; ``starve`` is the consumer's wait for a batch. Waiting for a mapped page counts where it is used."""
-        return self._core.profile()
+        return self._core.profile() if self._core is not None else {}
 
-    def close(self) -> None:
+    def _release(self) -> None:
         """End the threads. Tensors already delivered stay valid."""
-        super().close()
-        if core := getattr(self, "_core", None):
-            core.close()
+        if self._core is not None:
+            self._core.close()
+            self._core = None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
-from dp4tl_fast.common.checks import require
+from dp4tl_fast.common.checks import require, require_one_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -14,6 +16,14 @@ TRANSFORMS = ("random_resized_crop", "center_crop", "resize")
 DTYPES = ("uint8", "float16", "bfloat16", "float32")
 
 
+# Fields and the rules of their values
+WHOLE = {
+    "batch_size": 2**20, "size": 16384, "seed": 2**63 - 1, "workers": 2**16, "rank": 2**31, "world_size": 2**31, "views": 64,
+    "max_ram": 2**63 - 1,
+}  # fmt: skip
+AT_LEAST_ONE = ("batch_size", "size", "world_size", "views")
+FLAGS = ("flip", "shuffle", "drop_last", "pinned", "with_index", "exact")
+NUMBERS = {"scale": 2, "aspect": 2, "mean": 3, "std": 3}
 SMALL = 64  # pixels; up to here images are small already, and nothing is cut off their edges
 
 
@@ -83,20 +93,28 @@ class LoaderSpec:
         return cls(size=size, crop_ratio=224 / 256 if size > SMALL else 1.0, **more)
 
     def __post_init__(self) -> None:
-        def need(ok: bool, name: str, rule: str) -> None:
-            require(ok, name, getattr(self, name), rule)
+        for name, most in WHOLE.items():
+            value = getattr(self, name)
+            rule = f"a whole number from {int(name in AT_LEAST_ONE)} to {most}"
+            whole = isinstance(value, Integral) and not isinstance(value, bool)
+            require(whole and int(name in AT_LEAST_ONE) <= value <= most, name, value, rule)
+            object.__setattr__(self, name, int(value))  # NumPy's integers, say
+        for name in FLAGS:
+            require(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
+        for name, count in NUMBERS.items():
+            values = getattr(self, name)
+            finite = len(values) == count and all(isinstance(v, Real) and math.isfinite(v) for v in values)
+            require(finite, name, values, f"{count} finite numbers")
+        require_one_of("transform", self.transform, TRANSFORMS)
+        require_one_of("dtype", self.dtype, DTYPES)
+        require_one_of("on_error", self.on_error, ("raise", "skip"))
+        require(0 < self.crop_ratio <= 1, "crop_ratio", self.crop_ratio, "above 0 and at most 1")
+        require(0 < self.scale[0] <= self.scale[1] <= 1, "scale", self.scale, "an increasing pair above 0 and at most 1")
+        require(0 < self.aspect[0] <= self.aspect[1], "aspect", self.aspect, "an increasing pair above 0")
+        require(all(s > 0 for s in self.std), "std", self.std, "above 0 in every channel")
+        require(self.rank < self.world_size, "rank", self.rank, f"below world_size={self.world_size}")
 
-        need(self.batch_size >= 1, "batch_size", "at least 1")
-        need(1 <= self.size <= 16384, "size", "between 1 and 16384")
-        need(self.transform in TRANSFORMS, "transform", f"one of {', '.join(TRANSFORMS)}")
-        need(self.dtype in DTYPES, "dtype", f"one of {', '.join(DTYPES)}")
-        need(0 < self.crop_ratio <= 1, "crop_ratio", "above 0 and at most 1")
-        need(0 < self.scale[0] <= self.scale[1] <= 1, "scale", "an increasing pair above 0 and at most 1")
-        need(0 < self.aspect[0] <= self.aspect[1], "aspect", "an increasing pair above 0")
-        need(all(s > 0 for s in self.std), "std", "above 0 in every channel")
-        need(self.workers >= 0, "workers", "0 (one per core) or more")
-        need(self.world_size >= 1, "world_size", "at least 1")
-        need(0 <= self.rank < self.world_size, "rank", f"below world_size = {self.world_size}")
-        need(self.views >= 1, "views", "at least 1")
-        need(0 <= self.seed < 2**63, "seed", "between 0 and 2^63 - 1")
-        need(self.on_error in ("raise", "skip"), "on_error", "raise or skip")
+    @property
+    def batch_bytes(self) -> int:
+        """Bytes of the images of a whole batch, all views together."""
+        return self.batch_size * self.views * 3 * self.size**2 * {"uint8": 1, "float32": 4}.get(self.dtype, 2)

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import RecordError
 from dp4tl_fast.loaders.augment import parameters
 from dp4tl_fast.loaders.base import BaseLoader, Epochs
 from dp4tl_fast.loaders.capabilities import Capabilities
 from dp4tl_fast.loaders.contract import Batch, IndexedBatch
-from dp4tl_fast.loaders.decode import decode_record
+from dp4tl_fast.loaders.readahead import StoredRecords
+from dp4tl_fast.loaders.spec import LoaderSpec
 
 if TYPE_CHECKING:
     import torch
@@ -24,18 +26,21 @@ class TorchvisionLoader(BaseLoader):
     capabilities = Capabilities(
         summary="plain reference: PIL and torchvision, one image at a time, no threads",
         exact=True,
-        selective_read=False,
         requires=("torch", "torchvision", "PIL"),
     )
+
+    def __init__(self, beton: Beton, records: np.ndarray | None, spec: LoaderSpec) -> None:
+        super().__init__(beton, records, spec)
+        self._stored = StoredRecords(beton)
 
     def _load(self, batches: list[np.ndarray], epochs: list[Epochs]) -> Generator[Batch | IndexedBatch, None, None]:
         import torch
 
-        for records, of in zip(batches, epochs, strict=True):
+        for records, of in zip(self._stored.fetched(batches), epochs, strict=True):
             decoded = self._decode(records)
             good = np.isin(records, list(decoded))
             kept, shown = records[good], np.broadcast_to(of, records.shape)[good]
-            views = tuple(self._view(decoded, kept, shown, view) for view in range(self.spec.views))
+            views = tuple(self._view(decoded, kept, shown, view) for view in range(self.now.spec.views))
             yield self._batch(tuple(v.to(memory_format=torch.channels_last) for v in views), kept)
 
     def _decode(self, records: np.ndarray) -> dict[int, np.ndarray]:
@@ -43,7 +48,7 @@ class TorchvisionLoader(BaseLoader):
         pixels: dict[int, np.ndarray] = {}
         for record in dict.fromkeys(records.tolist()):
             try:
-                pixels[record] = decode_record(self.beton, record)
+                pixels[record] = self._stored.pixels(record)
             except RecordError as error:
                 self._skip(record, error)
         return pixels
@@ -54,7 +59,7 @@ class TorchvisionLoader(BaseLoader):
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.v2 import functional as tv
 
-        spec, rows = self.spec, self.beton.images[records]
+        spec, rows = self.now.spec, self._stored.rows[records]
         boxes, mirror = parameters(spec, epochs, records, rows["height"], rows["width"], view)
         images = torch.empty((len(records), 3, spec.size, spec.size), dtype=torch.uint8)
         for i, record in enumerate(records.tolist()):
@@ -66,3 +71,6 @@ class TorchvisionLoader(BaseLoader):
             return images
         scaled = tv.normalize(tv.to_dtype(images, torch.float32, scale=True), list(spec.mean), list(spec.std))
         return scaled.to(getattr(torch, spec.dtype))
+
+    def _release(self) -> None:
+        self._stored.close()

@@ -16,6 +16,7 @@ import numpy as np
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton.fingerprint import difference, says_class_names
+from dp4tl_fast.common.checks import distinct_numbers
 from dp4tl_fast.common.errors import SelectionError
 from dp4tl_fast.common.files import npy_bytes, write_atomically
 from dp4tl_fast.selection import validation
@@ -69,9 +70,17 @@ class Selection:
         tie_breaks: np.ndarray | None = None,
         **more: Any,
     ) -> Selection:
-        """Select whole classes of ``beton``. ``scores`` and ``tie_breaks`` are ``[num_classes]``."""
-        kept = np.unique(np.asarray(kept, np.int64))
-        samples = int(beton.class_counts[kept].sum()) if kept.size else 0
+        """Select whole classes of ``beton``.
+
+        Args:
+            kept: Distinct class ids ``[n]`` in any order.
+            scores, tie_breaks: Float ``[num_classes]``.
+
+        Raises:
+            SelectionError: ``kept`` are not such ids, or have no sample.
+        """
+        kept = distinct_numbers(kept, beton.num_classes, f"{beton.path}: class")
+        samples = int(beton.class_counts[kept].sum())
         if samples == 0:
             raise SelectionError(f"the selection keeps no sample of {beton.path}. Keep more classes")
         return Selection(
@@ -86,8 +95,15 @@ class Selection:
 
     @staticmethod
     def of_records(beton: Beton, records: np.ndarray, *, method: str, **more: Any) -> Selection:
-        """Select single records of ``beton``. A class counts as kept while one of its records survives."""
-        records = np.unique(np.asarray(records, np.int64))
+        """Select single records of ``beton``. A class counts as kept while one of its records survives.
+
+        Args:
+            records: Distinct record numbers ``[n]`` in any order.
+
+        Raises:
+            SelectionError: ``records`` are not such numbers, or there is none.
+        """
+        records = distinct_numbers(records, beton.num_samples, f"{beton.path}: record")
         if records.size == 0:
             raise SelectionError(f"the selection keeps no sample of {beton.path}. Keep more")
         survivors = np.bincount(beton.labels[records], minlength=beton.num_classes)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dp4tl_fast.beton import Beton
+from dp4tl_fast.common.checks import distinct_numbers
 from dp4tl_fast.common.errors import SelectionError
 from dp4tl_fast.common.files import write_atomically
 from dp4tl_fast.selection.portable import Selection
@@ -45,12 +46,10 @@ def import_indices(path: str | Path, beton: Beton) -> Selection:
     whole = isinstance(tensor, torch.Tensor) and not tensor.is_floating_point() and not tensor.is_complex()
     if not whole or tensor.ndim != 1 or len(tensor) == 0:
         raise SelectionError(f"{path}: must hold one non-empty 1-d tensor of whole numbers")
-    records, counts = np.unique(tensor.to(torch.int64).numpy(), return_counts=True)
-    if records[0] < 0 or records[-1] >= beton.num_samples or counts.max() > 1:
-        raise SelectionError(
-            f"{path}: must hold distinct record numbers from 0 to {beton.num_samples - 1} of {beton.path}, but they reach from "
-            f"{records[0]} to {records[-1]} with {len(tensor) - len(records)} repeated. Was it made for another file?"
-        )
+    try:
+        records = distinct_numbers(tensor.numpy(), beton.num_samples, f"{beton.path}: record")
+    except SelectionError as error:
+        raise SelectionError(f"{path}: not made for this file? {error}") from None
     selection = Selection.of_records(beton, records, method="imported")
     if selection.kept_samples == int(beton.class_counts[selection.kept_classes].sum()):
         kept = np.array(selection.kept_classes)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,16 @@ class Images:
 fields = {{"image": RGBImageField("smart", smart_threshold=6800), "label": IntField(), "index": IntField()}}
 DatasetWriter(sys.argv[1], fields, page_size=1 << 21, num_workers=2).from_indexed_dataset(Images(), chunksize=5)
 """
+
+
+@pytest.fixture
+def limited() -> Iterator[Callable[[], None]]:
+    """Call it to bound this process's address space to 8 GB more than it has; undone after the test."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+
+    def limit() -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 8 * 10**9, before[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_AS, before)

@@ -70,12 +70,12 @@ def test_record_numbers_are_taken_in_any_order_and_integer_type(backend: str, jp
 
 
 MISTAKES = {
-    "a mask": (np.arange(N) < 2, r"integers \[n\], but these are bool \[50\].*flatnonzero"),
+    "a mask": (np.arange(N) < 2, r"record numbers must be whole numbers \[n\], but these are bool \[50\].*flatnonzero"),
     "fractions": (np.array([0.0, 1.0]), "but these are float64"),
     "a table": (np.array([[0, 1]]), r"int64 \[1, 2\]"),
-    "below the first": (np.array([3, -1]), "no record -1; records are 0 to 49"),
-    "past the last": (np.array([3, N]), "no record 50; records are 0 to 49"),
-    "past int64": (np.array([2**64 - 1], np.uint64), "no record 18446744073709551615"),
+    "below the first": (np.array([3, -1]), "record -1 does not exist: they are 0 to 49"),
+    "past the last": (np.array([3, N]), "record 50 does not exist: they are 0 to 49"),
+    "past int64": (np.array([2**64 - 1], np.uint64), "record 18446744073709551615 does not exist"),
     "one twice": (np.array([3, 5, 3]), "record 3 is given twice"),
 }
 

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "bindings/gil.h"
 #include "bindings/register.h"
 
 namespace nb = nanobind;
@@ -58,7 +59,7 @@ int64_t py_label_counts(const Rows& logits, const std::optional<Ids>& group, Cou
   const int64_t* ids = group ? group->data() : nullptr;
   const auto groups = static_cast<int64_t>(counts.shape(0));
   const Execution how = execution(threads, isa);
-  nb::gil_scoped_release release;
+  ReleaseGil release;
   return label_counts(matrix, ids, groups, counts.data(), how);
 }
 
@@ -73,7 +74,7 @@ int64_t py_update_best(const Rows& products, const Offsets& offset, const Offset
   require(features.rows == matrix.rows && weights.rows == matrix.columns && features.columns == weights.columns,
           "shapes of products, x and w do not fit");
   const Execution how = execution(threads, isa);
-  nb::gil_scoped_release release;
+  ReleaseGil release;
   return update_best(matrix, offset.data(), error.data(), features, weights, first, value.data(), index.data(), how);
 }
 
@@ -83,7 +84,7 @@ void py_cluster_sums(const Rows& x, const Ids& index, Sums sums, int threads, co
   require(sums.shape(1) == x.shape(1), "sums must have as many columns as x");
   const auto clusters = static_cast<int64_t>(sums.shape(0));
   const Execution how = execution(threads, isa);
-  nb::gil_scoped_release release;
+  ReleaseGil release;
   cluster_sums(matrix, index.data(), clusters, sums.data(), how);
 }
 

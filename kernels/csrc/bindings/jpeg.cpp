@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "bindings/gil.h"
 #include "bindings/register.h"
 #include "core/error.h"
 #include "core/isa/kernels.h"
@@ -25,7 +26,7 @@ template <typename F>
 nb::bytes made_by(F&& make) {
   std::string result;
   {
-    nb::gil_scoped_release free;
+    ReleaseGil free;
     result = make();
   }
   return nb::bytes(result.data(), result.size());
@@ -39,7 +40,7 @@ void check(const nb::bytes& data, bool scanned) {
   thread_local JpegChecker checker(kernels_for(best_isa()));
   std::string why;
   {
-    nb::gil_scoped_release free;
+    ReleaseGil free;
     why = checker.run(bytes_of(data), data.size(), scanned);
   }
   if (!why.empty()) throw Error(why);
@@ -49,7 +50,7 @@ nb::bytes add_index(nb::bytes data, int pixels) {
   thread_local JpegIndexer indexer(kernels_for(best_isa()));
   JpegIndexer::Result what;
   {
-    nb::gil_scoped_release free;
+    ReleaseGil free;
     what = indexer.run(bytes_of(data), data.size(), pixels);
   }
   if (what == JpegIndexer::Result::kDamaged) throw Error("its entropy-coded data are damaged");

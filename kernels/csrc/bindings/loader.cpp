@@ -11,6 +11,7 @@
 #include <array>
 #include <optional>
 
+#include "bindings/gil.h"
 #include "bindings/register.h"
 
 namespace nb = nanobind;
@@ -84,7 +85,7 @@ Loader& open(PyLoader& self) {
 }
 
 void construct(PyLoader* self, std::shared_ptr<Beton> beton, const LoaderOptions& options) {
-  nb::gil_scoped_release free;
+  ReleaseGil free;
   new (self) PyLoader{std::make_unique<Loader>(std::move(beton), options)};
 }
 
@@ -94,7 +95,7 @@ void start(PyLoader& self, const Numbers& records, const Numbers& bounds, const 
   std::vector<int64_t> r = copy(records), b = copy(bounds), w = copy(windows), e;
   if (epochs) e = copy(*epochs);
   Loader& loader = open(self);
-  nb::gil_scoped_release free;
+  ReleaseGil free;
   loader.start(std::move(r), std::move(b), std::move(w), epoch, std::move(e));
 }
 
@@ -104,7 +105,7 @@ nb::object next(PyLoader& self) {
     std::shared_ptr<Batch> batch;
     Loader::Status status;
     {
-      nb::gil_scoped_release free;
+      ReleaseGil free;
       status = loader.next(100, batch);  // wake up now and then, so that Ctrl-C is noticed
     }
     if (status == Loader::Status::kBatch) return to_python(std::move(batch), loader.options());
@@ -192,7 +193,7 @@ void register_options(nb::module_& m) {
 void register_loader(nb::module_& m) {
   register_options(m);
   nb::class_<Beton>(m, "Beton", "The checked tables of a .beton file, and the file, open for reading.")
-      .def("__init__", [](Beton* self, const std::string& path) { nb::gil_scoped_release free; new (self) Beton(path); }, "path"_a,
+      .def("__init__", [](Beton* self, const std::string& path) { ReleaseGil free; new (self) Beton(path); }, "path"_a,
            "RuntimeError: the file cannot be read, or is damaged.")
       .def("__len__", [](const Beton& self) { return self.records.size(); });
   nb::class_<PyLoader>(m, "Loader", "Threads that fill a ring of batches. See dp4tl_fast.loaders.native.")
@@ -205,9 +206,10 @@ void register_loader(nb::module_& m) {
       .def("next", &next,
            nb::sig("def next(self) -> tuple[typing.Any, torch.Tensor, torch.Tensor, list[tuple[int, int, str]]] | tuple[int, str] | None"),
            "(views, labels, index, failures as (record, row, message)); None at the end; (record, message) when a record failed.\n"
+           "Record -1: there is no memory.\n"
            "Views are a list of tensors; of a loader with lent=True, the memory that was lent for the batch.")
-      .def("stop", [](PyLoader& self) { nb::gil_scoped_release free; if (self.loader) self.loader->stop(); }, "Abandon the epoch.")
-      .def("close", [](PyLoader& self) { nb::gil_scoped_release free; self.loader.reset(); }, "End the threads.")
+      .def("stop", [](PyLoader& self) { ReleaseGil free; if (self.loader) self.loader->stop(); }, "Abandon the epoch.")
+      .def("close", [](PyLoader& self) { ReleaseGil free; self.loader.reset(); }, "End the threads.")
       .def("profile", &profile, nb::sig("def profile(self) -> dict[str, float]"),
            "Seconds of the running or last epoch, summed over threads: read (explicit reads; cached pages are used in place), decode,\n"
            "resize, idle (threads waited for the consumer). starve: the consumer waited for a batch.")

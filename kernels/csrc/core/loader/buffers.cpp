@@ -39,6 +39,7 @@ std::shared_ptr<Buffer> Pool::get() {
 }
 
 void Pool::give_back(std::unique_ptr<Buffer> buffer) {
+  if (::getpid() != process_) return;
   std::lock_guard<std::mutex> lock(mutex_);
   if (free_.size() < keep_) free_.push_back(std::move(buffer));
 }

@@ -1,6 +1,9 @@
 // Large buffers that are reused: fresh pages cost more than decoding small images.
 #pragma once
 
+#include <sys/types.h>
+#include <unistd.h>
+
 #include <cstddef>
 #include <memory>
 #include <mutex>
@@ -28,6 +31,7 @@ class Pool : public std::enable_shared_from_this<Pool> {
   void give_back(std::unique_ptr<Buffer> buffer);
 
   const size_t bytes_, keep_;
+  const pid_t process_ = ::getpid();  // in a forked child the lock may be held by a thread that is not there
   std::mutex mutex_;
   std::vector<std::unique_ptr<Buffer>> free_;
 };

@@ -213,7 +213,7 @@ void Loader::work() {
       try {
         open_batch();
       } catch (const std::bad_alloc&) {
-        failure_ = {records_[static_cast<size_t>(bounds_[static_cast<size_t>(opened_)])], -1, "cannot be decoded: there is no memory for its batch"};
+        failure_ = {-1, -1, "no memory for a batch of " + std::to_string(batch_bytes()) + " bytes"};
         failed_ = true;
         ready_.notify_all();
         continue;

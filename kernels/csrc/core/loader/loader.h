@@ -39,7 +39,7 @@ struct LoaderOptions {
 };
 
 struct Failure {
-  int64_t record, position;  // record number; row in its batch, or -1
+  int64_t record, position;  // record number; row in its batch. -1: no record is to blame
   std::string message;
 };
 
@@ -70,7 +70,7 @@ class Loader {
   size_t batch_bytes() const;
 
   enum class Status { kBatch, kEnd, kFailed, kTimeout };
-  // Wait for the next batch, at most `milliseconds`. kFailed: a record could not be decoded, see failure(). Throws Error: no
+  // Wait for the next batch, at most `milliseconds`. kFailed: a record could not be decoded, or there is no memory, see failure(). Throws Error: no
   // memory was lent for it.
   Status next(int milliseconds, std::shared_ptr<Batch>& batch);
   Failure failure() const;
