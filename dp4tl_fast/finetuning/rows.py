@@ -70,8 +70,8 @@ class Rows:
     def load_state_dict(self, state: State) -> None:
         if state["records"] != len(self.records):
             raise UsageError(f"loader state is of {state['records']} records, but these are {len(self.records)}")
-        self.set_epoch(state["epoch"])
-        self._next = self._delivered = state["batch"]
+        self.set_epoch(int(state["epoch"]))
+        self._next = self._delivered = int(state["batch"])
 
     def close(self) -> None:
         """Nothing is held open."""
