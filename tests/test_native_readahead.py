@@ -67,7 +67,9 @@ def test_records_drawn_for_an_epoch_come_as_without_buffers(beton: Beton, shuffl
         with open_loader(beton, spec=spec(**how)) as loader:
             loader.set_draws(draws)
             loader.set_epoch(3)
-            assert (len(loader._ordered(loader._drawn()[0])[1]) > 5) == (how.get("max_ram") != 0)
+            assert isinstance(loader, NativeLoader)
+            epoch = loader._next()
+            assert (len(loader._ordered(epoch, epoch.drawn()[0])[1]) > 5) == (how.get("max_ram") != 0)
             pairs = [pair for images, _, index in loader for pair in zip(index.numpy(), images.numpy(), strict=True)]
             return sorted(i.tobytes() + image.tobytes() for i, image in pairs)
 
@@ -108,3 +110,37 @@ def test_profile_counts_the_stages(beton: Beton) -> None:
         profile = loader.profile()
     assert set(profile) == {"read", "decode", "resize", "starve", "idle"}
     assert profile["resize"] > 0 and profile["read"] > 0 and min(profile.values()) >= 0
+
+
+def test_a_place_in_an_order_that_memory_decides_is_refused_by_another(beton: Beton) -> None:
+    """Else some records would come twice and others never."""
+    with open_loader(beton, spec=spec(shuffle=True)) as loader:
+        for _ in zip(range(20), loader, strict=False):
+            pass
+        state = loader.state_dict()
+    for other in ({"max_ram": 300_000}, {"max_ram": 0}, {"batch_size": 70, "max_ram": 300_000}):
+        with open_loader(beton, spec=spec(shuffle=True, **other)) as loader, pytest.raises(UsageError, match=r"loader state is of"):
+            loader.load_state_dict(state)
+    says = r"'buffer_bytes': .* which follows from max_ram and the size of a batch"
+    with open_loader(beton, spec=spec(shuffle=True, max_ram=300_000)) as loader, pytest.raises(UsageError, match=says):
+        loader.load_state_dict(state)
+    in_order = spec(shuffle=False)
+    with open_loader(beton, spec=in_order) as loader:
+        next(iter(loader))
+        state = loader.state_dict()
+    with open_loader(beton, spec=spec(shuffle=False, max_ram=0)) as loader:
+        loader.load_state_dict(state)  # memory decides nothing there
+
+
+def test_a_place_is_taken_up_with_as_much_memory(beton: Beton) -> None:
+    with open_loader(beton, spec=spec(shuffle=True)) as loader:
+        whole = [index for *_, index in loader]
+        loader.set_epoch(0)
+        for _ in zip(range(20), loader, strict=False):
+            pass
+        state = loader.state_dict()
+    with open_loader(beton, spec=spec(shuffle=True)) as loader:
+        loader.load_state_dict(state)
+        rest = [index for *_, index in loader]
+    start = int(state["batch"])
+    assert len(rest) == len(whole) - start and all(torch.equal(a, b) for a, b in zip(rest, whole[start:], strict=True))

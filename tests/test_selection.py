@@ -198,3 +198,21 @@ def test_garbage_is_refused(tmp_path_factory, data):
     path.write_bytes(data)
     with pytest.raises(SelectionError):
         Selection.load(path)
+
+
+NUMBERS = {
+    "a mask": (np.array([True, True]), r"must be whole numbers .*np\.flatnonzero"),
+    "fractions": (np.array([0.0, 1.5]), "but these are float64"),
+    "below the first": (np.array([-1, 0]), "-1 does not exist: they are 0 to "),
+    "past the last": (np.array([0, 10**6]), "1000000 does not exist"),
+    "one twice": (np.array([1, 0, 1]), "1 is given twice"),
+}
+
+
+@pytest.mark.parametrize("mistake", NUMBERS)
+def test_what_are_no_numbers_of_classes_or_records_is_refused(source, mistake):
+    numbers, says = NUMBERS[mistake]
+    with pytest.raises(SelectionError, match=f": record.* {says}"):
+        Selection.of_records(source, numbers, method="el2n")
+    with pytest.raises(SelectionError, match=f": class.* {says}"):
+        Selection.of_classes(source, numbers, method="lm", scores=np.zeros(source.num_classes))
