@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from dp4tl_fast.common.checks import require, require_one_of
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.mapping.keep import Keep
+from dp4tl_fast.runs.bad_records import BadRecordsConfig
 from dp4tl_fast.training.placement import Placement
 
 MERGES = ("sum", "union", "turns")
@@ -14,7 +15,7 @@ SAMPLES, SHARES = ("whole", "weighted"), ("votes", "equal")
 
 
 @dataclass(kw_only=True)
-class PruneConfig(Placement):
+class PruneConfig(Placement, BadRecordsConfig):
     """What to choose from, for what, and how.
 
     Args:
@@ -98,6 +99,7 @@ class PruneConfig(Placement):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        BadRecordsConfig.__post_init__(self)
         require_one_of("merge", self.merge, MERGES)
         require(self.seed >= 0, "seed", self.seed, "at least 0")
         require(self.surrogate_epochs >= 0, "surrogate_epochs", self.surrogate_epochs, "at least 0")

@@ -66,6 +66,7 @@ def prune(config: PruneConfig) -> dict[str, Any]:
     accuracy = _accuracy(config, method, inputs)
     with watch.section("counting"):
         all_scores = [method.score(inputs, inputs.target(t)) for t in targets] if uses_targets else [method.score(inputs)]
+    inputs.check_complete(all_scores[0].unit, config.method)
     with watch.section("selection"):
         chosen = _choose(config, cuts, inputs.sizes(all_scores[0].unit), all_scores, targets if uses_targets else [])
         served = {cut.out: _served(config, targets, all_scores, chosen[cut.out][1]) for cut in cuts}

@@ -53,17 +53,38 @@ class SourceInputs:
         self.num_classes = self.beton.num_classes
         self.class_names = self.beton.class_names
         self.saved = 0.0
+        self.bad: torch.Tensor | None = None  # bool [n], once the features are there
         self.place = self.surrogate.place if self.surrogate else torch.device("cpu")
         self.labels = torch.from_numpy(self.beton.labels.astype(np.int64)).to(self.place)
         self.head: Any = self.surrogate.head if self.surrogate else None
 
     @cached_property
     def features(self) -> torch.Tensor:
-        return self._features(self.beton)
+        """A record that cannot be decoded has the mean of its class, which stays as it is."""
+        found = self._features(self.beton)
+        self.bad = torch.isnan(found[:, 0])
+        found = found.clone() if bool(self.bad.any()) else found
+        for record in self.bad.nonzero()[:, 0].tolist():
+            others = found[(self.labels == self.labels[record]) & ~self.bad]
+            if len(others) == 0:
+                label = int(self.labels[record])
+                raise UsageError(f"{self.beton.path}: no record of class {label} ({self.class_names[label]!r}) can be decoded")
+            found[record] = others.mean(0)
+        return found
 
     def target(self, beton: Beton) -> TargetFeatures:
+        """Without images that cannot be decoded."""
         labels = torch.from_numpy(beton.labels.astype(np.int64)).to(self.place)
-        return TargetFeatures(self._features(beton), labels)
+        found = self._features(beton)
+        good = ~torch.isnan(found[:, 0])
+        return TargetFeatures(found, labels) if bool(good.all()) else TargetFeatures(found[good], labels[good])
+
+    def check_complete(self, unit: str, method: str) -> None:
+        """Refuse to score single records of which some cannot be decoded."""
+        if unit == "samples" and self.bad is not None and bool(self.bad.any()):
+            raise UsageError(
+                f"`method={method}`: scores every record, and some of {self.beton.path} cannot be decoded. Convert its source again"
+            )
 
     def _features(self, beton: Beton) -> torch.Tensor:
         assert self.surrogate is not None  # prune has checked that the method's needs are there
@@ -113,6 +134,7 @@ class SourceInputs:
         assert self.surrogate is not None
         norms, seconds = self.surrogate.gradient_norms(self.beton, self.cache)
         self.saved += seconds
+        self.bad = torch.from_numpy(np.isnan(norms))
         return norms
 
     def forgetting(self) -> np.ndarray:

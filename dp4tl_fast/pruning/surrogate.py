@@ -17,6 +17,7 @@ from dp4tl_fast.common import cli
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.stopwatch import Stopwatch
 from dp4tl_fast.loaders import open_loader
+from dp4tl_fast.loaders.decode import bad_record
 from dp4tl_fast.loaders.order import rank_batches
 from dp4tl_fast.pruning.cache import shared
 from dp4tl_fast.pruning.config import PruneConfig
@@ -53,8 +54,10 @@ class Surrogate:
         self._spec = pixels.spec(
             batch_size=config.batch_size, workers=config.workers,
             rank=rank(), world_size=world_size(), dtype="float32" if on_cpu else "uint8", mean=mean, std=std,
-            pinned=self.place.type == "cuda",
+            pinned=self.place.type == "cuda", on_error=config.on_bad_record,
         )  # fmt: skip
+        self._max_bad = config.max_bad if config.on_bad_record == "skip" else None
+        self._lost: list[int] = []  # records of the running pass that cannot be decoded
         self._backend = config.backend
         self.identity = {"arch": meta["arch"], "size": self.size, "weights_sha256": checkpoint.weights_hash(weights, self.model)}
         crop_ratio = self._spec.crop_ratio
@@ -114,13 +117,14 @@ class Surrogate:
                     batch = next(iterator, None)
                     if batch is None:
                         return
+                    self._lost = [record for record, _ in loader.skipped]
                     images, labels = self._normalise(batch.images), batch.labels.to(self.place)
                 yield images, labels
 
     def key(self, beton: Beton, what: str) -> str:
         """Names what ``what`` computes from these bytes with these weights."""
         checksums = beton.checksums()
-        contents = _sampled(beton.real_path) if checksums is None else checksums.tobytes()
+        contents = _sampled(beton.real_path) + (b"" if checksums is None else checksums.tobytes())
         parts = {
             **beton.fingerprint, **self.identity, **self._pixels, "what": what,
             "bytes": beton.real_path.stat().st_size,  # and not when it was written: a copy is the same
@@ -130,7 +134,8 @@ class Surrogate:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     def features(self, beton: Beton, cache: Path | None) -> tuple[torch.Tensor, float]:
-        """Penultimate features, float32 ``[n, d]`` (mapped, on the CPU), and the seconds that the cache saved.
+        """Penultimate features, float32 ``[n, d]`` (mapped, on the CPU), and the seconds that the cache saved. NaN where a record
+        cannot be decoded, under ``on_bad_record=skip``.
 
         Raises:
             UsageError: The network's output is not its last linear layer of these features, or a number is not finite.
@@ -144,14 +149,30 @@ class Surrogate:
                 self._check(finite.cpu().numpy(), "features or logits", records, beton)
                 if records[0] == 0 and not torch.allclose(self.head(features), logits.float(), rtol=1e-3, atol=1e-3):
                     raise UsageError(f"`surrogate={self.path}`: its logits are not a linear layer of its features")
-                out[records[0] : records[-1] + 1] = features.cpu().numpy()  # in file order: one range
+                out[records] = features.cpu().numpy()
 
             width = self.head.in_features
             with torch.inference_mode():
-                return self._pass(beton, "features", (beton.num_samples, width), np.dtype("<f4"), fill, cache)
+                found, seconds = self._pass(beton, "features", (beton.num_samples, width), np.dtype("<f4"), fill, cache)
+            self._check_bad(beton, torch.isnan(found[:, 0]).nonzero()[:, 0].tolist())
+            return found, seconds
+
+    def _check_bad(self, beton: Beton, bad: list[int]) -> None:
+        """Name the records that cannot be decoded, where there may be some and as many."""
+        if not bad:
+            return
+        if self._max_bad is None:  # an earlier run, which skipped it, has filled the cache
+            raise bad_record(beton, bad[0], "cannot be decoded")
+        named = ", ".join(f"{r} (class {beton.labels[r]}, {beton.class_names[beton.labels[r]]!r})" for r in bad)
+        told = f"{beton.path}: {len(bad)} record{'s' * (len(bad) > 1)} cannot be decoded"
+        if len(bad) > self._max_bad:
+            raise UsageError(f"{told}, more than `max_bad={self._max_bad}`: {named}")
+        if rank() == 0:
+            cli.message(f"note: {told}, left out: {named}")
 
     def predictions(self, beton: Beton, records: np.ndarray, cache: Path | None) -> tuple[np.ndarray, float]:
-        """The class that the classifier puts each of these records (ascending) into, int64 ``[n]``, and the seconds saved."""
+        """The class that the classifier puts each of these records (ascending) into, int64 ``[n]``, -1 where one cannot be decoded;
+        and the seconds saved."""
 
         def fill(out: np.ndarray, some: np.ndarray, images: torch.Tensor, labels: torch.Tensor) -> None:
             logits = self.model(images)
@@ -172,6 +193,7 @@ class Surrogate:
             self._check(np.isfinite(out[records]), "gradients", records, beton)
 
         norms, seconds = self._pass(beton, "grand", (beton.num_samples,), np.dtype("<f8"), fill, cache)
+        self._check_bad(beton, torch.isnan(norms).nonzero()[:, 0].tolist())
         return norms.numpy(), seconds
 
     def _check(self, finite: np.ndarray, what: str, records: np.ndarray, beton: Beton) -> None:
@@ -194,8 +216,13 @@ class Surrogate:
                 everything, batch_size=spec.batch_size, rank=spec.rank, world_size=spec.world_size, drop_last=False
             )
             for some, (images, labels) in zip(mine, self.batches(beton, what, records), strict=True):
-                with self.watch.section("forward"):
-                    fill(out, some, images, labels)
+                lost = np.isin(some, self._lost)
+                if lost.any():
+                    rows = some[lost] if records is None else np.searchsorted(records, some[lost])
+                    out[rows] = -1 if dtype.kind == "i" else np.nan
+                if len(labels):
+                    with self.watch.section("forward"):
+                        fill(out, some[~lost], images, labels)
 
         path = None if cache is None else cache / f"{what}-{self.key(beton, what)}.npy"
         with self.watch.section("writing"):  # all of it but computing, which is ``loading`` and ``forward``, and ``waiting``
@@ -204,7 +231,7 @@ class Surrogate:
 
 
 def _sampled(path: Path) -> bytes:
-    """4 KiB at each of 256 places: tells the contents of a file without checksums well enough, and reads 1 MiB."""
+    """4 KiB at each of 256 places: tells a file without checksums, or with another's, from others well enough, and reads 1 MiB."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         return b"".join(os.pread(file.fileno(), 4096, size * i // 256) for i in range(256))

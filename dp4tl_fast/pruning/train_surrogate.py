@@ -7,7 +7,9 @@ is long enough when the network is no longer weak (``quality``) and two consecut
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from dp4tl_fast.common.stopwatch import Stopwatch
 from dp4tl_fast.mapping.keep import Keep
 from dp4tl_fast.pruning import quality
 from dp4tl_fast.pruning.config import PruneConfig
+from dp4tl_fast.runs.folder import owned
 
 if TYPE_CHECKING:
     from dp4tl_fast.mapping.registry import Scores
@@ -43,6 +46,13 @@ def train(source: Beton, targets: list[Beton], config: PruneConfig, cache: Path 
             f"`train_surrogate={folder}`: holds a run of its own, but rounds go into folders in it. Use that run by "
             f"`surrogate={folder}`, or give another folder"
         )
+    free = folder.exists() and not os.access(folder, os.W_OK)  # somebody else's, to be read: its rounds are complete, or refused
+    with contextlib.nullcontext() if free else owned(folder):
+        return _rounds(source, targets, config, cache, folder)
+
+
+def _rounds(source: Beton, targets: list[Beton], config: PruneConfig, cache: Path | None, folder: Path) -> str:
+    """Each twice as long as the one before, until the selection is stable. Returns the folder of the last one."""
     before: list[Scores] | None = None
     epochs, enough = 1, False
     while True:

@@ -21,8 +21,8 @@ class BadRecordsConfig:
     """What to do about records that cannot be decoded.
 
     Args:
-        on_bad_record: raise stops at a record that cannot be decoded; skip puts another image of its batch in its place, and lists
-            it in OUT/bad_records.csv.
+        on_bad_record: raise stops at a record that cannot be decoded; skip leaves it out and lists it: training puts another
+            image of its batch in its place, a target's image has no vote.
         max_bad: Under skip: stop when more records than this cannot be decoded.
     """
 

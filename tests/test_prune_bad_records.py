@@ -1,0 +1,49 @@
+"""Records that cannot be decoded: named and left out where ``prune`` is asked to, else an error."""
+
+import numpy as np
+import pytest
+from pruning_data import run
+from test_preemption import broken
+
+from dp4tl_fast.beton import Beton
+from dp4tl_fast.common.errors import RecordError, UsageError
+
+pytestmark = pytest.mark.filterwarnings("ignore:skipped")
+
+
+@pytest.fixture
+def bad(data, tmp_path):
+    """The source without record 2, and the target without records 0 and 4."""
+    return {"source": str(broken(data / "source.beton", tmp_path / "source.beton", [2])),
+            "target": [str(broken(data / "red.beton", tmp_path / "red.beton", [0, 4]))]}  # fmt: skip
+
+
+def test_bad_images_have_no_vote_and_are_named(data, tmp_path, bad, capsys):
+    whole = run(data, tmp_path / "whole.json")
+    found = run(data, tmp_path / "a.json", on_bad_record="skip", **bad)
+    said = capsys.readouterr().err
+    assert "red.beton: 2 records cannot be decoded, left out: 0 (class " in said
+    images = Beton(bad["target"][0]).num_samples
+    assert sum(whole["scores"]) == images and sum(found["scores"]) == images - 2
+    assert all(a <= b for a, b in zip(found["scores"], whole["scores"], strict=True))
+
+
+def test_a_bad_source_record_changes_no_class_mean(data, tmp_path, bad):
+    """fm looks for the nearest class mean: with the record gone, the mean is that of the others."""
+    found = run(data, tmp_path / "a.json", method="fm", on_bad_record="skip", source=bad["source"])
+    assert sum(found["scores"]) == Beton(data / "red.beton").num_samples and np.isfinite(found["scores"]).all()
+
+
+def test_without_being_asked_or_with_too_many_it_is_an_error_also_from_the_cache(data, tmp_path, bad):
+    for _ in range(2):
+        with pytest.raises(RecordError, match=r"record \d \(class .*`on_bad_record=skip`"):
+            run(data, tmp_path / "a.json", **bad)
+        with pytest.raises(UsageError, match="2 records cannot be decoded, more than `max_bad=1`"):
+            run(data, tmp_path / "a.json", on_bad_record="skip", max_bad=1, **bad)
+        run(data, tmp_path / "a.json", on_bad_record="skip", **bad)  # fills the cache
+
+
+def test_methods_that_score_single_records_refuse(data, tmp_path, bad):
+    for method in ("moderate", "grand"):
+        with pytest.raises(UsageError, match=f"`method={method}`: scores every record"):
+            run(data, tmp_path / "a.json", method=method, on_bad_record="skip", source=bad["source"])
