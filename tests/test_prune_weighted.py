@@ -225,7 +225,7 @@ def stop_after(monkeypatch, steps):
     from dp4tl_fast.training import loop
 
     @contextmanager
-    def graceful():
+    def graceful(*signals):
         calls = iter(range(10**6))
         yield lambda: next(calls) + 1 >= steps
 
