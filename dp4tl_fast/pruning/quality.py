@@ -173,8 +173,8 @@ def check(accuracy: Accuracy, path: str, source: Beton, accept: bool) -> None:
         )
     elif accuracy.useless:
         problem = (
-            f"`surrogate={path}`: {said}: that is hardly better than guessing, and so would be what it keeps. Train it longer or at "
-            "a larger size (`train_surrogate` does what is needed)"
+            f"`surrogate={path}`: {said}: that is hardly better than guessing, and so would be what it keeps. Train it longer or "
+            "at a larger size (`train_surrogate` does what is needed)"
         )
     if problem and not accept:
         raise UsageError(f"{problem}; `accept_surrogate` goes on all the same")
