@@ -59,11 +59,12 @@ def test_a_record_that_comes_again_is_shown_anew(backend: str, beton: Beton) -> 
 def test_threads_ranks_and_a_resume_change_nothing(backend: str, jpegs: Beton) -> None:
     with opened(jpegs, backend) as loader:
         whole = of_epoch(loader, 3)
+        loader.set_epoch(3)
         iterator = iter(loader)
         for _ in range(2):
             next(iterator)
         state = loader.state_dict()
-    assert state == {"epoch": 3, "batch": 2, "global_batch_size": BATCH, "records": 39}
+    assert {"epoch": 3, "batch": 2, "global_batch_size": BATCH, "records": 39}.items() <= state.items()
     with opened(jpegs, backend, workers=1) as loader:
         loader.load_state_dict(state)
         assert same(list(loader), whole[2:])
