@@ -10,6 +10,7 @@ import torch
 from pruning_data import PER_CLASS, forward_passes, run
 
 from dp4tl_fast.beton import Beton
+from dp4tl_fast.beton.copying import subset as copy_records
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.stopwatch import Stopwatch
 from dp4tl_fast.mapping.registry import METHODS, Scores
@@ -180,6 +181,15 @@ def test_target_classes_that_are_served_least_are_named():
     found = kept_votes(Scores(np.zeros(2), votes_by_target_class=lambda: votes), np.array([0]), ["cat", "dog", "elk", "fox"])
     assert found == KeptVotes(8 / 12, {"cat": 0.75, "elk": 0.25, "fox": 1.0})  # no dog was seen
     assert str(found) == "67% of the votes; least of elk 25%"
+
+
+def test_a_target_that_is_like_nothing_in_the_source_is_refused(data, tmp_path):
+    """A copy without the target's class keeps the list of classes, and the surrogate votes for what is gone."""
+    copy_records(Beton(data / "source.beton"), np.flatnonzero(Beton(data / "source.beton").labels % 2), tmp_path / "odd.beton")
+    for options in ({}, {"sample": "weighted"}, {"keep": "auto"}, {"keep": "auto", "budget": "9epochs"}):
+        with pytest.raises(UsageError, match=r"red\.beton: none of its 9 images is most like classes that have records"):
+            run(data, tmp_path / "s.json", source=str(tmp_path / "odd.beton"), **{"keep": "1", **options})
+    assert not (tmp_path / "s.json").exists()
 
 
 # -- rules, surrogates, outputs ---------------------------------------------------------------------------------------

@@ -84,6 +84,11 @@ def test_shares_are_those_of_the_votes(data, tmp_path, source):
     assert json.loads((tmp_path / "s.json").read_text())["schema"] == 1  # what earlier versions read
 
 
+def test_the_page_says_what_is_drawn(data, tmp_path):
+    run(data, tmp_path / "s.json", report=str(tmp_path / "r.html"), **WEIGHTED)
+    assert "every epoch draws 24 of the samples" in (tmp_path / "r.html").read_text()
+
+
 def batches(source, selection, epoch=2):
     how = {"batch_size": 5, "size": 16, "transform": "random_resized_crop", "flip": True, "shuffle": True, "with_index": True}
     with open_loader(source, selection, LoaderSpec(**how)) as loader:
@@ -225,7 +230,7 @@ def stop_after(monkeypatch, steps):
     from dp4tl_fast.training import loop
 
     @contextmanager
-    def graceful(more):
+    def graceful(*signals):
         calls = iter(range(10**6))
         yield lambda: next(calls) + 1 >= steps
 

@@ -62,8 +62,11 @@ class Training(Session):
 
     def _choose_records(self) -> None:
         objective, epoch = self.learner.run.objective, self.learner.run.epoch
-        if isinstance(objective, InfoBatch) and epoch < self.config.epochs:
-            self.loader.set_records(objective.choose(self.pool, epoch, self.config.epochs))
+        if not isinstance(objective, InfoBatch) or epoch >= self.config.epochs:
+            return
+        records = objective.choose(self.pool, epoch, self.config.epochs)
+        if not np.array_equal(records, self.loader.records):  # else a continued epoch would begin again
+            self.loader.set_records(records)
 
     def restore(self, state: dict[str, Any]) -> None:
         """The records of the epoch that was saved: the loader's place is one among them."""

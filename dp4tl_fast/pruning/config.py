@@ -46,7 +46,7 @@ class PruneConfig(Placement, BadRecordsConfig):
         surrogate_epochs: Instead, one run of this length, in the folder itself; 0 trains until it is enough.
         surrogate_val: Held-out .beton of the source's classes, to measure the surrogate's accuracy on; without it a sample of the
             source is used.
-        accept_surrogate: Go on, with a warning, with a surrogate that is no better than chance on its own source, or whose
+        accept_surrogate: Go on, with a warning, with a surrogate that is hardly better than chance on its own source, or whose
             classes are numbered in another order.
         arch: The surrogate's architecture, where its file does not say.
         method: lm, fm, ffmm, cmt, cmt-median, random, handpicked, influence, random-samples, moderate, grand, el2n,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dp4tl_fast.pruning.scoring import SourceInputs
 
 IMAGES, AT_LEAST, AT_MOST = 2000, 2, 100  # images that the classifier is tried on, and of each class
-WEAK, USELESS = (20.0, 0.5), (2.0, 0.1)  # times chance; or, with few classes, the share of the way from chance to 1
+WEAK, USELESS = (20.0, 0.5), (5.0, 0.1)  # times chance; or, with few classes, the share of the way from chance to 1
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def check(accuracy: Accuracy, path: str, source: Beton, accept: bool) -> None:
     """Refuse, or with ``accept`` warn of, a surrogate that cannot choose; warn of a weak one.
 
     Raises:
-        UsageError: It is no better than chance, or its classes are numbered in another order.
+        UsageError: It is hardly better than chance, or its classes are numbered in another order.
     """
     said = accuracy.words()
     problem = ""
@@ -173,8 +173,8 @@ def check(accuracy: Accuracy, path: str, source: Beton, accept: bool) -> None:
         )
     elif accuracy.useless:
         problem = (
-            f"`surrogate={path}`: {said}: that is no better than guessing, and so would be what it keeps. Train it longer or at a "
-            "larger size (`train_surrogate` does what is needed)"
+            f"`surrogate={path}`: {said}: that is hardly better than guessing, and so would be what it keeps. Train it longer or "
+            "at a larger size (`train_surrogate` does what is needed)"
         )
     if problem and not accept:
         raise UsageError(f"{problem}; `accept_surrogate` goes on all the same")

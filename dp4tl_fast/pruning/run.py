@@ -197,6 +197,12 @@ def _choose(
     """What goes into each file: for every cut of all targets together, and of several targets of each by itself."""
     from dp4tl_fast.pruning.choose import choose
 
+    for target, one in zip(targets, scores, strict=False):
+        if one.votes is not None and one.votes[sizes > 0].sum() == 0:
+            raise UsageError(
+                f"{target.path}: none of its {target.num_samples} images is most like {one.unit} that have records in "
+                f"{config.source}: nothing of it is for this target. Use another source, or another surrogate"
+            )
     images = [t.num_samples for t in targets] or [1]
     alone = [([s], [1], "sum", [t]) for s, t in zip(scores, targets, strict=False)]
     chosen: dict[str, Chosen] = {}

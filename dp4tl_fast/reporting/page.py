@@ -233,6 +233,7 @@ def _describe(name: str, selection: Selection, source: Path, names_file: str) ->
         "file": Path(name).name,
         "method": selection.method,
         "targets": ", ".join(str(t.get("name", "")) for t in selection.targets),
+        "drawn": f"{selection.epoch_size:,}" if selection.weights else "",
         "accuracy": selection.surrogate.get("accuracy"),
         "kept_samples": f"{selection.kept_samples:,}",
         "samples": f"{selection.source['samples']:,}",
