@@ -22,7 +22,7 @@ SUITES = {
     name: f"benchmarks.{name}"
     for name in (
         "kernels", "loaders", "io", "startup", "convert", "scale", "parity", "training", "pruning", "end_to_end", "sensitivity",
-        "objectives", "gpu", "soak",
+        "objectives", "predict", "gpu", "soak",
     )
 }  # fmt: skip
 

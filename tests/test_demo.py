@@ -1,15 +1,28 @@
 """The demo's images, the demo itself in miniature, and its report."""
 
+import csv
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from dp4tl_fast.common.cli import Terminated
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.demo import data as demo_data
 from dp4tl_fast.demo.run import demo
+from dp4tl_fast.finetuning.config import FinetuneConfig
+from dp4tl_fast.finetuning.run import finetune
+from dp4tl_fast.finetuning.tuning import Tuning
+from dp4tl_fast.inference.evaluate import evaluate
+from dp4tl_fast.inference.export import export
+from dp4tl_fast.inference.predict import predict
+from dp4tl_fast.loaders import open_loader
 from dp4tl_fast.reporting.page import report
+from dp4tl_fast.training import checkpoint
+from dp4tl_fast.training.preprocessing import Preprocessing
 
 
 def test_source_is_mixed_seeded_and_large():
@@ -70,3 +83,43 @@ def test_demo_replaces_only_what_a_demo_made(tmp_path):
     with pytest.raises(UsageError, match="was not made by the demo"):
         demo(out=str(tmp_path))
     assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_what_the_readme_goes_on_with(small_demo, tmp_path, monkeypatch):
+    """Finetune from a pruned pretraining, stopped twice; then evaluate, predict the test photos, export: all one network."""
+    import onnxruntime
+
+    out, _ = small_demo
+    files = {"checkpoint": str(out / "runs/lm-0"), "train": str(out / "train.beton"), "test": str(out / "test.beton")}
+
+    def tune(name, resume=False):
+        settings = {"mode": "ff", "epochs": 6, "lr": 2e-3, "seeds": 1, "batch_size": 64, "precision": "fp32", "flip": False}
+        return finetune(FinetuneConfig(out=str(tmp_path / name), resume=resume, tensorboard=False, **files, **settings))
+
+    whole = tune("whole")
+    assert whole["top_1_mean"] > 0.5  # ten digits
+    plain = Tuning._on_step
+    monkeypatch.setattr(Tuning, "_on_step", lambda self, run: plain(self, run) or run.step in (3, 17))
+    for resume in (False, True):
+        with pytest.raises(Terminated):
+            tune("cut", resume)
+    monkeypatch.undo()
+    assert tune("cut", resume=True)["top_1"] == whole["top_1"]
+    one, other = (checkpoint.read_weights(tmp_path / name)[0] for name in ("whole", "cut"))
+    assert all(torch.equal(one[k], other[k]) for k in one)
+    network = str(tmp_path / "cut")
+    assert evaluate(network, files["test"])["top_1"] == whole["top_1"][0]
+    made = predict(network, [str(out / "images/digits/test")], out=str(tmp_path / "p.csv"), top=1)
+    with open(tmp_path / "p.csv", newline="") as table:
+        rows = list(csv.DictReader(table))
+    right = sum(Path(row["path"]).parent.name == row["class_1"] for row in rows)
+    assert made["failed"] == 0 and right / len(rows) == pytest.approx(whole["top_1"][0])
+    export(network, str(tmp_path / "n.onnx"))
+    session = onnxruntime.InferenceSession(tmp_path / "n.onnx", providers=["CPUExecutionProvider"])
+    model, meta = checkpoint.load_model(network)
+    pixels = Preprocessing.of(meta)
+    with open_loader(files["test"], None, pixels.spec(batch_size=16)) as loader, torch.no_grad():
+        images = next(iter(loader)).images
+        expected = model(pixels.normalise(torch.device("cpu"))(images))
+    found = torch.from_numpy(session.run(None, {"images": images.contiguous().numpy()})[0])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)  # float32 sums in another order

@@ -247,6 +247,7 @@ def test_predict_on_nothing_and_other_bad_input(root, tmp_path, capsys):
         (): "required",
         (str(tmp_path / "empty"),): "no images there",
         (str(root / "test"), f"--out={tmp_path / 'p.txt'}"): "must end in one of",
+        (str(root / "test"), str(tmp_path / "gone.jpg")): "gone.jpg: no such file or folder",
         (str(root / "test"), "--top=0"): "--top 0: must be at least 1",
         (str(root / "test.beton"), str(root / "test")): "in a call of their own",
         (str(root / "test"), "--features", "--probabilities"): "are given instead of classes",

@@ -32,11 +32,14 @@ class Start:
     meta: dict[str, Any]
     sha256: str | None
 
-    def fresh(self, seed: int, num_classes: int) -> nn.Module:
+    def fresh(self, seed: int, num_classes: int, size: int) -> nn.Module:
         """A network of a seed's own with a fresh classifier of ``num_classes``; from scratch, with fresh weights."""
         if self.model is None:
             torch.manual_seed(seed)
-            return models.build(self.meta["arch"], num_classes)
+            model = models.build(self.meta["arch"], num_classes)
+            if models.resize(model, size):
+                self.meta["image_size"] = size
+            return model
         model = copy.deepcopy(self.model)
         torch.manual_seed(seed)
         models.replace_head(model, num_classes)

@@ -20,6 +20,7 @@ from dp4tl_fast.finetuning.probes import Result
 from dp4tl_fast.finetuning.rows import Rows
 from dp4tl_fast.finetuning.start import Start
 from dp4tl_fast.loaders import BaseLoader, LoaderSpec, open_loader
+from dp4tl_fast.runs.session import Learner
 from dp4tl_fast.training import models
 from dp4tl_fast.training.device import pick_device
 from dp4tl_fast.training.placement import loader_share
@@ -43,6 +44,8 @@ class Work:
         self.out = Path(config.out)
         self.device = pick_device(config.device)
         self.pixels = Preprocessing.of(origin.meta, config.size).changed(config.mean, config.std)
+        if origin.model is not None and models.resize(origin.model, self.pixels.size):
+            origin.meta["image_size"] = self.pixels.size
         self.normalise = self.pixels.normalise(self.device)
         self.classes = files["train"].num_classes
         self._share = loader_share(config.batch_size, config.accumulate, config.workers, self.device)
@@ -78,6 +81,10 @@ class Work:
             self.origin.keep(self.out)
         write_atomically(self.out / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
 
+    def _learner(self, seed: int) -> Learner:
+        model = self.origin.fresh(seed, self.classes, self.pixels.size)
+        return tuning.learner(self.config, model, self.normalise, self._meta(seed), seed)
+
     def _meta(self, seed: int) -> dict[str, Any]:
         """What the checkpoints of a seed say of their network."""
         train = self.files["train"]
@@ -86,6 +93,7 @@ class Work:
             **self.pixels.meta(), "classes": None, "blur_pool": bool(self.origin.meta.get("blur_pool")),
             "source": train.fingerprint, "source_records_sha256": train.records_sha256, "objective": "supervised",
             "mode": self.config.mode, "seed": seed, "start_sha256": self.origin.sha256,
+            **{k: v for k, v in self.origin.meta.items() if k == "image_size"},
         }  # fmt: skip
 
     def _loader(self, beton: Beton, records: np.ndarray | None = None) -> BaseLoader:
@@ -126,7 +134,7 @@ class Work:
         parts = {"test": self._features["test"]}
         if val is not None:
             parts["val"] = self._labelled("val" if "val" in self.files else "train", val[1])[0]
-        learner = tuning.learner(self.config, self.origin.fresh(seed, self.classes), self.normalise, self._meta(seed), seed)
+        learner = self._learner(seed)
         self._begin()
 
         @torch.inference_mode()
@@ -145,7 +153,7 @@ class Work:
             flip=config.flip, shuffle=True, seed=seed, with_index=True, drop_last=world_size() > 1, on_error=config.on_bad_record,
         )  # fmt: skip
         least = self._check_batches(train.num_samples if records is None else len(records))
-        learner = tuning.learner(config, self.origin.fresh(seed, self.classes), self.normalise, self._meta(seed), seed)
+        learner = self._learner(seed)
         try_out(learner.run.model, self.origin.meta["arch"], self.pixels.size, self.device, least=least)
         with contextlib.ExitStack() as stack:
             loader = stack.enter_context(open_loader(train, records, spec, config.backend))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dp4tl_fast.common.errors import CheckpointError
-from dp4tl_fast.training import checkpoint
+from dp4tl_fast.training import checkpoint, models
 from dp4tl_fast.training.device import pick_device
 from dp4tl_fast.training.preprocessing import Preprocessing
 
@@ -66,4 +66,5 @@ def open_network(
     sha256 = checkpoint.weights_hash(weights, model)
     names = meta.get("class_names") or [str(c) for c in meta.get("classes") or range(int(meta["num_classes"]))]
     pixels = Preprocessing.of(meta, size).changed(mean, std)
+    models.resize(model, pixels.size)
     return Network(str(path), model.to(place).eval(), meta, list(names), pixels, place, sha256)

@@ -39,8 +39,11 @@ def find(places: list[str]) -> list[Photo]:
     Of a folder and of a tar every file but hidden ones and those that systems and tools leave there (``sources.litter``).
 
     Raises:
-        SourceError: A folder cannot be listed, or a tar is damaged; or there is nothing at all.
+        SourceError: A place is not there, a folder cannot be listed, or a tar is damaged; or there is nothing at all. What a list
+            on stdin names is looked for when its turn comes.
     """
+    if gone := [place for place in places if place != STDIN and not Path(place).exists()]:
+        raise SourceError(f"{gone[0]}: no such file or folder")
     found = [photo for place in places for photo in _in(place)]
     if not found:
         raise SourceError(f"{', '.join(places)}: no images there")

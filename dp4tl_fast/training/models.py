@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -252,6 +253,41 @@ def patch_projection(model: nn.Module) -> nn.Module | None:
     if hasattr(model, "conv_proj") and hasattr(model, "encoder"):
         return model.get_submodule("conv_proj")
     return getattr(getattr(model, "patch_embed", None), "proj", None)
+
+
+def resize(model: nn.Module, size: int) -> bool:
+    """Make a network whose positions are learned for one size take images of another: they are interpolated. In place.
+
+    Of vision transformers of torchvision, and of timm's networks that say how. Others are left as they are: most take any size.
+
+    Returns:
+        Whether it was changed.
+
+    Raises:
+        UsageError: The size is no multiple of the patches'.
+    """
+    from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
+
+    name = type(model).__name__
+    if isinstance(model, VisionTransformer):
+        if model.image_size == size:
+            return False
+        if size % model.patch_size:
+            raise UsageError(f"`size={size}`: not a multiple of {model.patch_size}, the side of the patches of {name}")
+        state = interpolate_embeddings(size, model.patch_size, OrderedDict(model.state_dict()))
+        positions = state["encoder.pos_embedding"]
+        model.encoder.pos_embedding = nn.Parameter(positions.to(model.encoder.pos_embedding))  # type: ignore[assignment]
+        model.image_size, model.seq_length = size, positions.shape[1]
+        return True
+    patches = getattr(model, "patch_embed", None)  # timm's
+    change: Any = getattr(model, "set_input_size", None)
+    if not callable(change) or getattr(patches, "img_size", None) in (None, (size, size)):
+        return False
+    try:
+        change(img_size=size)
+    except (ValueError, AssertionError, RuntimeError) as error:
+        raise UsageError(f"`size={size}`: {name} takes no images of this size ({str(error).splitlines()[0]})") from None
+    return True
 
 
 def replace_head(model: nn.Module, num_classes: int) -> nn.Linear:
