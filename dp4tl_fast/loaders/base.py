@@ -4,15 +4,14 @@ into tensors."""
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import warnings
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeAlias
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from dp4tl_fast.loaders import order
 from dp4tl_fast.loaders.capabilities import Capabilities
 from dp4tl_fast.loaders.checks import check_device, check_memory, check_tables, record_kind
 from dp4tl_fast.loaders.contract import B, Batch, Images, IndexedBatch, State
+from dp4tl_fast.loaders.epoch import Epoch, sharding
 from dp4tl_fast.loaders.iteration import Iteration
 from dp4tl_fast.loaders.spec import LoaderSpec
 
@@ -35,39 +35,6 @@ ESSENTIAL = ("global_batch_size", "records")  # every version's states have them
 Epochs: TypeAlias = "int | np.ndarray"  # that the augmentation of a batch is drawn for: one, or one per record (int64)
 
 _open: weakref.WeakSet[BaseLoader] = weakref.WeakSet()
-
-
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """What one iteration loads: the loader's settings as they were when it began.
-
-    Attributes:
-        number: Of the epoch.
-        records: The records to load, int64 ``[n]``, ascending.
-        draws: How often each of them; ``None``: each once.
-    """
-
-    number: int
-    spec: LoaderSpec
-    records: np.ndarray
-    draws: order.Draws | None = None
-
-    @property
-    def size(self) -> int:
-        """Records of the epoch, over all ranks."""
-        return len(self.records) if self.draws is None else self.draws.total
-
-    def drawn(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """The epoch's records in file order, and the epochs that they are augmented for, int64 ``[n]``; ``None``: this one."""
-        return (self.records, None) if self.draws is None else self.draws.of_epoch(self.spec.seed, self.number)
-
-    def kept_sha256(self) -> str:
-        """Names the records, and how often each is drawn."""
-        digest = hashlib.sha256()
-        groups, counts = ([self.records], [0]) if self.draws is None else (self.draws.groups, self.draws.counts)
-        for group, count in zip(groups, counts, strict=True):
-            digest.update(np.array([len(group), count], "<i8").tobytes() + np.ascontiguousarray(group, "<i8").tobytes())
-        return digest.hexdigest()
 
 
 class BaseLoader(ABC, Generic[B]):
@@ -335,11 +302,6 @@ class BaseLoader(ABC, Generic[B]):
             f"{self.name} loader of {self.beton.path} cannot be pickled or copied: it has threads and open files. Pickle its "
             "Beton, Selection and LoaderSpec, and open it in the other process"
         )
-
-
-def sharding(spec: LoaderSpec) -> dict[str, Any]:
-    """How an epoch is cut into batches."""
-    return {"batch_size": spec.batch_size, "rank": spec.rank, "world_size": spec.world_size, "drop_last": spec.drop_last}
 
 
 def _leave_to_the_parent() -> None:

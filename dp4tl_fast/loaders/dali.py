@@ -23,10 +23,11 @@ from dp4tl_fast.common.errors import BackendError, RecordError
 from dp4tl_fast.common.machine import cores
 from dp4tl_fast.kernels import _native
 from dp4tl_fast.loaders.augment import parameters
-from dp4tl_fast.loaders.base import BaseLoader, Epoch, Epochs
+from dp4tl_fast.loaders.base import BaseLoader, Epochs
 from dp4tl_fast.loaders.capabilities import Capabilities
 from dp4tl_fast.loaders.checks import record_kind
 from dp4tl_fast.loaders.contract import Batch, IndexedBatch
+from dp4tl_fast.loaders.epoch import Epoch
 from dp4tl_fast.loaders.readahead import StoredRecords
 from dp4tl_fast.loaders.spec import LoaderSpec
 

@@ -29,10 +29,11 @@ from dp4tl_fast.common.errors import BackendError, BetonError, UsageError
 from dp4tl_fast.common.machine import cores
 from dp4tl_fast.kernels import _native
 from dp4tl_fast.loaders import order
-from dp4tl_fast.loaders.base import BaseLoader, Epoch, Epochs, sharding
+from dp4tl_fast.loaders.base import BaseLoader, Epochs
 from dp4tl_fast.loaders.capabilities import Capabilities
 from dp4tl_fast.loaders.contract import Batch, IndexedBatch
 from dp4tl_fast.loaders.decode import bad_record
+from dp4tl_fast.loaders.epoch import Epoch, sharding
 from dp4tl_fast.loaders.pinned import held_bytes, pinned_allocator, views_in
 from dp4tl_fast.loaders.spec import LoaderSpec
 
