@@ -125,6 +125,7 @@ def test_resume_continues_where_it_stopped(beton: Beton) -> None:
     with open_loader(beton, spec=spec) as loader:
         loader.set_epoch(3)
         whole = list(loader)
+        loader.set_epoch(3)
         iterator = iter(loader)
         next(iterator), next(iterator)
         state = loader.state_dict()

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.common.errors import BackendError, RecordError
+from dp4tl_fast.common.errors import BackendError, BetonError, RecordError
 from dp4tl_fast.common.machine import cores
 from dp4tl_fast.loaders.augment import parameters
 from dp4tl_fast.loaders.base import BaseLoader, Epochs
@@ -90,7 +90,10 @@ class FfcvLoader(BaseLoader):
         from dp4tl_fast.loaders.ffcv_stages import EpochThread
 
         self._epochs = iter(epochs)  # FFCV's thread decodes one batch after another
-        thread = EpochThread(self._ffcv, self._stored.fetched(batches), batches)
+        try:
+            thread = EpochThread(self._ffcv, self._stored.fetched(batches), batches)
+        except (OSError, ValueError) as why:  # FFCV maps the file, for nothing, whenever an epoch begins
+            raise BetonError(f"{self.beton.path}: cannot be mapped: {why}") from why
         try:
             for images, kept, failures in thread:
                 for record, error in failures:
