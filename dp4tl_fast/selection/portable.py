@@ -284,8 +284,7 @@ class Selection:
         if not says_class_names(selection.source):
             from dp4tl_fast.common import cli
 
-            missing = "it does not say which class names it is for, and they are not compared"
-            cli.message(f"note: {path} is of an earlier version: {missing}")
+            cli.message(f"note: {path} is of an earlier version: class names are not compared")
         return selection if digest is None else validation.with_records(path, digest, selection)
 
     def to_dict(self) -> dict[str, Any]:
