@@ -132,7 +132,7 @@ def test_sigterm_leaves_a_run_to_go_on_with(data, tmp_path):
     cut = subprocess.run(
         [sys.executable, "-c", code, *flags, f"--out={tmp_path / 'cut'}"], capture_output=True, text=True, env=environment
     )
-    assert cut.returncode == 130 and "saved at step 4 of 10; go on with --resume" in cut.stderr, cut.stderr
+    assert cut.returncode == 130 and "saved at step 4 of 10; continue with --resume" in cut.stderr, cut.stderr
     for out, more in (("cut", ["--resume"]), ("whole", [])):
         command = [sys.executable, "-m", "dp4tl_fast.finetune", *flags, f"--out={tmp_path / out}", *more]
         assert subprocess.run(command, capture_output=True, env=environment).returncode == 0
