@@ -122,7 +122,7 @@ class Pipeline:
         """One command, given again until it has been left in peace."""
         for left in range(self.draw.randint(1, 4) if self.draw else 0, -1, -1):
             what = self.draw.choice(MISFORTUNES) if self.draw and left else ""
-            if self.failed or (what and what == "truncated checkpoint" and not self._cut(name)):
+            if self.failed or (what == "truncated checkpoint" and not self._cut(name, arguments)):
                 continue
             again = ["--resume"] if resumes is not None and resumes() else []
             start = time.monotonic()
@@ -136,10 +136,19 @@ class Pipeline:
             if what == "truncated checkpoint" and code == EXIT_USAGE:  # the message's advice
                 shutil.rmtree(checkpoint.checkpoints(self.out / "run/checkpoint")[-1])
 
-    def _cut(self, name: str) -> bool:
-        """Cut a file of the newest checkpoint short, where there is one."""
+    def _cut(self, name: str, arguments: list[str]) -> bool:
+        """Kill the run once it has two checkpoints, and cut a file of the newer one short."""
         assert self.draw is not None
-        kept = checkpoint.checkpoints(self.out / "run/checkpoint") if name == "pretrain" else []
+        folder = self.out / "run/checkpoint"
+        if name != "pretrain":
+            return False
+        again = ["--resume"] if (self.out / "run/config.yaml").exists() else []
+        process = self._start(name, [*arguments, *again], 0, False)
+        while process.is_alive() and len(checkpoint.checkpoints(folder)) < 2:
+            time.sleep(0.005)
+        process.kill()
+        process.join()
+        kept = checkpoint.checkpoints(folder)
         if len(kept) < 2 or (self.out / "run/summary.json").exists():
             return False
         file = self.draw.choice(sorted(kept[-1].iterdir()))
@@ -147,11 +156,8 @@ class Pipeline:
         return True
 
     def _attempt(self, name: str, arguments: list[str], what: str) -> int:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["dp4tl_fast.training.loop", "dp4tl_fast.pruning.run", "dp4tl_fast.pretraining.training"])
         limit = self.draw.randrange(200, 400_000) if self.draw and what == "full disk" else 0
-        process = context.Process(target=child, args=(name, arguments, str(self.log), limit, what == "forks"))
-        process.start()
+        process = self._start(name, arguments, limit, what == "forks")
         number = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}.get(what)
         if number is not None and self.draw:
             wait([process.sentinel], self.draw.uniform(0, 1.2 * self.durations.get(name, 1.0)))
@@ -164,6 +170,13 @@ class Pipeline:
             self.found.failures.append(f"{name}, {what}: hangs\n{self.log.read_text()[-3000:]}")
             self.failed = True
         return process.exitcode or 0
+
+    def _start(self, name: str, arguments: list[str], limit: int, forks: bool) -> Any:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["dp4tl_fast.training.loop", "dp4tl_fast.pruning.run", "dp4tl_fast.pretraining.training"])
+        process = context.Process(target=child, args=(name, arguments, str(self.log), limit, forks))
+        process.start()
+        return process
 
     def result(self) -> dict[str, Any]:
         """All that must be the same, whatever happened."""
