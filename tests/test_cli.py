@@ -5,6 +5,7 @@ import errno
 import json
 import subprocess
 import sys
+import threading
 
 import pytest
 from PIL import Image
@@ -243,6 +244,7 @@ class Outer:
 
 def nested(config: Outer):
     """Do it."""
+    cli.message("next time give `inner_size=3`")
     if config.inner_size < 0:
         raise UsageError(f"`inner_size={config.inner_size}` and `inner.depth`: `dp4tl-fast x --y` and `unknown=3` stay, `path` too")
     return dataclasses.asdict(config)
@@ -269,5 +271,16 @@ def test_former_names_work_in_flags_and_files_with_a_note(tmp_path, capsys):
 def test_parameters_in_messages_become_this_commands_flags(capsys):
     assert cli.run(nested, ["--path=p", "--inner-size=-1"]) == 2
     assert capsys.readouterr().err == (
+        "next time give --inner-size 3\n"
         "dp4tl-fast nested: --inner-size -1 and --inner.depth: `dp4tl-fast x --y` and `unknown=3` stay, --path too\n"
     )
+
+
+def test_a_command_runs_outside_the_main_thread(capsys):
+    codes = []
+    thread = threading.Thread(target=lambda: codes.append(cli.run(nested, ["--path=p", "--json"])))
+    thread.start()
+    thread.join()
+    assert codes == [0] and json.loads(capsys.readouterr().out)["path"] == "p"
+    cli.message("`path` is spelled as a parameter again")
+    assert capsys.readouterr().err == "`path` is spelled as a parameter again\n"

@@ -5,6 +5,7 @@ import json
 import resource
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -209,3 +210,12 @@ def test_what_bounds_a_run():
     assert "this backend does not say" in says(0.4, loader={})
     assert "CPU bounds" in says(0.02) and "GPU bounds" in says(0.02, 0.95)
     assert "`compile`" in says(0.02, 0.5) and "local disk" in says(0.4, loader={"read": 9.0, "decode": 1.0})
+
+
+def test_a_run_in_a_thread_of_its_own(data, tmp_path):
+    """As a notebook or a server starts it: Python takes no signal handlers there."""
+    ended = []
+    thread = threading.Thread(target=lambda: ended.append(run(data, tmp_path / "r", epochs=1)["epochs"]))
+    thread.start()
+    thread.join()
+    assert ended == [1] and (tmp_path / "r/summary.json").exists()

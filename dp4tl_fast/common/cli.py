@@ -15,6 +15,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -181,12 +182,15 @@ def run(
         return int(exit_.code or 0)
     as_json = options.pop("json")
     options.pop("config", None)
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    global _spelling
+    spelling, _spelling = _spelling, parser.as_flags
+    handled = threading.current_thread() is threading.main_thread()  # Python takes no signal handlers elsewhere
+    previous = signal.signal(signal.SIGTERM, _terminate) if handled else None
     try:
         given = parser.instantiate(options).as_dict()
         result = function(config_class(**given)) if config_class is not None else function(**given)
     except Dp4tlError as error:
-        message(f"dp4tl-fast {name}: {parser.as_flags(str(error))}")
+        message(f"dp4tl-fast {name}: {error}")
         return EXIT_USAGE
     except OSError as error:  # a full disk, a folder that may not be read; what names no file is a bug
         if error.errno is None or not isinstance(error.filename, (str, bytes, os.PathLike)):
@@ -194,11 +198,13 @@ def run(
         message(f"dp4tl-fast {name}: {os.fsdecode(error.filename)}: {error.strerror}")
         return EXIT_USAGE
     except KeyboardInterrupt as stop:
-        detail = f": {parser.as_flags(str(stop))}" if str(stop) else ""
+        detail = f": {stop}" if str(stop) else ""
         message(f"dp4tl-fast {name}: {'terminated' if isinstance(stop, Terminated) else 'interrupted'}{detail}")
         return EXIT_INTERRUPTED
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        _spelling = spelling
+        if handled:
+            signal.signal(signal.SIGTERM, previous)
     if as_json:
         print(json.dumps(result))
     return EXIT_OK
@@ -242,9 +248,12 @@ def _terminate(signum: int, frame: object) -> None:
     raise Terminated
 
 
+_spelling: Callable[[str], str] = str  # how the running command spells parameters; a Python caller sees them as they are
+
+
 def message(text: str) -> None:
-    """A line for a human: stderr, so that stdout stays machine-readable."""
-    print(text, file=sys.stderr, flush=True)
+    """A line for a human: stderr, so that stdout stays machine-readable. Parameters in backticks are shown as flags."""
+    print(_spelling(text), file=sys.stderr, flush=True)
 
 
 def progress(iterable: Iterable[T] | None, *, desc: str, unit: str, total: int | None = None, **kwargs: Any) -> Any:

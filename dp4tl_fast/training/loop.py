@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -166,7 +167,10 @@ def evaluate(
 
 @contextmanager
 def graceful_stop(more: Sequence[signal.Signals] = ()) -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C, SIGTERM and ``more`` into a question that the loop asks between steps; a second signal interrupts at once."""
+    """Turn Ctrl-C, SIGTERM and ``more`` into a question that the loop asks between steps; a second signal interrupts at once.
+
+    Outside the main thread, where Python takes no signal handlers, signals keep what they do.
+    """
     caught: list[int] = []
 
     def note(signum: int, frame: object) -> None:
@@ -174,7 +178,8 @@ def graceful_stop(more: Sequence[signal.Signals] = ()) -> Iterator[Callable[[], 
             raise KeyboardInterrupt
         caught.append(signum)
 
-    previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM, *more)}
+    signals = (signal.SIGINT, signal.SIGTERM, *more) if threading.current_thread() is threading.main_thread() else ()
+    previous = {s: signal.signal(s, note) for s in signals}
     try:
         yield lambda: bool(caught)
     finally:
