@@ -110,6 +110,19 @@ def test_classes_are_matched_by_name(root, tmp_path):
     assert cut["per_class"] == whole["per_class"] and cut["left_out"] == 5
 
 
+def test_classes_of_quite_other_names_are_matched_by_number_and_said(root, tmp_path, capsys):
+    for c in range(4):
+        shutil.copytree(root / f"test/class{c}", tmp_path / f"other/n0000{c}")
+    convert(str(tmp_path / "other"), str(tmp_path / "other.beton"))
+    found = evaluate(str(root / "ft"), str(tmp_path / "other.beton"))
+    assert found["top_1"] == evaluate(str(root / "ft"), str(root / "test.beton"))["top_1"]
+    assert "matched by number" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "other/n00003")
+    convert(str(tmp_path / "other"), str(tmp_path / "three.beton"))
+    with pytest.raises(UsageError, match="It is for other classes"):
+        evaluate(str(root / "ft"), str(tmp_path / "three.beton"))
+
+
 def test_robust_accuracy_is_that_of_the_trainings_own_attack(root, capsys):
     """The checkpoint says what it was trained against; a ball of no radius changes nothing, a huge one everything."""
     found = evaluate(str(root / "adv"), str(root / "test.beton"), device="cpu", attack_steps=4)

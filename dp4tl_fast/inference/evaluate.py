@@ -125,7 +125,14 @@ def match_classes(network: Network, beton: Beton, known_only: bool) -> tuple[np.
         UsageError: It does not know a class that has records, and those are not to be left out.
     """
     names = beton.class_names
-    if network.named and beton.sidecar.class_names:
+    by_name = network.named and bool(beton.sidecar.class_names)
+    if by_name and len(names) == len(network.names) and not set(names) & set(network.names):
+        by_name = False  # ImageNet's "tench" and n01440764, say: two ways to call the same classes
+        cli.message(
+            f"note: {beton.path} calls its classes by other names ({names[0]}) than {network.path} ({network.names[0]}); they are "
+            "matched by number"
+        )
+    if by_name:
         number = {name: i for i, name in enumerate(network.names)}
         truth = np.array([number.get(name, -1) for name in names], np.int64)
     elif kept := network.meta.get("classes"):  # a head of the kept classes alone
