@@ -336,7 +336,7 @@ def test_one_limit_of_pixels_for_all_readers(tmp_path: Path, monkeypatch: pytest
     convert(str(tmp_path / "t"), str(tmp_path / "o.beton"))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     beton = Beton(tmp_path / "o.beton")
-    assert decode_record(beton, 0).shape == (64, 96, 3)
+    assert decode_record(beton, 0, beton.images[0], beton.payload(0)).shape == (64, 96, 3)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     assert verify(beton, decode=True)["decoded"] is True
 

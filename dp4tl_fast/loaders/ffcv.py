@@ -1,4 +1,4 @@
-"""Backend ``ffcv``: FFCV 1.0.2's reader, memory managers, pipeline graph and decoder behind our contract.
+"""Backend ``ffcv``: FFCV 1.0.2's reader, pipeline graph and decoder behind our contract.
 
 FFCV's traps, and where they end:
 

@@ -162,8 +162,8 @@ def test_closing_in_the_middle_of_next_ends_the_iteration(
     loader = open_loader(jpegs, None, spec(), backend)
     real = type(loader)._load
 
-    def interrupted(self: Any, batches: list[np.ndarray]) -> Any:
-        for batch in real(self, batches):
+    def interrupted(self: Any, *of_the_epoch: Any) -> Any:
+        for batch in real(self, *of_the_epoch):
             signal.raise_signal(signal.SIGUSR1)
             yield batch
 
