@@ -72,6 +72,7 @@ def test_shares_are_those_of_the_votes(data, tmp_path, source):
     np.testing.assert_allclose(result["weights"], 24 * votes / 14, atol=1)
     selection = Selection.load(tmp_path / "s.json")
     assert selection.kept_classes == np.flatnonzero(votes).tolist() and selection.epoch_size == 24
+    assert all(share["share"] == 1 for share in result["votes_kept"].values())  # every class with a vote is drawn from
     assert result["parameters"]["sample"] == "weighted" and "smooth" in result["parameters"]
     everything = run(data, tmp_path / "s.json", keep="0.5", smooth=1.0, **WEIGHTED)
     assert everything["weights"] == [6, 6, 6, 6]

@@ -69,7 +69,7 @@ def prune(config: PruneConfig) -> dict[str, Any]:
     inputs.check_complete(all_scores[0].unit, config.method)
     with watch.section("selection"):
         chosen = _choose(config, cuts, inputs.sizes(all_scores[0].unit), all_scores, targets if uses_targets else [])
-        served = {cut.out: _served(config, targets, all_scores, chosen[cut.out][1]) for cut in cuts}
+        served = {cut.out: _served(config, targets, all_scores, chosen[cut.out]) for cut in cuts}
     if rank() != 0:  # one of torchrun's processes writes
         return {}
     about: dict[str, Any] = {
@@ -214,12 +214,14 @@ def _choose(
     return chosen
 
 
-def _served(config: PruneConfig, targets: list[Beton], scores: list[Scores], choice: Choice) -> dict[str, KeptVotes]:
+def _served(config: PruneConfig, targets: list[Beton], scores: list[Scores], chosen: Chosen) -> dict[str, KeptVotes]:
     """The votes of each target that a choice keeps, for methods that count them."""
     from dp4tl_fast.pruning.choose import kept_votes
 
+    _, choice, weights, _ = chosen
+    kept = choice.kept if weights is None else np.flatnonzero(weights)
     triples = zip(config.target, targets, scores, strict=False)  # a method without targets may have been given some
-    return {path: kv for path, t, s in triples if (kv := kept_votes(s, choice.kept, t.class_names))}
+    return {path: kv for path, t, s in triples if (kv := kept_votes(s, kept, t.class_names))}
 
 
 # -- what is written -------------------------------------------------------------------------------------------------
