@@ -43,7 +43,7 @@ def same(a, b):
     return all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_files_may_lie_elsewhere(data, tmp_path, monkeypatch):
+def test_files_may_lie_elsewhere(data, tmp_path, monkeypatch, capsys):
     prune(PruneConfig(source=str(data / "s.beton"), out=str(tmp_path / "sel.json"), keep="2", method="random"))
     files = {"val": str(data / "v.beton"), "selection": str(tmp_path / "sel.json")}
     whole = run(data / "s.beton", tmp_path / "whole", **files)
@@ -55,7 +55,9 @@ def test_files_may_lie_elsewhere(data, tmp_path, monkeypatch):
     moved = {"val": str(elsewhere / "v.beton"), "selection": str(elsewhere / "sel.json"), "resume": True}
     with pytest.raises(UsageError, match=r"val_records_sha256 was .* holds other images by now"):
         run(elsewhere / "s.beton", tmp_path / "r", **{**moved, "val": str(elsewhere / "s.beton")})
+    capsys.readouterr()
     there = run(elsewhere / "s.beton", tmp_path / "r", **moved)
+    assert "another version" not in capsys.readouterr().err
     assert same(tmp_path / "whole", tmp_path / "r") and there["val_top_1"] == whole["val_top_1"]
     assert yaml.safe_load((tmp_path / "r/config.yaml").read_text())["source"] == str(elsewhere / "s.beton")
 
@@ -69,7 +71,7 @@ def test_a_version_with_other_flags(data, tmp_path, monkeypatch, capsys):
     with pytest.raises(UsageError, match="blur_pool was False, now True"):
         run(data / "s.beton", tmp_path / "r", resume=True, blur_pool=True)
     run(data / "s.beton", tmp_path / "r", resume=True)
-    assert "another version, which are left out: sharpen" in capsys.readouterr().err
+    assert "another version, which are left out: sharpen\n" in capsys.readouterr().err
     run(data / "s.beton", tmp_path / "whole")
     assert same(tmp_path / "whole", tmp_path / "r")
 

@@ -67,7 +67,8 @@ def check_folder(
         old = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
         raise CheckpointError(f"{path}: not readable as YAML ({error})") from None
-    was, now = {**flat(defaults), **flat(old)}, flat(settings)
+    now = flat(settings)
+    was = {k: value for k, value in flat(defaults).items() if k in now} | flat(old)
     files = {hashes[key] for key in hashes if key in old}
     moved = {k for k, value in now.items() if value in files and k in was}
     unknown = sorted(k for k in was.keys() - now.keys() if not k.endswith(cli.HASH))
