@@ -74,8 +74,6 @@ def imported(module: str) -> list[str]:
 
 @pytest.mark.parametrize("subject", ("ours", "ours-max-ram", "ffcv"))
 def test_a_cold_epoch_tells_what_it_wanted_and_read(beton: Beton, subject: str):
-    if subject == "ffcv":
-        pytest.importorskip("ffcv")
     reading = io.measure(beton.path, 0.4, subject, seed=3)
     kept = np.random.default_rng(3).permutation(beton.num_classes)[: round(0.4 * beton.num_classes)]
     assert reading["wanted"] == beton.sizes[np.isin(beton.labels, kept)].sum()
@@ -84,7 +82,6 @@ def test_a_cold_epoch_tells_what_it_wanted_and_read(beton: Beton, subject: str):
 
 
 def test_quasi_random_order_holds_every_label(beton: Beton):
-    pytest.importorskip("ffcv")
     labels = call(children.quasi_random_labels, path=str(beton.path))
     assert sorted(labels) == sorted(beton.labels.tolist())
 
