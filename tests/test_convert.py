@@ -239,7 +239,7 @@ def test_a_folder_that_may_not_be_read_is_named(
         return real(folder)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(SourceError, match=r"tree/n02: cannot be read: Permission denied"):
+    with pytest.raises(SourceError, match=r"tree/n02: cannot be listed: Permission denied"):
         convert(str(tree), str(tmp_path / "o.beton"))
 
 

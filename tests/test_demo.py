@@ -12,6 +12,7 @@ import torch
 from dp4tl_fast.common.cli import Terminated
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.demo import data as demo_data
+from dp4tl_fast.demo import run
 from dp4tl_fast.demo.run import demo
 from dp4tl_fast.finetuning.config import FinetuneConfig
 from dp4tl_fast.finetuning.run import finetune
@@ -46,7 +47,9 @@ def test_target_is_every_real_digit_once(tmp_path):
 @pytest.fixture(scope="module")
 def small_demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "out"
-    return out, demo(out=str(out), seeds=2, per_class=8, epochs=1)
+    with pytest.MonkeyPatch.context() as patch:  # of so few images it must see each more often to be worth asking
+        patch.setattr(run, "SURROGATE", {**run.SURROGATE, "epochs": 10})
+        return out, demo(out=str(out), seeds=2, per_class=8, epochs=1)
 
 
 def test_demo_in_miniature(small_demo):
