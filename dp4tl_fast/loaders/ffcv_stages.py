@@ -12,6 +12,7 @@ decoder says about a broken JPEG.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -47,6 +48,7 @@ _imdecode: Any = types.ExternalFunction(
 _resize: Any = types.ExternalFunction("dp4tl_ffcv_resize", types.void(*[types.int64] * 11))
 
 JPEG = 0
+_compiling = threading.Lock()
 
 
 @numba.njit(nogil=True, cache=True)
@@ -60,7 +62,7 @@ def decode_crop(stored, offsets, sizes, modes, heights, widths, boxes, mirror, t
         mirror: bool ``[views, n]``.
         table: What a byte of a channel becomes, ``[256, 3]``.
         out: ``[views, n, size, size, 3]`` of the table's dtype.
-        status: int32 ``[n]``; set to the decoder's return code, 0 if it had nothing to say, or -1 if the JPEG does not stand alone.
+        status: int32 ``[n]``, 0 for the images to decode (``standing`` has marked the others); set to the decoder's return code.
     """
     size = out.shape[2]
     most = np.int64(0)
@@ -73,8 +75,7 @@ def decode_crop(stored, offsets, sizes, modes, heights, widths, boxes, mirror, t
         h, w, image = np.int64(heights[i]), np.int64(widths[i]), stored[offsets[i] : offsets[i] + sizes[i]]
         source = image.ctypes.data
         if modes[i] == JPEG:
-            status[i] = -1
-            if stands_alone(image, h, w):
+            if status[i] == 0:
                 status[i] = _imdecode(source, image.size, h, w, pixels.ctypes.data, h, w, 0, 0, 1, 1, False, False)
             if status[i] != 0:
                 continue
@@ -94,6 +95,18 @@ def write_tile(tile, mirrored, table, out):  # type: ignore[no-untyped-def]
             from_x = size - 1 - x if mirrored else x
             for c in range(3):
                 out[y, x, c] = table[tile[y, from_x, c], c]
+
+
+# A kernel of its own, with one signature: where decode_crop called stands_alone and was compiled for a second dtype, numba
+# sometimes raised KeyError over the signatures of stands_alone that it knew.
+@numba.njit(nogil=True, cache=True)
+def standing(stored, offsets, sizes, modes, heights, widths, status, start, stop):  # type: ignore[no-untyped-def]
+    """Set ``status`` to -1 for the images ``start`` to ``stop`` that are JPEGs and do not stand alone. Arguments as above."""
+    for i in range(start, stop):
+        if modes[i] == JPEG:
+            image = stored[offsets[i] : offsets[i] + sizes[i]]
+            if not stands_alone(image, np.int64(heights[i]), np.int64(widths[i])):
+                status[i] = -1
 
 
 @numba.njit(nogil=True, cache=True)
@@ -175,12 +188,13 @@ def decode_batch(pool: ThreadPoolExecutor, workers: int, out: np.ndarray, *colum
     status = np.zeros(n, np.int32)
     step = max(1, -(-n // (4 * workers)))
 
-    def piece(start: int) -> None:
-        decode_crop(*columns, out, status, start, min(start + step, n))  # type: ignore[call-arg]
+    def run(start: int, stop: int) -> None:
+        standing(*columns[:6], status, start, stop)  # type: ignore[call-arg]
+        decode_crop(*columns, out, status, start, stop)  # type: ignore[call-arg]
 
-    # Nothing, by one thread: numba compiles it, or loads it, for these types. Two threads that do so at once may fail.
-    decode_crop(*columns, out, status, 0, 0)  # type: ignore[call-arg]
-    list(pool.map(piece, range(0, n, step)))
+    with _compiling:  # nothing, by one thread: numba compiles both, or loads them, for these types. Two that do so at once may fail
+        run(0, 0)
+    list(pool.map(lambda start: run(start, min(start + step, n)), range(0, n, step)))
     return status
 
 
