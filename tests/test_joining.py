@@ -61,7 +61,8 @@ def test_a_signal_ends_the_wait(port, rank, stop):
 
 
 WAIT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 from dp4tl_fast.common import cli
 from dp4tl_fast.training import joining, ranks
 
