@@ -212,22 +212,6 @@ def _raise_interrupt(self: Beton) -> None:
     raise KeyboardInterrupt
 
 
-DAEMON = """
-begun = threading.Event()
-def consume():
-    while True:
-        for _ in loader:
-            begun.set()
-threading.Thread(target=consume, daemon=True).start()
-begun.wait()
-"""
-
-
-def test_a_daemon_thread_in_next_does_not_disturb_the_end_of_the_interpreter(backend: str, jpegs: Beton) -> None:
-    ran = program(jpegs.path, backend, DAEMON)
-    assert (ran.returncode, ran.stderr) == (0, "")
-
-
 def test_a_loader_in_a_thread_that_is_not_the_main_one(backend: str, jpegs: Beton) -> None:
     counts: list[int] = []
 
