@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from small_runs import noisy_colours, run
@@ -130,7 +129,6 @@ def test_a_complete_run_is_read_without_owning_its_folder(data, tmp_path):
     other.communicate()
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="tells processes by /proc")
 def test_a_process_number_that_is_used_again_is_another_process():
     assert lock._started(os.getpid()) and lock._started(os.getpid()) != lock._started(1)
     assert lock._started(2**22 + 5) == ""
