@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Any
 
@@ -25,6 +25,7 @@ class Cell:
         prune: Options of ``prune``; without them the full source is read. A random choice is drawn anew for every seed.
         fresh: Share of the records that every epoch draws anew (RS2, arXiv 2305.18424); 0 reads all that is kept.
         surrogate: Name of the surrogate that scores.
+        train: Options of ``pretrain`` that are this cell's own.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Cell:
     prune: Options | None = None
     fresh: float = 0.0
     surrogate: str = "surrogate"
+    train: Options = field(default_factory=dict)
 
     @property
     def slug(self) -> str:
@@ -74,6 +76,7 @@ class Outcome:
         images: Seen in pretraining.
         pretrain_s, scoring_s, surrogate_s: Wall-clock seconds: of pretraining, of everything in ``prune``, of training the
             surrogate.
+        device: What computed.
     """
 
     cell: str
@@ -88,6 +91,7 @@ class Outcome:
     pretrain_s: float
     scoring_s: float
     surrogate_s: float
+    device: str
 
 
 def part_of(

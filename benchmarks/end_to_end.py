@@ -9,7 +9,8 @@ cores with ``--recipe small-16``; run parts of it with ``--cells``, ``--targets`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from statistics import fmean
 
 from benchmarks.cells import Cell, chosen, part_of
 from benchmarks.harness import Suite
@@ -23,7 +24,8 @@ QUARTER, HALF, WHOLE = 0.25, 0.5, 1.0
 LARGE, MIDDLE, SMALL = 0.25, 0.125, 0.06  # shares of the records kept
 LOSS = 0.5  # points of accuracy that count as nothing lost
 LABELS = {QUARTER: "a quarter", HALF: "half", WHOLE: "all"}  # of the full run's steps
-SPEED_UP_GOAL, POINTS_GOAL = 2.0, 2.0
+SPEED_UP_GOAL, POINTS_GOAL, INFOBATCH_GOAL = 2.0, 2.0, 1.3
+CLOSE, AUTO_GOAL = 1.0, 4  # points; targets
 
 
 def full(budget: float) -> Cell:
@@ -35,7 +37,18 @@ def cells() -> list[Cell]:
     each = [cell for budget in (QUARTER, HALF) for cell in _short(budget)]
     each.insert(len(each) // 2, chosen("lm", LARGE, budget=QUARTER, name="lm reversed", reverse=True))
     longest = [chosen(method, share, budget=WHOLE) for method, share in (("lm", LARGE), ("lm", MIDDLE), ("random", LARGE))]
-    return [full(WHOLE), *each, *longest]
+    return [full(WHOLE), *each, *longest, *map(auto, LABELS), infobatch(QUARTER), infobatch(HALF)]
+
+
+def auto(budget: float) -> Cell:
+    """Label mapping with the cut that ``prune`` chooses for the run's length."""
+    return Cell(name="auto", budget=budget, prune={"method": "lm", "keep": "auto"})
+
+
+def infobatch(budget: float) -> Cell:
+    """Label mapping, and records that are learned are skipped: fewer images in as many epochs."""
+    cell = chosen("lm", LARGE, budget=budget)
+    return replace(cell, name=f"{cell.name} infobatch", train={"dynamic": "infobatch"})
 
 
 def _short(budget: float) -> list[Cell]:
@@ -60,6 +73,8 @@ def run(suite: Suite) -> None:
         _record(suite, work, found, every)
         for target in TARGETS:
             _compare(suite, found, every, target)
+        _auto(suite, found, every)
+        _infobatch(suite, found)
         work.describe(suite, seeds=len({o.seed for o in found.rows}))
         suite.tables["outcomes"] = [asdict(o) for o in found.rows]
 
@@ -85,8 +100,16 @@ def pruned(every: Sequence[Cell]) -> list[str]:
     return [c.id for c in every if not c.shared and "reversed" not in c.name]
 
 
+def sweep(budget: float, every: Sequence[Cell]) -> list[str]:
+    """The cuts of label mapping that ``auto`` is compared with."""
+    cuts = [chosen("lm", share, budget=budget).id for share in (LARGE, MIDDLE, SMALL)]
+    return [cell.id for cell in every if cell.id in cuts]
+
+
 def rivals(cell: Cell) -> list[str]:
     """What a cell is compared with: the full source, and the random choice of as much, for as many steps."""
+    if cell.train:  # what it adds to the same selection
+        return [chosen("lm", LARGE, budget=cell.budget).id]
     method, _, share = cell.slug.rpartition("-")
     other = {"lm": "random", "fm": "random", "lm-reversed": "lm"}.get(method)
     same = [f"{other}-{share}@{cell.budget:g}"] if other else []
@@ -116,3 +139,33 @@ def _compare(suite: Suite, found: Outcomes, every: Sequence[Cell], target: str) 
         )
         shared = first["surrogate shared by all targets"][1]
         suite.goal(f"lossless-speedup-{target}", goal=SPEED_UP_GOAL, measured=shared, unit="x, everything counted")
+
+
+def _auto(suite: Suite, found: Outcomes, every: Sequence[Cell]) -> None:
+    """On how many targets the cut that ``prune`` chooses comes close to the best of the sweep."""
+    for budget, label in LABELS.items():
+        cell, best = auto(budget).id, {}
+        for target in TARGETS:
+            cuts = [found.accuracy(cut, target) for cut in sweep(budget, every) if found.of(cut, target)]
+            if cuts and found.of(cell, target):
+                best[target] = found.accuracy(cell, target) - max(cuts)
+        if best:
+            case = f"auto less the best cut, {label} of the full run's steps"
+            suite.add(case, {t: [points] for t, points in best.items()}, "points")
+            close = sum(points >= -CLOSE for points in best.values())
+            suite.goal(f"auto-{budget:g}", goal=AUTO_GOAL, measured=close, unit=f"targets within {CLOSE:g} point of the best cut")
+
+
+def _infobatch(suite: Suite, found: Outcomes) -> None:
+    """How many fewer images are read, and what it costs, over all targets."""
+    for budget, label in LABELS.items():
+        cell, without = infobatch(budget).id, chosen("lm", LARGE, budget=budget).id
+        targets = [t for t in TARGETS if found.of(cell, t) and found.of(without, t)]
+        if targets:
+            points = fmean(found.accuracy(cell, t) - found.accuracy(without, t) for t in targets)
+            images = [fmean(o.images for t in targets for o in found.of(c, t).values()) for c in (without, cell)]
+            case, fewer = f"infobatch, {label} of the full run's steps", images[0] / images[1]
+            suite.add(f"{case}: accuracy less that without", {"all targets": [points]}, "points")
+            suite.add(f"{case}: images without over images with", {"all targets": [fewer]}, "x")
+            lossless = fewer if points >= -LOSS else 1.0
+            suite.goal(f"infobatch-{budget:g}", goal=INFOBATCH_GOAL, measured=lossless, unit=f"x fewer images within {LOSS} points")

@@ -106,6 +106,8 @@ class Study:
         out = self._selection(cell, target, seed)
         if not out.exists():
             options = {**cell.prune, "source": str(self.files["source"]), "cache": str(self.root / "cache"), "seed": seed}
+            if options["keep"] == "auto":
+                options["budget"] = f"{cell.budget * self.network['epochs']:g}epochs"
             needs = METHODS[options["method"]].needs
             if "target" in needs:
                 options["target"] = [str(self.files[f"{target}-train"])]
@@ -115,7 +117,8 @@ class Study:
         return out
 
     def _selection(self, cell: Cell, target: str, seed: int) -> Path:
-        return self.root / "selections" / (target or "shared") / f"{cell.slug}-{seed}.json"
+        name = cell.id if cell.prune and cell.prune["keep"] == "auto" else cell.slug  # other cuts are the same for every budget
+        return self.root / "selections" / (target or "shared") / f"{name}-{seed}.json"
 
     def made(self, cell: Cell, target: str, seed: int) -> Selection | None:
         """The selection of a cell, if it was made."""
@@ -134,7 +137,8 @@ class Study:
         if job.cell.fresh:
             records = drawn["epoch_samples"] = int(job.cell.fresh * records)
         epochs = epochs_within(job.cell.budget, self.network["epochs"], source, records, self.network["batch_size"])
-        return self._train(out, {**self.network, **drawn, "epochs": epochs, "selection": str(path) if path else None}, job.seed)
+        options = {**self.network, **drawn, **job.cell.train, "epochs": epochs, "selection": str(path) if path else None}
+        return self._train(out, options, job.seed)
 
     def _train(self, out: Path, options: Options, seed: int = 0) -> dict[str, Any]:
         """A run on the source, its summary; saved and validated at its end only."""
@@ -209,8 +213,9 @@ class Study:
         return Outcome(
             cell=job.cell.id, name=job.cell.name, budget=job.cell.budget, target=target, seed=job.seed,
             top_1={mode: self.probe(job, target, mode) for mode in self.modes},
-            classes=summary["classes_kept"], samples=summary["samples"], images=summary["samples"] * summary["epochs"],
+            classes=summary["classes_kept"], samples=summary["samples"], images=summary["images"],
             pretrain_s=summary["pretrain_s"], scoring_s=sum(stages.values()), surrogate_s=surrogate,
+            device=summary["device"],
         )  # fmt: skip
 
     def known(self, name: str, seeds: Sequence[int]) -> list[dict[str, Any]]:

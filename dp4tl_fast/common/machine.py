@@ -30,7 +30,7 @@ def environment(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     """
     gib, gpu = memory() / 2**30, gpus()
     return {
-        "machine": f"{cores()} cores of {cpu_model()}, {gib:.0f} GiB memory, {gpu or 'no GPU'}",
+        "machine": f"{cores()} core{'s' * (cores() > 1)} of {cpu_model()}, {gib:.0f} GiB memory, {gpu or 'no GPU'}",
         "cpu": cpu_model(),
         "instructions": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in _cpuinfo("flags").split()],
         "cores": cores(),
@@ -77,7 +77,7 @@ def gpus() -> str | None:
 def device_name(device: torch.device, ranks: int) -> str:
     """``2 x NVIDIA H100`` for two processes with a GPU each, or ``8 cores of AMD EPYC``."""
     if device.type != "cuda":
-        return f"{cores()} cores of {cpu_name()}"
+        return f"{cores()} core{'s' * (cores() > 1)} of {cpu_name()}"
     import torch
 
     return f"{ranks} x {torch.cuda.get_device_name(device)}"
