@@ -18,6 +18,7 @@ from torch import nn
 
 from benchmarks.harness import Suite, interleave
 from dp4tl_fast.common.machine import cores
+from dp4tl_fast.inference.config import PredictConfig
 from dp4tl_fast.inference.predict import predict
 from dp4tl_fast.loaders import IMAGENET_MEAN, IMAGENET_STD
 from dp4tl_fast.training import checkpoint, models
@@ -65,7 +66,8 @@ def _rate(subject: Callable[[], None], photos: int) -> Callable[[], float]:
 
 def ours(root: Path) -> None:
     """The command itself, from opening the weights to the finished table."""
-    predict(str(root / "w.safetensors"), [str(root / "photos")], out=str(root / "p.csv"), top=1, batch_size=BATCH, device="cpu")
+    photos = [str(root / "photos")]
+    predict(PredictConfig(str(root / "w.safetensors"), photos, out=str(root / "p.csv"), top=1, batch_size=BATCH, device="cpu"))
 
 
 def with_torchvision(root: Path, model: nn.Module) -> None:

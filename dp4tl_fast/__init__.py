@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from dp4tl_fast.conversion.run import convert as convert
     from dp4tl_fast.finetuning.config import FinetuneConfig as FinetuneConfig
     from dp4tl_fast.finetuning.run import finetune as finetune
+    from dp4tl_fast.inference.config import EvaluateConfig as EvaluateConfig
+    from dp4tl_fast.inference.config import ExportConfig as ExportConfig
+    from dp4tl_fast.inference.config import PredictConfig as PredictConfig
     from dp4tl_fast.inference.evaluate import evaluate as evaluate
     from dp4tl_fast.inference.export import export as export
     from dp4tl_fast.inference.predict import predict as predict
@@ -33,8 +36,11 @@ __version__ = "0.1.0"
 # The front door: name -> module that defines it.
 _HOMES = {
     "Beton": "beton",
+    "EvaluateConfig": "inference.config",
+    "ExportConfig": "inference.config",
     "FinetuneConfig": "finetuning.config",
     "LoaderSpec": "loaders",
+    "PredictConfig": "inference.config",
     "PretrainConfig": "pretraining.config",
     "PruneConfig": "pruning.config",
     "Selection": "selection",

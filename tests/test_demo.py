@@ -17,6 +17,7 @@ from dp4tl_fast.demo.run import demo
 from dp4tl_fast.finetuning.config import FinetuneConfig
 from dp4tl_fast.finetuning.run import finetune
 from dp4tl_fast.finetuning.tuning import Tuning
+from dp4tl_fast.inference.config import EvaluateConfig, ExportConfig, PredictConfig
 from dp4tl_fast.inference.evaluate import evaluate
 from dp4tl_fast.inference.export import export
 from dp4tl_fast.inference.predict import predict
@@ -111,13 +112,14 @@ def test_what_the_readme_goes_on_with(small_demo, tmp_path, monkeypatch):
     one, other = (checkpoint.read_weights(tmp_path / name)[0] for name in ("whole", "cut"))
     assert all(torch.equal(one[k], other[k]) for k in one)
     network = str(tmp_path / "cut")
-    assert evaluate(network, files["test"])["top_1"] == whole["top_1"][0]
-    made = predict(network, [str(out / "images/digits/test")], out=str(tmp_path / "p.csv"), top=1)
+    assert evaluate(EvaluateConfig(checkpoint=network, data=files["test"]))["top_1"] == whole["top_1"][0]
+    photos = [str(out / "images/digits/test")]
+    made = predict(PredictConfig(checkpoint=network, photos=photos, out=str(tmp_path / "p.csv"), top=1))
     with open(tmp_path / "p.csv", newline="") as table:
         rows = list(csv.DictReader(table))
     right = sum(Path(row["path"]).parent.name == row["class_1"] for row in rows)
     assert made["failed"] == 0 and right / len(rows) == pytest.approx(whole["top_1"][0])
-    export(network, str(tmp_path / "n.onnx"))
+    export(ExportConfig(checkpoint=network, out=str(tmp_path / "n.onnx")))
     session = onnxruntime.InferenceSession(tmp_path / "n.onnx", providers=["CPUExecutionProvider"])
     model, meta = checkpoint.load_model(network)
     pixels = Preprocessing.of(meta)

@@ -18,6 +18,7 @@ from small_runs import noisy_colours
 from dp4tl_fast.common.errors import CheckpointError, UsageError
 from dp4tl_fast.finetuning.config import FinetuneConfig
 from dp4tl_fast.finetuning.run import finetune
+from dp4tl_fast.inference.config import NetworkConfig
 from dp4tl_fast.inference.network import open_network
 from dp4tl_fast.pruning.config import PruneConfig
 from dp4tl_fast.pruning.run import prune
@@ -32,6 +33,10 @@ TIMM = "test_vit"  # a transformer of 0.4 M parameters that wants mean and std 0
 def network():
     torch.manual_seed(0)
     return models.build(ARCH, CLASSES).eval()
+
+
+def opened(place, **more):
+    return open_network(NetworkConfig(checkpoint=str(place), **more), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +220,7 @@ def test_headless_encoders_serve_where_no_classifier_is_asked_for(name, state, o
     with pytest.raises(UsageError, match="its classifier was never trained"):
         prune(PruneConfig(out=str(tmp_path / "lm.json"), method="lm", **chosen))
     with pytest.raises(CheckpointError, match="no classifier to predict with"):
-        open_network(str(tmp_path / "w.pth"), ARCH).check_classifier("predict")
+        opened(tmp_path / "w.pth", arch=ARCH).check_classifier("predict")
 
 
 # -- timm and the Hub -------------------------------------------------------------------------------------------------
@@ -316,14 +321,14 @@ def test_positions_are_interpolated_for_another_size(tmp_path):
     model = snapshot(tmp_path / "s")
     kept = checkpoint.load_model(tmp_path / "s")[0]
     assert not models.resize(kept, 160) and same_logits(kept, model)
-    network = open_network(str(tmp_path / "s"), device="cpu", size=96)
+    network = opened(tmp_path / "s", size=96)
     with torch.no_grad():
         assert network.model(torch.zeros(1, 3, 96, 96)).shape == (1, 7)
     noisy_colours(tmp_path, "train", (4,) * 3)
     files = {"checkpoint": str(tmp_path / "s"), "train": str(tmp_path / "train.beton"), "test": str(tmp_path / "train.beton")}
     small = {"epochs": 1, "seeds": 1, "size": 96, "batch_size": 6, "precision": "fp32", "tensorboard": False, "workers": 1}
     summary = finetune(FinetuneConfig(mode="ff", out=str(tmp_path / "ft"), **files, **small))
-    made = open_network(str(tmp_path / "ft"), device="cpu")
+    made = opened(tmp_path / "ft")
     assert summary["size"] == made.pixels.size == made.meta["image_size"] == 96
     with torch.no_grad():
         assert made.model(torch.zeros(1, 3, 96, 96)).shape == (1, 3)

@@ -21,11 +21,12 @@ from dp4tl_fast.evaluate import main as evaluate_main
 from dp4tl_fast.export import main as export_main
 from dp4tl_fast.finetuning.config import FinetuneConfig
 from dp4tl_fast.finetuning.run import finetune
+from dp4tl_fast.inference import evaluate as evaluation
+from dp4tl_fast.inference import export as exporting
+from dp4tl_fast.inference import predict as predicting
 from dp4tl_fast.inference import scores as score
-from dp4tl_fast.inference.evaluate import evaluate
-from dp4tl_fast.inference.export import export
+from dp4tl_fast.inference.config import EvaluateConfig, ExportConfig, NetworkConfig, PredictConfig
 from dp4tl_fast.inference.network import open_network
-from dp4tl_fast.inference.predict import predict
 from dp4tl_fast.inspect import main as inspect_main
 from dp4tl_fast.loaders import LoaderSpec, open_loader
 from dp4tl_fast.predict import main as predict_main
@@ -50,9 +51,25 @@ def root(tmp_path_factory):
     return root
 
 
+def opened(place):
+    return open_network(NetworkConfig(checkpoint=str(place)), "cpu")
+
+
+def evaluate(place, data, **more):
+    return evaluation.evaluate(EvaluateConfig(checkpoint=str(place), data=str(data), **more))
+
+
+def predict(place, photos, *, out, **more):
+    return predicting.predict(PredictConfig(checkpoint=str(place), photos=photos, out=out, **more))
+
+
+def export(place, out):
+    return exporting.export(ExportConfig(checkpoint=str(place), out=str(out)))
+
+
 def logits(root, where="ft", data="test.beton", **spec):
     """The network on a file, as torch runs it: float32 ``[n, 4]`` and labels ``[n]``."""
-    network = open_network(str(root / where), device="cpu")
+    network = opened(root / where)
     with open_loader(root / data, None, LoaderSpec(batch_size=64, size=16, crop_ratio=1.0, **spec)) as loader:
         images, labels = next(iter(loader))
     with torch.no_grad():
@@ -65,7 +82,7 @@ def logits(root, where="ft", data="test.beton", **spec):
 def test_evaluate_agrees_with_finetune_and_with_the_logits(root, tmp_path):
     groups = tmp_path / "g.csv"
     groups.write_text("index,group\n" + "".join(f"{i},{'even' if i % 2 == 0 else 'odd'}\n" for i in range(22)))
-    found = evaluate(str(root / "ft"), str(root / "test.beton"), groups=str(groups), out=str(tmp_path / "e"), device="cpu")
+    found = evaluate(root / "ft", root / "test.beton", groups=str(groups), out=str(tmp_path / "e"), device="cpu")
     summary = json.loads((root / "summary.json").read_text())
     assert found["top_1"] == summary["top_1"][0] and found["per_class"] == pytest.approx(summary["per_class"])
     values, labels = logits(root)
@@ -101,12 +118,12 @@ def test_classes_are_matched_by_name(root, tmp_path):
     shutil.copytree(tmp_path / "more/class0", tmp_path / "more/banana")
     for name in ("gap", "more"):
         convert(str(tmp_path / name), str(tmp_path / f"{name}.beton"))
-    whole = evaluate(str(root / "ft"), str(root / "test.beton"))
-    gap = evaluate(str(root / "ft"), str(tmp_path / "gap.beton"))
+    whole = evaluate(root / "ft", root / "test.beton")
+    gap = evaluate(root / "ft", tmp_path / "gap.beton")
     assert gap["per_class"] == {k: v for k, v in whole["per_class"].items() if k != "class0"} and gap["images"] == 17
     with pytest.raises(UsageError, match=r"knows 4 classes, but not 1 of the 5 .* such as 'banana'\. `known_only`"):
-        evaluate(str(root / "ft"), str(tmp_path / "more.beton"))
-    cut = evaluate(str(root / "ft"), str(tmp_path / "more.beton"), known_only=True)
+        evaluate(root / "ft", tmp_path / "more.beton")
+    cut = evaluate(root / "ft", tmp_path / "more.beton", known_only=True)
     assert cut["per_class"] == whole["per_class"] and cut["left_out"] == 5
 
 
@@ -114,21 +131,21 @@ def test_classes_of_quite_other_names_are_matched_by_number_and_said(root, tmp_p
     for c in range(4):
         shutil.copytree(root / f"test/class{c}", tmp_path / f"other/n0000{c}")
     convert(str(tmp_path / "other"), str(tmp_path / "other.beton"))
-    found = evaluate(str(root / "ft"), str(tmp_path / "other.beton"))
-    assert found["top_1"] == evaluate(str(root / "ft"), str(root / "test.beton"))["top_1"]
+    found = evaluate(root / "ft", tmp_path / "other.beton")
+    assert found["top_1"] == evaluate(root / "ft", root / "test.beton")["top_1"]
     assert "matched by number" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "other/n00003")
     convert(str(tmp_path / "other"), str(tmp_path / "three.beton"))
     with pytest.raises(UsageError, match="It is for other classes"):
-        evaluate(str(root / "ft"), str(tmp_path / "three.beton"))
+        evaluate(root / "ft", tmp_path / "three.beton")
 
 
 def test_robust_accuracy_is_that_of_the_trainings_own_attack(root, capsys):
     """The checkpoint says what it was trained against; a ball of no radius changes nothing, a huge one everything."""
-    found = evaluate(str(root / "adv"), str(root / "test.beton"), device="cpu", attack_steps=4)
+    found = evaluate(root / "adv", root / "test.beton", device="cpu", attack_steps=4)
     assert found["attack"] == {"eps": 8.0, "steps": 4, "norm": "l2"} and found["robust_top_1"] <= found["top_1"]
     assert "robust top-1" in capsys.readouterr().err
-    network = open_network(str(root / "adv"), device="cpu")
+    network = opened(root / "adv")
     pgd = Adversarial(eps=8 / 255, steps=4, norm="l2", mean=network.pixels.mean, std=network.pixels.std)
     with open_loader(root / "test.beton", None, LoaderSpec(batch_size=64, size=16, crop_ratio=1.0)) as loader:
         images, labels = next(iter(loader))
@@ -136,9 +153,9 @@ def test_robust_accuracy_is_that_of_the_trainings_own_attack(root, capsys):
     torch.manual_seed(0)
     worst = x + pgd.attack(network.model, x, labels) / pgd.std
     assert found["robust_top_1"] == (network.model(worst).argmax(1) == labels).double().mean().item()
-    tiny, huge = (evaluate(str(root / "ft"), str(root / "test.beton"), attack_eps=eps) for eps in (1e-4, 128.0))
+    tiny, huge = (evaluate(root / "ft", root / "test.beton", attack_eps=eps) for eps in (1e-4, 128.0))
     assert tiny["robust_top_1"] == tiny["top_1"] > huge["robust_top_1"]
-    assert "robust_top_1" not in evaluate(str(root / "ft"), str(root / "test.beton"))
+    assert "robust_top_1" not in evaluate(root / "ft", root / "test.beton")
 
 
 def test_a_network_without_a_classifier_is_refused(root, tmp_path, capsys):
@@ -182,7 +199,7 @@ def photos(tmp_path):
 
 
 def test_predict_gives_a_row_for_each_photo(root, photos, tmp_path, capsys):
-    found = predict(str(root / "ft"), [str(photos)], out=str(tmp_path / "p.csv"), top=2, probabilities=True, batch_size=2)
+    found = predict(root / "ft", [str(photos)], out=str(tmp_path / "p.csv"), top=2, probabilities=True, batch_size=2)
     rows = {row["path"]: row for row in rows_of(tmp_path / "p.csv")}
     names = ["0.jpg", "empty.jpg", "notes.txt", "text.png", "a/1.png", "a/broken.jpg", "a/b/2.jpg", "a/b/3.webp"]
     assert [path.removeprefix(f"{photos}/") for path in rows] == names
@@ -190,7 +207,7 @@ def test_predict_gives_a_row_for_each_photo(root, photos, tmp_path, capsys):
     assert bad == {"empty.jpg", "notes.txt", "text.png", "a/broken.jpg"} and (found["images"], found["failed"]) == (8, 4)
     assert "an empty file" in rows[f"{photos}/empty.jpg"]["error"] and not rows[f"{photos}/empty.jpg"]["class_1"]
     assert "a text file" in rows[f"{photos}/text.png"]["error"]
-    network = open_network(str(root / "ft"), device="cpu")
+    network = opened(root / "ft")
     for name in sorted(set(names) - bad):  # PIL and torch, image by image
         image = Image.open(photos / name).convert("RGB").crop((5, 0, 45, 40)).resize((16, 16), Image.Resampling.BILINEAR)
         x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
@@ -209,7 +226,7 @@ def test_lossless_photos_are_seen_without_loss(root, photos, tmp_path):
     shutil.copy(photos / "a/1.png", tmp_path / "c/x/1.png")
     convert(str(tmp_path / "c"), str(tmp_path / "c.beton"), write_mode="raw")
     for out, what in (("a", photos / "a/1.png"), ("b", tmp_path / "c.beton")):
-        predict(str(root / "ft"), [str(what)], out=str(tmp_path / f"{out}.csv"), features=True)
+        predict(root / "ft", [str(what)], out=str(tmp_path / f"{out}.csv"), features=True)
     a, b = (rows_of(tmp_path / f"{out}.csv")[0] for out in "ab")
     assert b.pop("path") == f"{tmp_path / 'c.beton'}#0" and a.pop("path") and a == b and len(a) == 1 + 16
 
@@ -224,7 +241,7 @@ def test_every_way_in_and_out_says_the_same(root, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join([*files, "", str(tmp_path / "gone.jpg")]) + "\n"))
     for name, places in (("folder", [str(folder)]), ("files", files), ("tar", [str(tmp_path / "t.tar")]), ("list", ["-"]),
                          ("beton", [str(root / "test.beton")])):  # fmt: skip
-        predict(str(root / "ft"), places, out=str(tmp_path / f"{name}.csv"))
+        predict(root / "ft", places, out=str(tmp_path / f"{name}.csv"))
     tables = {name: rows_of(tmp_path / f"{name}.csv") for name in ("folder", "files", "tar", "list", "beton")}
     assert tables["list"].pop()["error"] == "No such file or directory" and len(tables["files"]) == 22
     assert [r["path"] for r in tables["folder"]] == [r["path"] for r in tables["files"]] == files
@@ -233,8 +250,8 @@ def test_every_way_in_and_out_says_the_same(root, tmp_path, monkeypatch):
     assert contents["folder"] == contents["files"] == contents["tar"] == contents["list"]
     order = Beton(root / "test.beton").index  # its records lie in a random order
     assert [contents["folder"][i] for i in order] == contents["beton"]
-    predict(str(root / "ft"), files, out=str(tmp_path / "p.jsonl"), probabilities=True)
-    predict(str(root / "ft"), files, out=str(tmp_path / "p.parquet"), probabilities=True)
+    predict(root / "ft", files, out=str(tmp_path / "p.jsonl"), probabilities=True)
+    predict(root / "ft", files, out=str(tmp_path / "p.parquet"), probabilities=True)
     lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     table = pq.read_table(tmp_path / "p.parquet")
     assert json.loads(table.schema.metadata[b"probabilities"]) == [f"p(class{c})" for c in range(4)]
@@ -246,9 +263,9 @@ def test_every_way_in_and_out_says_the_same(root, tmp_path, monkeypatch):
 def test_chunks_do_not_change_what_is_seen(root, tmp_path, monkeypatch):
     from dp4tl_fast.inference import stream
 
-    predict(str(root / "moco"), [str(root / "test")], out=str(tmp_path / "a.csv"), features=True, batch_size=22)
+    predict(root / "moco", [str(root / "test")], out=str(tmp_path / "a.csv"), features=True, batch_size=22)
     monkeypatch.setattr(stream, "CHUNK_PHOTOS", 3)
-    predict(str(root / "moco"), [str(root / "test")], out=str(tmp_path / "b.csv"), features=True, batch_size=2)
+    predict(root / "moco", [str(root / "test")], out=str(tmp_path / "b.csv"), features=True, batch_size=2)
     a, b = (np.array([list(r.values())[2:] for r in rows_of(tmp_path / f"{n}.csv")], float) for n in "ab")
     assert a.shape == (22, 16)
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # float32 sums of another batch size
@@ -278,7 +295,7 @@ def test_predict_on_nothing_and_other_bad_input(root, tmp_path, capsys):
 def test_onnx_gives_the_networks_outputs(root, tmp_path):
     import onnxruntime
 
-    result = export(str(root / "ft"), str(tmp_path / "n.onnx"))
+    result = export(root / "ft", tmp_path / "n.onnx")
     assert result["to"] == "onnx" and result["largest_difference"] < 1e-5 and [p.name for p in tmp_path.iterdir()] == ["n.onnx"]
     session = onnxruntime.InferenceSession(tmp_path / "n.onnx", providers=["CPUExecutionProvider"])
     about = json.loads(session.get_modelmeta().custom_metadata_map["dp4tl"])
@@ -291,7 +308,7 @@ def test_onnx_gives_the_networks_outputs(root, tmp_path):
 
 
 def test_torch_export_gives_the_networks_outputs(root, tmp_path):
-    export(str(root / "ft"), str(tmp_path / "n.pt2"))
+    export(root / "ft", tmp_path / "n.pt2")
     extra = {"dp4tl": ""}
     program = torch.export.load(tmp_path / "n.pt2", extra_files=extra)
     assert json.loads(extra["dp4tl"])["preprocessing"]["crop_ratio"] == 1.0
@@ -305,7 +322,7 @@ def test_torchvision_weights_load_there(root, tmp_path):
     from torchvision.models import resnet18
 
     run(root / "train.beton", tmp_path / "r", arch="resnet18", epochs=1, size=32)
-    export(str(tmp_path / "r"), str(tmp_path / "n.pth"))
+    export(tmp_path / "r", tmp_path / "n.pth")
     body = torch.load(tmp_path / "n.pth", weights_only=True)
     assert body["class_names"] == [f"class{c}" for c in range(4)] and body["arch"] == "resnet18"
     model = resnet18(num_classes=4).eval()
@@ -314,7 +331,7 @@ def test_torchvision_weights_load_there(root, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(model(x), checkpoint.load_model(tmp_path / "r")[0](x), rtol=1e-5, atol=1e-5)
     with pytest.raises(UsageError, match="torchvision has no network small-4"):
-        export(str(root / "ft"), str(tmp_path / "x.pth"))
+        export(root / "ft", tmp_path / "x.pth")
 
 
 def test_an_export_with_other_outputs_is_not_written(root, tmp_path, monkeypatch):
@@ -324,9 +341,9 @@ def test_an_export_with_other_outputs_is_not_written(root, tmp_path, monkeypatch
     plain = forms.difference
     monkeypatch.setattr(forms, "difference", lambda ours, theirs: plain(2 * ours, theirs))
     with pytest.raises(CheckpointError, match="not written: the exported network's logits differ"):
-        export(str(root / "ft"), str(tmp_path / "n.pt2"))
+        export(root / "ft", tmp_path / "n.pt2")
     with pytest.raises(UsageError, match="what to write"):
-        export(str(root / "ft"), str(tmp_path / "n.xyz"))
+        export(root / "ft", tmp_path / "n.xyz")
     assert not list(tmp_path.iterdir())
 
 

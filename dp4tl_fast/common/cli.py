@@ -168,14 +168,13 @@ def run(
     config_class = _config_class(function)
     parser.renamed = getattr(config_class, "RENAMED", {})
     _resolve(function, config_class)
+    how: dict[str, Any] = {"as_group": False, "as_positional": positional, "skip": {variadic} if variadic else None}
     if config_class is not None:
-        parser.add_class_arguments(config_class, as_group=False)
+        parser.add_class_arguments(config_class, **how)
     else:
-        parser.add_function_arguments(
-            function, as_group=False, as_positional=positional, skip={variadic} if variadic else None
-        )
+        parser.add_function_arguments(function, **how)
     if variadic:
-        parser.add_argument(variadic, nargs="+", type=str, help=_argument_help(function, variadic))
+        parser.add_argument(variadic, nargs="+", type=str, help=_argument_help(config_class or function, variadic))
     try:
         options = parser.parse_args(argv)
     except SystemExit as exit_:  # --help is 0, a bad flag 2
@@ -230,11 +229,11 @@ def _summary(function: Callable[..., Any]) -> str:
     return re.split(r"\n\s*(?:Args|Returns|Raises|Attributes):", inspect.cleandoc(function.__doc__ or ""))[0].strip()
 
 
-def _argument_help(function: Callable[..., Any], name: str) -> str:
+def _argument_help(documented: Any, name: str) -> str:
     """What the docstring says about one argument."""
     from docstring_parser import parse
 
-    return next((p.description or "" for p in parse(function.__doc__ or "").params if p.arg_name == name), "")
+    return next((p.description or "" for p in parse(documented.__doc__ or "").params if p.arg_name == name), "")
 
 
 def _collect_seldom() -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from dp4tl_fast.common.checks import require, require_one_of
 from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.inference.config import TTA
 from dp4tl_fast.runs.bad_records import BadRecordsConfig
 from dp4tl_fast.runs.config import CheckpointConfig, signals
 from dp4tl_fast.training.optimizer import OPTIMIZERS
@@ -15,7 +16,6 @@ from dp4tl_fast.training.schedule import SCHEDULES
 DEFAULTS = {"lp": (50, 1e-2), "ff": (200, 1e-4), "knn": (0, 0.0)}  # epochs and learning rate: the paper's recipes
 AUGMENT = ("none", "randaugment", "trivialaugment")
 MIX = ("none", "mixup", "cutmix")
-TTA = ("none", "flip")
 
 
 @dataclass(kw_only=True)

@@ -12,63 +12,21 @@ import numpy as np
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common import cli
-from dp4tl_fast.common.checks import require, require_one_of
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.files import check_outputs, write_atomically
 from dp4tl_fast.inference import accuracy
+from dp4tl_fast.inference.config import EvaluateConfig
 from dp4tl_fast.training.ranks import on_rank_zero, process_group
 
 if TYPE_CHECKING:
     from dp4tl_fast.inference.network import Network
 
 MOST_CONFUSED = 10
-NORMS = ("linf", "l2")
 
 
 @process_group()
-def evaluate(
-    checkpoint: str,
-    data: str,
-    *,
-    arch: str | None = None,
-    out: str = "",
-    groups: str = "",
-    known_only: bool = False,
-    tta: str = "none",
-    attack_eps: float = -1.0,
-    attack_steps: int = 20,
-    attack_norm: str = "",
-    seed: int = 0,
-    batch_size: int = 64,
-    size: int = 0,
-    mean: list[float] | None = None,
-    std: list[float] | None = None,
-    backend: str = "native",
-    device: str = "auto",
-    workers: int = 0,
-) -> dict[str, Any]:
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Measure a network on labelled images: top-1 and top-5, by class and by group, confusion, calibration, robustness.
-
-    Args:
-        checkpoint: Run folder (its last checkpoint), checkpoint folder (``RUN/checkpoint/best``), or weights file.
-        data: The .beton to measure on. Its classes are matched with the network's by name; by number where either has none.
-        arch: Architecture, where the checkpoint does not say.
-        out: Folder for evaluation.json, per_class.csv, confusion.csv (a row per true class, a column per predicted one).
-        groups: CSV with columns index and group for the records: the accuracy of each group, and the worst one's.
-        known_only: Leave out images of classes that the network does not know, instead of refusing.
-        tta: none, or flip: average the probabilities of each image and its mirror image.
-        attack_eps: Robust accuracy under projected gradient descent in a ball of this radius, in 1/255 of the pixel range; 0
-            does not attack; -1 takes that of an adversarially trained checkpoint, and attacks no other.
-        attack_steps: Steps of the attack.
-        attack_norm: linf or l2; the default is the checkpoint's, else linf.
-        seed: Of the attack's random start.
-        batch_size: Images at a time, over all processes of torchrun.
-        size: Side of the images; 0 is the checkpoint's.
-        mean: Mean of the channels that the network wants, three values, instead of the checkpoint's.
-        std: Standard deviation, likewise.
-        backend: What reads the images: native, ffcv, dali or torchvision (slow).
-        device: auto, cpu, cuda, cuda:1, ...
-        workers: Loader threads; 0 means one per core.
 
     Returns:
         ``top_1``, ``top_5``, ``loss`` (cross entropy), ``calibration_error`` (expected, 15 bins), ``per_class``, ``per_group``,
@@ -77,43 +35,39 @@ def evaluate(
     Raises:
         Dp4tlError: A file is bad, or the network cannot know the classes of ``data``.
     """
-    require_one_of("tta", tta, ("none", "flip"))
-    require(batch_size >= 1, "batch_size", batch_size, "at least 1")
-    require(attack_steps >= 1, "attack_steps", attack_steps, "at least 1")
-    require(attack_eps >= 0 or attack_eps == -1, "attack_eps", attack_eps, "at least 0, or -1")
-    if attack_norm:
-        require_one_of("attack_norm", attack_norm, NORMS)
-    if out:
-        check_outputs([("out", Path(out) / name) for name in ("evaluation.json", "per_class.csv", "confusion.csv")], [data])
-    beton = Beton(data)
-    grouped = accuracy.read_groups(groups, beton) if groups else None
+    out = Path(config.out)
+    if config.out:
+        names = ("evaluation.json", "per_class.csv", "confusion.csv")
+        check_outputs([("out", out / name) for name in names], [config.data])
+    beton = Beton(config.data)
+    groups = accuracy.read_groups(config.groups, beton) if config.groups else None
 
     from dp4tl_fast.inference.network import open_network
     from dp4tl_fast.inference.scores import logits_of, robust_top_1, scores
     from dp4tl_fast.training.placement import loader_share
     from dp4tl_fast.training.trial import try_forward
 
-    network = open_network(checkpoint, arch, device=device, size=size, mean=mean, std=std)
+    network = open_network(config, config.device)
     network.check_classifier("evaluate")
-    truth, records = match_classes(network, beton, known_only)
+    truth, records = match_classes(network, beton, config.known_only)
     try_forward(network.model, network.meta["arch"], network.pixels.size, network.device)
-    share = loader_share(batch_size, 1, workers, network.device)
-    logits = logits_of(network, beton, records, share, backend, tta)
+    share = loader_share(config.batch_size, 1, config.workers, network.device)
+    logits = logits_of(network, beton, records, share, config.backend, config.tta)
     labels = truth[beton.labels[records]]
     result: dict[str, Any] = {
-        "kind": "evaluate", "checkpoint": str(Path(checkpoint).resolve()), "checkpoint_sha256": network.sha256,
+        "kind": "evaluate", "checkpoint": str(Path(config.checkpoint).resolve()), "checkpoint_sha256": network.sha256,
         "arch": network.meta["arch"], "data": str(beton.path), "data_records_sha256": beton.records_sha256,
-        "images": len(records), "left_out": beton.num_samples - len(records), "tta": tta, **network.pixels.meta(),
+        "images": len(records), "left_out": beton.num_samples - len(records), "tta": config.tta, **network.pixels.meta(),
     }  # fmt: skip
     result |= scores(logits, labels)
     predicted = logits.argmax(1).numpy()
-    result |= _by_class_and_group(predicted == labels, beton, records, grouped)
+    result |= _by_class_and_group(predicted == labels, beton, records, groups)
     confusion = count_pairs(beton.labels[records], predicted, beton.num_classes, len(network.names))
     result["most_confused"] = _most_confused(confusion, truth, beton, network)
-    if attack := _attack(network.meta, attack_eps, attack_steps, attack_norm):
-        result |= robust_top_1(network, beton, records, truth, share, backend, attack, seed)
-    if out:
-        on_rank_zero(lambda: _write(Path(out), result, confusion, beton, network))
+    if attack := _attack(network.meta, config):
+        result |= robust_top_1(network, beton, records, truth, share, config.backend, attack, config.seed)
+    if config.out:
+        on_rank_zero(lambda: _write(out, result, confusion, beton, network))
     on_rank_zero(lambda: _tell(result))
     return result
 
@@ -183,14 +137,15 @@ def _most_confused(confusion: np.ndarray, truth: np.ndarray, beton: Beton, netwo
     ]  # fmt: skip
 
 
-def _attack(meta: dict[str, Any], eps: float, steps: int, norm: str) -> dict[str, Any] | None:
+def _attack(meta: dict[str, Any], config: EvaluateConfig) -> dict[str, Any] | None:
     """What to attack with, if at all. Checkpoints of earlier versions do not tell what they were trained against."""
-    own = meta.get("attack") or {}
+    own, eps = meta.get("attack") or {}, config.attack_eps
     if eps == -1:
         eps = float(own.get("eps", 0))
         if not eps and meta.get("objective") == "adversarial":
             cli.message("note: this checkpoint does not say what it was trained against; give `attack_eps` for robust accuracy")
-    return {"eps": eps, "steps": steps, "norm": norm or own.get("norm", "linf")} if eps else None
+    norm = config.attack_norm or own.get("norm", "linf")
+    return {"eps": eps, "steps": config.attack_steps, "norm": norm} if eps else None
 
 
 def _write(out: Path, result: dict[str, Any], confusion: np.ndarray, beton: Beton, network: Network) -> None:

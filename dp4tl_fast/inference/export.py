@@ -9,43 +9,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dp4tl_fast.common import cli
-from dp4tl_fast.common.checks import require_one_of
-from dp4tl_fast.common.errors import CheckpointError, UsageError
+from dp4tl_fast.common.errors import CheckpointError
 from dp4tl_fast.common.files import check_outputs, commit, partial_path
+from dp4tl_fast.inference.config import ENDINGS, ExportConfig
 
 if TYPE_CHECKING:
     from dp4tl_fast.inference.network import Network
 
-ENDINGS = {"onnx": ".onnx", "torch-export": ".pt2", "torchvision": ".pth"}
 CHECKED = 3  # images of the batch that both run: not the number that it is traced with
 TOLERANCE = 1e-4  # of the largest logit: sums of float32 in another order
 
 
-def export(
-    checkpoint: str,
-    out: str,
-    *,
-    to: str = "",
-    arch: str | None = None,
-    size: int = 0,
-    mean: list[float] | None = None,
-    std: list[float] | None = None,
-) -> dict[str, Any]:
+def export(config: ExportConfig) -> dict[str, Any]:
     """Write a network for other programs, with its preprocessing and class names inside.
 
     onnx and torch-export take ``images``, uint8 ``[n, 3, size, size]``, RGB, cropped and resized; they normalise by themselves
     and give ``logits``, float32 ``[n, classes]``, for any n. Class names, size, crop and interpolation are in the file's
     metadata, as JSON under ``dp4tl``. torchvision is a dictionary that ``torch.load(weights_only=True)`` reads: ``state_dict``
     for torchvision's own model, ``arch``, ``class_names`` and ``preprocessing``.
-
-    Args:
-        checkpoint: Run folder (its last checkpoint), checkpoint folder (``RUN/checkpoint/best``), or weights file.
-        out: File to write.
-        to: onnx, torch-export or torchvision; by the ending of OUT (.onnx, .pt2, .pth) if not given.
-        arch: Architecture, where the checkpoint does not say.
-        size: Side of the images; 0 is the checkpoint's.
-        mean: Mean of the channels that the network wants, three values, instead of the checkpoint's.
-        std: Standard deviation, likewise.
 
     Returns:
         ``out``, ``to``, ``bytes`` and ``largest_difference`` of the logits on a batch of noise.
@@ -54,16 +35,13 @@ def export(
         CheckpointError: It has no trained classifier, or the exported network gives other outputs.
         UsageError: The form does not know this architecture, or its library is missing.
     """
-    to = to or {ending: name for name, ending in ENDINGS.items()}.get(Path(out).suffix.lower(), "")
-    if not to:
-        raise UsageError(f"`out={out}`: what to write? Give `to`, one of {', '.join(ENDINGS)}")
-    require_one_of("to", to, ENDINGS)
-    check_outputs([("out", out)], [checkpoint])
+    out, to = config.out, config.to
+    check_outputs([("out", out)], [config.checkpoint])
 
     from dp4tl_fast.inference.network import open_network
     from dp4tl_fast.training.trial import try_forward
 
-    network = open_network(checkpoint, arch, device="cpu", size=size, mean=mean, std=std)
+    network = open_network(config, "cpu")
     network.check_classifier("export")
     try_forward(network.model, network.meta["arch"], network.pixels.size, network.device)
     path = Path(out)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dp4tl_fast.common.errors import CheckpointError
+from dp4tl_fast.inference.config import NetworkConfig
 from dp4tl_fast.training import checkpoint, models
 from dp4tl_fast.training.device import pick_device
 from dp4tl_fast.training.preprocessing import Preprocessing
@@ -47,24 +48,17 @@ class Network:
             )
 
 
-def open_network(
-    path: str, arch: str | None = None, *, device: str = "auto", size: int = 0,
-    mean: list[float] | None = None, std: list[float] | None = None,
-) -> Network:  # fmt: skip
-    """Open a run folder, checkpoint folder or weights file.
-
-    Args:
-        arch: Where the checkpoint does not say.
-        size, mean, std: Instead of the checkpoint's.
+def open_network(config: NetworkConfig, device: str) -> Network:
+    """Open the run folder, checkpoint folder or weights file that ``config`` names.
 
     Raises:
         CheckpointError, UsageError: It cannot be read, or does not fit.
     """
     place = pick_device(device)
-    weights = checkpoint.pin_weights(path)
-    model, meta = checkpoint.load_model(weights, arch)
+    weights = checkpoint.pin_weights(config.checkpoint)
+    model, meta = checkpoint.load_model(weights, config.arch)
     sha256 = checkpoint.weights_hash(weights, model)
     names = meta.get("class_names") or [str(c) for c in meta.get("classes") or range(int(meta["num_classes"]))]
-    pixels = Preprocessing.of(meta, size).changed(mean, std)
+    pixels = Preprocessing.of(meta, config.size).changed(config.mean, config.std)
     models.resize(model, pixels.size)
-    return Network(str(path), model.to(place).eval(), meta, list(names), pixels, place, sha256)
+    return Network(config.checkpoint, model.to(place).eval(), meta, list(names), pixels, place, sha256)

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.files import atomically
 
-FORMATS = (".csv", ".jsonl", ".parquet")
 ROW_GROUP = 1024
 
 Columns = Mapping[str, Any]  # name -> str, float, or the names of several numbers, which CSV gives a column each
