@@ -20,10 +20,11 @@ from benchmarks.study import Study, study
 
 TARGETS = ("carnivores", "vehicles", "food", "flowers", "cifar10")
 SEEDS = (0, 1, 2)
-QUARTER, HALF, WHOLE = 0.25, 0.5, 1.0
+QUARTER, BETWEEN, HALF, WHOLE = 0.25, 0.375, 0.5, 1.0
 LARGE, MIDDLE, SMALL = 0.25, 0.125, 0.06  # shares of the records kept
 LOSS = 0.5  # points of accuracy that count as nothing lost
-LABELS = {QUARTER: "a quarter", HALF: "half", WHOLE: "all"}  # of the full run's steps
+LABELS = {QUARTER: "a quarter", BETWEEN: "three eighths", HALF: "half", WHOLE: "all"}  # of the full run's steps
+BUDGETS = (QUARTER, HALF, WHOLE)  # of the full source; selections are also tried between
 SPEED_UP_GOAL, POINTS_GOAL, INFOBATCH_GOAL = 2.0, 2.0, 1.3
 CLOSE, AUTO_GOAL = 1.0, 4  # points; targets
 
@@ -37,7 +38,8 @@ def cells() -> list[Cell]:
     each = [cell for budget in (QUARTER, HALF) for cell in _short(budget)]
     each.insert(len(each) // 2, chosen("lm", LARGE, budget=QUARTER, name="lm reversed", reverse=True))
     longest = [chosen(method, share, budget=WHOLE) for method, share in (("lm", LARGE), ("lm", MIDDLE), ("random", LARGE))]
-    return [full(WHOLE), *each, *longest, *map(auto, LABELS), infobatch(QUARTER), infobatch(HALF)]
+    between = [chosen("lm", share, budget=BETWEEN) for share in (LARGE, MIDDLE)]
+    return [full(WHOLE), *each, *longest, *between, *map(auto, BUDGETS), infobatch(QUARTER), infobatch(HALF)]
 
 
 def auto(budget: float) -> Cell:
@@ -123,7 +125,7 @@ def _compare(suite: Suite, found: Outcomes, every: Sequence[Cell], target: str) 
         for against in rivals(cell):
             if difference := found.paired(cell.id, against, target):
                 differences.append({"target": target, "cell": cell.id, "against": against, **asdict(difference)})
-    main, fulls = chosen("lm", LARGE, budget=QUARTER).id, [full(budget).id for budget in LABELS]
+    main, fulls = chosen("lm", LARGE, budget=QUARTER).id, [full(budget).id for budget in BUDGETS]
     if difference := found.paired(main, chosen("random", LARGE, budget=QUARTER).id, target):
         suite.goal(f"vs-random-{target}", goal=POINTS_GOAL, measured=difference.points, unit="points at equal steps")
     if difference := found.over_equal_time(main, fulls, target, 1 / found.sharing):

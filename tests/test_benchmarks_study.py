@@ -157,7 +157,7 @@ def test_cells_take_no_more_steps_than_the_full_run_does():
         epochs = study.epochs_within(cell.budget, 8, 40_400, records, 128)
         steps[cell.id] = epochs * (records // 128)
         assert 0.97 * cell.budget <= steps[cell.id] / (8 * 315) <= cell.budget
-    assert len(steps) == 23 and steps["full@0.25"] == 630 and steps["lm-6@0.25"] == 630
+    assert len(steps) == 25 and steps["full@0.25"] == 630 and steps["lm-6@0.25"] == 630
 
 
 def test_sensitivity_to_the_surrogate(data, monkeypatch, tmp_path):
