@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ import torch
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.loaders.contract import IndexedBatch, State
+from dp4tl_fast.loaders.epoch import sharding
 from dp4tl_fast.loaders.order import num_batches, rank_batches
 from dp4tl_fast.loaders.spec import LoaderSpec
 
@@ -33,12 +33,8 @@ class Rows:
         self.epoch = self._next = self._delivered = 0
         self._generator, self._drawn = torch.Generator(), 0
 
-    def _sharding(self) -> dict[str, Any]:
-        spec = self.spec
-        return {"batch_size": spec.batch_size, "rank": spec.rank, "world_size": spec.world_size, "drop_last": spec.drop_last}
-
     def __len__(self) -> int:
-        return num_batches(len(self.records), **self._sharding())
+        return num_batches(len(self.records), **sharding(self.spec))
 
     def _order(self) -> torch.Tensor:
         """The epoch's permutation: one generator draws those of all epochs, one after the other."""
@@ -51,7 +47,7 @@ class Rows:
         return order
 
     def __iter__(self) -> Iterator[IndexedBatch]:
-        batches = rank_batches(self._order().numpy(), **self._sharding())[self._next :]
+        batches = rank_batches(self._order().numpy(), **sharding(self.spec))[self._next :]
         self._delivered, self._next = self._next, 0
         for rows in map(torch.from_numpy, batches):
             self._delivered += 1

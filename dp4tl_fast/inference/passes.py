@@ -11,6 +11,7 @@ from torch import nn
 
 from dp4tl_fast.loaders.base import BaseLoader
 from dp4tl_fast.loaders.contract import Batch
+from dp4tl_fast.loaders.epoch import sharding
 from dp4tl_fast.loaders.order import rank_batches
 from dp4tl_fast.training import ranks
 
@@ -37,9 +38,7 @@ def rows(
         ``[n, ...]`` on the CPU, the same on every rank. Each rank computes its share.
     """
     spec = loader.spec
-    mine = rank_batches(
-        np.arange(len(loader.records)), batch_size=spec.batch_size, rank=spec.rank, world_size=spec.world_size, drop_last=False
-    )
+    mine = rank_batches(np.arange(len(loader.records)), **sharding(spec))
     parts = [of(network(prepare(batch.images)).float()).cpu() for batch in watch(loader)]
     if spec.world_size == 1:
         return torch.cat(parts)

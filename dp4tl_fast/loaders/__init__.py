@@ -15,6 +15,7 @@ from dp4tl_fast.loaders.capabilities import Capabilities
 from dp4tl_fast.loaders.contract import Batch, IndexedBatch, Loader
 from dp4tl_fast.loaders.order import Draws
 from dp4tl_fast.loaders.spec import IMAGENET_MEAN, IMAGENET_STD, LoaderSpec
+from dp4tl_fast.loaders.transforms import Transform, Transforms
 from dp4tl_fast.selection import Selection
 
 __all__ = [
@@ -45,6 +46,9 @@ def open_loader(
     selection: Selection | np.ndarray | None = None,
     spec: LoaderSpec | None = None,
     backend: str = "native",
+    *,
+    transform: Transform | None = None,
+    target_transform: Transform | None = None,
 ) -> BaseLoader:
     """Open a ``.beton`` for reading batches.
 
@@ -54,6 +58,10 @@ def open_loader(
             ``None`` for all records. Of a weighted selection each epoch draws its own records (``order.Draws``).
         spec: What to load; the default is a centre crop of 224 pixels in file order.
         backend: One of ``BACKENDS``. There is no silent fall-back.
+        transform: Called with the images of every batch, ``[batch, 3, size, size]`` on ``spec.device`` (with each view), and
+            returns what is delivered in their place: a transform of torchvision v2, or any callable. Its random numbers, if they
+            are torch's, are the same after a resume.
+        target_transform: Called likewise with the labels, int64 ``[batch]``.
 
     Raises:
         BackendError: Unknown backend, or one that cannot work here (the message says why).
@@ -67,6 +75,7 @@ def open_loader(
     else:
         records = None if selection is None else distinct_numbers(selection, beton.num_samples, f"{beton.path}: record")
     loader = cls(beton, records, spec or LoaderSpec())
+    loader.transforms = Transforms(transform, target_transform)
     if isinstance(selection, Selection) and selection.weights:
         loader.set_draws(Draws(*selection.draws(beton)))
     return loader

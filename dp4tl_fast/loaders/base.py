@@ -22,12 +22,16 @@ from dp4tl_fast.loaders import order
 from dp4tl_fast.loaders.capabilities import Capabilities
 from dp4tl_fast.loaders.checks import check_device, check_memory, check_tables, record_kind
 from dp4tl_fast.loaders.contract import B, Batch, Images, IndexedBatch, State
+from dp4tl_fast.loaders.dataset import Records, Sampler
 from dp4tl_fast.loaders.epoch import Epoch, sharding
 from dp4tl_fast.loaders.iteration import Iteration
 from dp4tl_fast.loaders.spec import LoaderSpec
+from dp4tl_fast.loaders.transforms import Transforms
 
 if TYPE_CHECKING:
     import torch
+
+    from dp4tl_fast.loaders.dataloader import WholeLoader
 
 
 ESSENTIAL = ("global_batch_size", "records")  # every version's states have them
@@ -46,6 +50,7 @@ class BaseLoader(ABC, Generic[B]):
 
     Attributes:
         spec, records: What the next iteration loads.
+        transforms: What is done to each batch before it is delivered.
         epoch: The epoch that runs, or that begins with the next iteration.
         skipped: Records left out so far under ``on_error="skip"``, ``(record, message)`` each.
     """
@@ -55,7 +60,8 @@ class BaseLoader(ABC, Generic[B]):
 
     def __init__(self, beton: Beton, records: np.ndarray | None, spec: LoaderSpec) -> None:
         self.beton = beton
-        self.spec = spec
+        self.spec = spec.placed()
+        self.transforms = Transforms()
         self.epoch = 0
         self.bytes_read = 0
         self.skipped: list[tuple[int, str]] = []
@@ -147,6 +153,29 @@ class BaseLoader(ABC, Generic[B]):
         spec = epoch.spec
         return order.epoch_order(np.arange(len(records)), seed=spec.seed, epoch=epoch.number, shuffle=spec.shuffle)
 
+    # -- what code written for torch's DataLoader looks for -------------------------------------------------------------
+
+    @property
+    def batch_size(self) -> int:
+        """Images per batch on this rank."""
+        return self.spec.batch_size
+
+    @property
+    def dataset(self) -> Records:
+        """The records that are read, over all ranks."""
+        return Records(self.beton, self.records)
+
+    @property
+    def sampler(self) -> Sampler:
+        """Their order; for ``loader.sampler.set_epoch(epoch)``."""
+        return Sampler(self)
+
+    def as_dataloader(self) -> WholeLoader:
+        """This loader as a ``torch.utils.data.DataLoader``, for what takes nothing else. Close this one at the end."""
+        from dp4tl_fast.loaders.dataloader import WholeLoader
+
+        return WholeLoader(self)
+
     # -- iterating ----------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[B]:
@@ -236,7 +265,7 @@ class BaseLoader(ABC, Generic[B]):
         """
         spec = at.spec
         return {
-            "global_batch_size": spec.batch_size * spec.world_size,
+            "global_batch_size": spec.global_batch_size,
             "records": at.size,
             "seed": spec.seed,
             "shuffle": int(spec.shuffle),

@@ -26,6 +26,7 @@ class Iteration(Iterator[B]):
     def __init__(self, loader: BaseLoader[B], batches: list[np.ndarray], epochs: list[Epochs]) -> None:
         self._loader, self._records = loader, iter(batches)
         self._left = len(batches)
+        self._number = loader._delivered  # of the epoch, of the next batch
         self._loaded: Generator[Any, None, None] = loader._load(batches, epochs)
         self._ended_by = ""
         self._lock = threading.RLock()  # re-entrant: a signal handler may stop an iteration in the middle of ``next``
@@ -48,6 +49,7 @@ class Iteration(Iterator[B]):
             self._check_running()
             loader.bytes_read += int(loader.beton.sizes[next(self._records)].sum())
             self._left -= 1
+            self._number += 1
             if self.tells_position:
                 loader._delivered += 1
                 loader._finished = self._left == 0
@@ -57,7 +59,8 @@ class Iteration(Iterator[B]):
         self._loader.beton.check_size()
         self._busy = True
         try:
-            return next(self._loaded)
+            loader = self._loader
+            return loader.transforms(next(self._loaded), loader.now.spec, loader.now.number, self._number)  # type: ignore[return-value]
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):  # torch's, on a CPU
                 raise

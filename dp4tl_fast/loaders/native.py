@@ -55,6 +55,7 @@ class NativeLoader(BaseLoader):
 
     def __init__(self, beton: Beton, records: np.ndarray | None, spec: LoaderSpec) -> None:
         super().__init__(beton, records, spec)
+        spec = self.spec
         try:
             self._tables = _native.Beton(beton.open_path)
         except RuntimeError as error:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
 from dp4tl_fast.common.checks import require, require_one_of
+from dp4tl_fast.common.errors import UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -45,7 +47,8 @@ class LoaderSpec:
         dtype: ``uint8`` gives raw pixels; a float type gives ``(x / 255 - mean) / std``.
         seed: Order and augmentation are a pure function of (seed, epoch, sample index).
         workers: Decoding threads; 0 means one per core that this process may use.
-        rank, world_size: This process's share of the records.
+        rank, world_size: This process's share of the records. Give both, or neither: ``None`` is what torch.distributed says
+            when the loader is opened, and the whole where no process group is initialised then.
         device: Where batches are delivered, as torch names it.
         pinned: Who takes the batches copies them to a GPU: ``native`` decodes into page-locked memory, which a GPU reads by
             itself, and refuses where there is none. Other backends leave their batches to be page-locked on the way.
@@ -72,8 +75,8 @@ class LoaderSpec:
     std: tuple[float, float, float] = IMAGENET_STD
     seed: int = 0
     workers: int = 0
-    rank: int = 0
-    world_size: int = 1
+    rank: int | None = None
+    world_size: int | None = None
     device: str = "cpu"
     pinned: bool = False
     with_index: bool = False
@@ -95,6 +98,8 @@ class LoaderSpec:
     def __post_init__(self) -> None:
         for name, most in WHOLE.items():
             value = getattr(self, name)
+            if value is None and name in ("rank", "world_size"):
+                continue
             rule = f"a whole number from {int(name in AT_LEAST_ONE)} to {most}"
             whole = isinstance(value, Integral) and not isinstance(value, bool)
             require(whole and int(name in AT_LEAST_ONE) <= value <= most, name, value, rule)
@@ -112,7 +117,26 @@ class LoaderSpec:
         require(0 < self.scale[0] <= self.scale[1] <= 1, "scale", self.scale, "an increasing pair above 0 and at most 1")
         require(0 < self.aspect[0] <= self.aspect[1], "aspect", self.aspect, "an increasing pair above 0")
         require(all(s > 0 for s in self.std), "std", self.std, "above 0 in every channel")
-        require(self.rank < self.world_size, "rank", self.rank, f"below world_size={self.world_size}")
+        if self.rank is None or self.world_size is None:
+            if self.rank is not self.world_size:
+                given = f"`rank={self.rank}`" if self.world_size is None else f"`world_size={self.world_size}`"
+                raise UsageError(f"{given}: says half of this process's share. Give `rank` and `world_size`, or neither")
+        else:
+            require(self.rank < self.world_size, "rank", self.rank, f"below world_size={self.world_size}")
+
+    def placed(self) -> LoaderSpec:
+        """The same, with ``rank`` and ``world_size`` as torch.distributed has them where neither was given."""
+        if self.rank is not None:
+            return self
+        distributed = sys.modules.get("torch.distributed")  # what was never imported is not initialised
+        if distributed is None or not (distributed.is_available() and distributed.is_initialized()):
+            return replace(self, rank=0, world_size=1)
+        return replace(self, rank=distributed.get_rank(), world_size=distributed.get_world_size())
+
+    @property
+    def global_batch_size(self) -> int:
+        """Images of a batch over all ranks."""
+        return self.batch_size * (self.world_size or 1)
 
     @property
     def batch_bytes(self) -> int:

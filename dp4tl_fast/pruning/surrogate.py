@@ -18,6 +18,7 @@ from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.stopwatch import Stopwatch
 from dp4tl_fast.loaders import open_loader
 from dp4tl_fast.loaders.decode import bad_record
+from dp4tl_fast.loaders.epoch import sharding
 from dp4tl_fast.loaders.order import rank_batches
 from dp4tl_fast.pruning.cache import shared
 from dp4tl_fast.pruning.config import PruneConfig
@@ -212,9 +213,7 @@ class Surrogate:
 
         def compute(out: np.ndarray) -> None:
             spec, everything = self._spec, np.arange(beton.num_samples) if records is None else records
-            mine = rank_batches(
-                everything, batch_size=spec.batch_size, rank=spec.rank, world_size=spec.world_size, drop_last=False
-            )
+            mine = rank_batches(everything, **sharding(spec))
             for some, (images, labels) in zip(mine, self.batches(beton, what, records), strict=True):
                 lost = np.isin(some, self._lost)
                 if lost.any():

@@ -48,7 +48,7 @@ def test_resume_continues_after_the_last_delivered_batch(backend: str, jpegs: Be
 
 OTHER = {
     "another global batch size": ({"batch_size": 2 * BATCH}, None, "'global_batch_size': 8.*'global_batch_size': 16"),
-    "more ranks": ({"world_size": 2}, None, "'global_batch_size': 8.*'global_batch_size': 16"),
+    "more ranks": ({"rank": 0, "world_size": 2}, None, "'global_batch_size': 8.*'global_batch_size': 16"),
     "another seed": ({"seed": 1}, None, "'seed': 0.*'seed': 1"),
     "file order": ({"shuffle": False}, None, "'shuffle': 1.*'shuffle': 0"),
     "fewer records": ({}, range(10), "'records': 50.*'records': 10"),
