@@ -74,9 +74,8 @@ class Outcome:
     Attributes:
         top_1: Percentage of the target's test images, by way to finetune.
         images: Seen in pretraining.
-        pretrain_s, scoring_s, surrogate_s: Wall-clock seconds: of pretraining, of everything in ``prune``, of training the
+        pretrain_s, scoring_s, surrogate_s: Seconds: of pretraining, of everything in ``prune``, of training the
             surrogate.
-        device: What computed.
     """
 
     cell: str
@@ -91,7 +90,6 @@ class Outcome:
     pretrain_s: float
     scoring_s: float
     surrogate_s: float
-    device: str
 
 
 def part_of(

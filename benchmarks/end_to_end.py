@@ -2,8 +2,9 @@
 
 Full source, a fresh random subset in every epoch (RS2), random classes, label mapping, feature mapping, soft mapping and label
 mapping reversed, at a quarter, a half and all of the full run's steps; linear probes. Each seed has a surrogate of its own, so
-that the intervals hold its chance, too. The runs that need no target are shared by all. About 40 minutes per seed on two CPU
-cores with ``--recipe small-16``; run parts of it with ``--cells``, ``--targets`` and ``--seeds`` and the same ``--work``.
+that the intervals hold its chance, too. The runs that need no target are shared by all. About 50 minutes per seed on two CPU
+cores with ``--recipe small-16``; run parts of it with ``--cells``, ``--targets`` and ``--seeds`` and the same ``--work``, and at
+the end ``--cells clock`` while the machine does nothing else: it measures what the times are made of.
 """
 
 from __future__ import annotations
@@ -69,7 +70,10 @@ def run(suite: Suite) -> None:
     recipe = find(suite.recipe)
     with study(suite, recipe, TARGETS, ("lp",)) as work:
         every = cells()
-        work.run(*part_of(suite, every, TARGETS, SEEDS))
+        if suite.part.cells == ("clock",):
+            work.clock(every)
+        else:
+            work.run(*part_of(suite, every, TARGETS, SEEDS))
         seeds = sorted({*SEEDS, *suite.part.seeds})
         found = Outcomes(work.outcomes(every, seeds), len(TARGETS))
         _record(suite, work, found, every)

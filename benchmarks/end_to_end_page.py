@@ -103,10 +103,11 @@ def _about(rows: Sequence[Outcome], settings: dict[str, Any], machine: str) -> s
     return (
         f"Tiny-ImageNet ({settings['source']}) pretrains {network['arch']} at {network['size']} pixels; the full run takes "
         f"{network['epochs']} epochs. Means of {seeds} pretraining seed{'s' if seeds > 1 else ''}; differences are paired by seed, "
-        f"in brackets their 95 % intervals (Student's t). Every column but the last takes the same number of steps; times count "
-        f"training the surrogate ({surrogate:.0f} s{share}; shared by {sharing} targets, or for one alone), scoring and "
-        f"pretraining. The last columns are of the fastest of all runs on a selection, chosen by the same accuracies. "
-        f"Targets: {targets}. {machine}; each run on {' or '.join(sorted({o.device for o in rows}))}."
+        f"in brackets their 95 % intervals (Student's t). Every column but the last takes the same number of steps. Times "
+        f"({settings['times']}) count training the surrogate ({surrogate:.0f} s{share}; shared by {sharing} targets, or for one "
+        f"alone), scoring and pretraining. The last columns are of the fastest of all runs on a selection, chosen by the same "
+        f"accuracies. "
+        f"Targets: {targets}. {machine}."
     )
 
 

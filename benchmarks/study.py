@@ -12,14 +12,16 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 
 from benchmarks import targets as data_sets
 from benchmarks.cells import Cell, Job, Outcome, say
-from benchmarks.harness import Suite
+from benchmarks.harness import Suite, interleave
 from benchmarks.recipes import Options, Recipe
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.finetuning.config import FinetuneConfig
@@ -33,6 +35,7 @@ from dp4tl_fast.selection import Selection
 
 MODES = {"lp": "linear probe", "ff": "full finetuning", "knn": "nearest neighbours"}
 WARMUP = 1 / 8  # of a run's steps, however many epochs they are
+CLOCK_IMAGES = 20_000  # of a run that is timed, about; two epochs at least
 TRIAL_RECORDS = 2000  # of the run that the estimate of the time rests on
 
 
@@ -130,15 +133,17 @@ class Study:
         out = self.folder(job)
         if (out / "summary.json").exists():
             return json.loads((out / "summary.json").read_text())
-        path = self.select(job.cell, job.target, job.seed)
+        return self._train(out, self._options(job.cell, job.target, job.seed), job.seed)
+
+    def _options(self, cell: Cell, target: str, seed: int) -> Options:
+        path = self.select(cell, target, seed)
         source = Beton(self.files["source"]).num_samples
         records = Selection.load(path).epoch_size if path else source
         drawn: Options = {}
-        if job.cell.fresh:
-            records = drawn["epoch_samples"] = int(job.cell.fresh * records)
-        epochs = epochs_within(job.cell.budget, self.network["epochs"], source, records, self.network["batch_size"])
-        options = {**self.network, **drawn, **job.cell.train, "epochs": epochs, "selection": str(path) if path else None}
-        return self._train(out, options, job.seed)
+        if cell.fresh:
+            records = drawn["epoch_samples"] = int(cell.fresh * records)
+        epochs = epochs_within(cell.budget, self.network["epochs"], source, records, self.network["batch_size"])
+        return {**self.network, **drawn, **cell.train, "epochs": epochs, "selection": str(path) if path else None}
 
     def _train(self, out: Path, options: Options, seed: int = 0) -> dict[str, Any]:
         """A run on the source, its summary; saved and validated at its end only."""
@@ -162,6 +167,32 @@ class Study:
         finetune(FinetuneConfig(checkpoint=str(checkpoint), train=train, test=test, out=str(out), mode=mode, **options))
 
     # -- how long it takes ------------------------------------------------------------------------------------------------
+
+    def clock(self, cells: Sequence[Cell]) -> None:
+        """Measure seconds per image of every kind of cell and surrogate, interleaved: what outcomes' times are made of from then
+        on, for the runs themselves may have met whatever else the machine did in those hours."""
+        source, subjects = Beton(self.files["source"]).num_samples, {}
+        for cell in cells:
+            options = self._options(cell, self.targets[0], 0)
+            runs = cell.budget * self.network["epochs"] * source / CLOCK_IMAGES  # of CLOCK_IMAGES each
+            subjects[cell.slug] = partial(self._seconds_per_image, {**options, "epochs": max(2, round(options["epochs"] / runs))})
+        for name, options in self.surrogates.items():
+            subjects[f"surrogate {name}"] = partial(self._seconds_per_image, {**options, "epochs": 2})
+        self._clock.write_text(json.dumps(interleave(subjects)))
+
+    @property
+    def _clock(self) -> Path:
+        return self.root / "clock.json"
+
+    def _seconds_per_image(self, options: Options) -> float:
+        with tempfile.TemporaryDirectory(dir=self.root, prefix="clock-") as folder:
+            summary = self._train(Path(folder) / "run", options)
+        return summary["pretrain_s"] / summary["images"]
+
+    def _seconds(self, kind: str, summary: dict[str, Any]) -> float:
+        """Of a finished run: by the clock, or before that was measured its own."""
+        known = json.loads(self._clock.read_text()) if self._clock.exists() else {}
+        return median(known[kind]) * summary["images"] if kind in known else summary["pretrain_s"]
 
     def estimate(self, jobs: Sequence[Job]) -> float:
         """Seconds that these runs will take, by trial runs of the networks and of every way to finetune."""
@@ -208,14 +239,14 @@ class Study:
     def _outcome(self, job: Job) -> Outcome:
         (target,) = job.probed
         summary = self.pretrain(job)
-        stages = dict(summary["pruning_stages_s"])
-        surrogate = 0.0 if job.cell.shared else stages.pop("surrogate", 0.0)
+        stages, surrogate = dict(summary["pruning_stages_s"]), 0.0
+        if not job.cell.shared and stages.pop("surrogate", 0.0):
+            surrogate = self._seconds(f"surrogate {job.cell.surrogate}", self.known(job.cell.surrogate, [job.seed])[0])
         return Outcome(
             cell=job.cell.id, name=job.cell.name, budget=job.cell.budget, target=target, seed=job.seed,
             top_1={mode: self.probe(job, target, mode) for mode in self.modes},
             classes=summary["classes_kept"], samples=summary["samples"], images=summary["images"],
-            pretrain_s=summary["pretrain_s"], scoring_s=sum(stages.values()), surrogate_s=surrogate,
-            device=summary["device"],
+            pretrain_s=self._seconds(job.cell.slug, summary), scoring_s=sum(stages.values()), surrogate_s=surrogate,
         )  # fmt: skip
 
     def known(self, name: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
@@ -233,6 +264,7 @@ class Study:
             "network": self.network,
             "surrogates": self.surrogates,
             "warm-up": f"{WARMUP:g} of the steps",
+            "times": "images x seconds per image, medians of interleaved rounds" if self._clock.exists() else "of the runs",
             **{mode: self.recipe.transfer[mode] for mode in self.modes},
             **more,
         }

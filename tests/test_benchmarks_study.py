@@ -77,7 +77,7 @@ def halves(monkeypatch):
     monkeypatch.setattr(end_to_end, "SMALL", 0.25)
 
 
-def test_end_to_end_in_parts(data, halves, tmp_path, capsys):
+def test_end_to_end_in_parts(data, halves, tmp_path, monkeypatch, capsys):
     """What is finished in --work counts in every later result; everything is counted, nothing done twice."""
 
     def run(**part):
@@ -127,6 +127,18 @@ def test_end_to_end_in_parts(data, halves, tmp_path, capsys):
         *((f"{name}@0.25", "random-50@0.25") for name in ("lm-50", "fm-50")), ("lm-reversed-50@0.25", "lm-50@0.25"),
         ("lm-50@0.25", "full, equal time"),
     }  # fmt: skip
+
+    monkeypatch.setattr(study, "CLOCK_IMAGES", 64)
+    monkeypatch.setattr(study, "interleave", lambda subjects: {name: [subject(), subject()] for name, subject in subjects.items()})
+    timed = {(o["cell"], o["target"], o["seed"]): o for o in run(cells=("clock",)).tables["outcomes"]}
+    clock = json.loads((tmp_path / "work/end_to_end/tiny/clock.json").read_text())
+    assert clock.keys() == {*(c.slug for c in end_to_end.cells()), "surrogate surrogate"}
+    seconds = {name: sum(each) / 2 for name, each in clock.items()}
+    one = timed["lm-50@0.25", "near", 1]
+    assert one["pretrain_s"] == pytest.approx(64 * seconds["lm-50"])
+    assert one["scoring_s"] == outcomes["lm-50@0.25", "near", 1]["scoring_s"]
+    assert one["surrogate_s"] == pytest.approx(4 * 64 * seconds["surrogate surrogate"])
+    assert timed.keys() == outcomes.keys() and timed["full@1", "near", 0]["pretrain_s"] == pytest.approx(4 * 64 * seconds["full"])
 
     result = {"environment": {"machine": "2 cores"}, "rows": [], "goals": []}
     suite.add_to(result)
@@ -234,7 +246,7 @@ def test_the_interval_of_a_difference_is_students():
 def outcome(cell, seed, top_1, pretrain_s, surrogate_s=0.0, scoring_s=0.0):
     return cells.Outcome(
         cell=cell, name=cell.split("@")[0], budget=float(cell.split("@")[1]), target="t", seed=seed, top_1={"lp": top_1},
-        classes=1, samples=1, images=1, pretrain_s=pretrain_s, scoring_s=scoring_s, surrogate_s=surrogate_s, device="1 core",
+        classes=1, samples=1, images=1, pretrain_s=pretrain_s, scoring_s=scoring_s, surrogate_s=surrogate_s,
     )  # fmt: skip
 
 
