@@ -108,6 +108,15 @@ def test_the_command_in_two_processes(data, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(before.values(), weights(tmp_path / "two").values(), strict=True))
 
 
+def test_one_image_per_process_is_refused_at_the_start(data, tmp_path):
+    """Where the network's batch normalisation fails on it; over all processes (``sync_bn``) there are two."""
+    done = together(*command(data, tmp_path / "one", size=4, batch_size=2))
+    assert done.returncode != 0 and "of a single image, which the batch normalisation of small-8" in done.stderr, done.stderr
+    assert not (tmp_path / "one").exists()
+    done = together(*command(data, tmp_path / "two", "--sync-bn", size=4, batch_size=2, epochs=1))
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_batch_must_split_evenly(monkeypatch):
     from dp4tl_fast.pretraining import batches
 

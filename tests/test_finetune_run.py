@@ -16,7 +16,7 @@ from test_distributed import ONE_THREAD, TORCHRUN
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.cli import Terminated
-from dp4tl_fast.common.errors import CheckpointError, UsageError
+from dp4tl_fast.common.errors import CheckpointError, Dp4tlError, UsageError
 from dp4tl_fast.finetuning.config import FinetuneConfig, SaveConfig
 from dp4tl_fast.finetuning.run import finetune
 from dp4tl_fast.finetuning.splits import hold_out
@@ -25,6 +25,7 @@ from dp4tl_fast.inference import passes
 from dp4tl_fast.loaders import open_loader
 from dp4tl_fast.training import checkpoint, models
 from dp4tl_fast.training.preprocessing import Preprocessing
+from dp4tl_fast.training.supervised import Supervised
 
 SMALL = {"batch_size": 8, "epochs": 3, "seeds": 2, "lr": 0.01, "precision": "fp32", "tensorboard": False, "workers": 1}
 
@@ -263,22 +264,42 @@ def test_layers_learn_slower_the_deeper_they_lie(arch, top, bottom):
 
 
 def test_what_cannot_be_trained_is_told_before_anything_is_written(data, tmp_path):
+    scratch = {"mode": "ff", "checkpoint": "", "from_scratch": True, "arch": "small-4", "size": 4}
     cases = {
-        "one image": ({"batch_size": 37, "mode": "ff", "checkpoint": "", "from_scratch": True, "arch": "resnet18", "size": 32},
-                      "leaves a batch, or a part of one, of a single image"),
-        "alexnet": ({"mode": "ff", "checkpoint": "", "from_scratch": True, "arch": "alexnet", "size": 32},
-                    "`size=32`: alexnet cannot be trained on images of 32 x 32"),
+        "one image": ({**scratch, "batch_size": 1}, "leaves a batch, or a part of one, of a single image"),
+        "parts of one": ({**scratch, "batch_size": 38, "accumulate": 38}, "of a single image"),
+        "alexnet": ({**scratch, "arch": "alexnet", "size": 32}, "`size=32`: alexnet cannot be trained on images of 32 x 32"),
+        "backend": ({"mode": "lp", "backend": "banana"}, "unknown backend 'banana'"),
         "accumulate": ({"batch_size": 9, "accumulate": 2}, "not a multiple"),
     }  # fmt: skip
     for name, (changes, message) in cases.items():
-        with pytest.raises(UsageError, match=message):
+        with pytest.raises(Dp4tlError, match=message):
             finetune(config(data, tmp_path / name, **changes))
-        assert not (tmp_path / name).exists()
+        assert not (tmp_path / name).exists(), name
         (tmp_path / name).mkdir()
     for bad in ({"augment": "randaugment"}, {"tta": "flip"}, {"val": "x", "val_share": 0.1}, {"layer_decay": 0.0}, {"mode": "knn",
                 "ema_decay": 0.9}, {"checkpoint": ""}, {"schedule": "banana"}):  # fmt: skip
         with pytest.raises(UsageError, match=f"`{next(iter(set(bad) - {'mode'}))}"):
             config(data, tmp_path / "x", **bad)
+
+
+def test_a_last_image_is_trained_on_with_some_of_the_batch_before(data, tmp_path, monkeypatch):
+    """38 images in batches of 37, and of 36 in two parts. Of a single image of 4 pixels each channel ends as one value."""
+    plain, seen = Supervised.forward, []
+
+    def forward(self, model, images, labels, index=None):
+        seen.append(len(labels))
+        return plain(self, model, images, labels, index)
+
+    monkeypatch.setattr(Supervised, "forward", forward)
+    scratch = {"mode": "ff", "checkpoint": "", "from_scratch": True, "arch": "small-4", "size": 4, "epochs": 1, "seeds": 1}
+    finetune(config(data, tmp_path / "one", **scratch, batch_size=37))
+    assert seen == [36, 2]
+    del seen[:]
+    finetune(config(data, tmp_path / "two", **scratch, batch_size=36, accumulate=2))
+    assert seen == [17, 17, 2, 2]
+    rows = metrics(tmp_path / "two/seed-0")
+    assert rows[0]["samples"] == 38
 
 
 def test_the_last_and_the_best_stay(data, tmp_path):

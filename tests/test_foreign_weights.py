@@ -314,31 +314,3 @@ def test_the_classifier_is_what_gives_the_logits(arch):
     torch.nn.init.constant_(new.bias, 7.0)
     with torch.no_grad():
         assert torch.equal(model(torch.randn(1, 3, 160, 160)), torch.full((1, 3), 7.0))
-
-
-def test_positions_are_interpolated_for_another_size(tmp_path):
-    """A transformer of timm's and one of torchvision's; the same size changes nothing."""
-    model = snapshot(tmp_path / "s")
-    kept = checkpoint.load_model(tmp_path / "s")[0]
-    assert not models.resize(kept, 160) and same_logits(kept, model)
-    network = opened(tmp_path / "s", size=96)
-    with torch.no_grad():
-        assert network.model(torch.zeros(1, 3, 96, 96)).shape == (1, 7)
-    noisy_colours(tmp_path, "train", (4,) * 3)
-    files = {"checkpoint": str(tmp_path / "s"), "train": str(tmp_path / "train.beton"), "test": str(tmp_path / "train.beton")}
-    small = {"epochs": 1, "seeds": 1, "size": 96, "batch_size": 6, "precision": "fp32", "tensorboard": False, "workers": 1}
-    summary = finetune(FinetuneConfig(mode="ff", out=str(tmp_path / "ft"), **files, **small))
-    made = opened(tmp_path / "ft")
-    assert summary["size"] == made.pixels.size == made.meta["image_size"] == 96
-    with torch.no_grad():
-        assert made.model(torch.zeros(1, 3, 96, 96)).shape == (1, 3)
-
-    from torchvision.models import VisionTransformer
-
-    torch.manual_seed(0)
-    vit = VisionTransformer(image_size=32, patch_size=8, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=16, num_classes=3).eval()
-    before = vit.encoder.pos_embedding.detach().clone()
-    with pytest.raises(UsageError, match="`size=50`: not a multiple of 8"):
-        models.resize(vit, 50)
-    assert models.resize(vit, 64) and vit.encoder.pos_embedding.shape == (1, 65, 16)
-    assert torch.equal(vit.encoder.pos_embedding[:, 0], before[:, 0]) and vit(torch.zeros(1, 3, 64, 64)).shape == (1, 3)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import log_loss, top_k_accuracy_score
 from small_runs import noisy_colours, run
 
 from dp4tl_fast.beton import Beton
@@ -88,6 +89,9 @@ def test_evaluate_agrees_with_finetune_and_with_the_logits(root, tmp_path):
     values, labels = logits(root)
     assert found["loss"] == pytest.approx(torch.nn.functional.cross_entropy(values, labels).item(), rel=1e-5)
     assert found["top_5"] == 1 and found["images"] == 22 and found["left_out"] == 0
+    p = values.double().softmax(1).numpy()
+    error = calibration_error(p.max(1), p.argmax(1) == labels.numpy())
+    assert found["calibration_error"] == pytest.approx(error, abs=1e-6)  # float32 logits, of other batches
     right, beton = (values.argmax(1) == labels).numpy(), Beton(root / "test.beton")
     assert found["per_group"] == {g: right[beton.index % 2 == k].mean() for k, g in enumerate(("even", "odd"))}
     assert found["worst_group"] == min(found["per_group"].values())
@@ -99,15 +103,33 @@ def test_evaluate_agrees_with_finetune_and_with_the_logits(root, tmp_path):
     assert sum(p["images"] for p in found["most_confused"]) == 22 - right.sum()
 
 
+def calibration_error(confidence, right):
+    """Bin by bin, as Guo et al. write it."""
+    expected = 0.0
+    for b in range(15):
+        inside = (confidence > b / 15) & (confidence <= (b + 1) / 15) | ((b == 0) & (confidence == 0))
+        if inside.any():
+            expected += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    return expected
+
+
 def test_calibration_error_against_a_loop():
     rng = np.random.default_rng(0)
     confidence, right = rng.random(500), rng.random(500) < 0.6
     confidence[:2] = 0, 1
-    expected = 0.0
-    for b in range(15):
-        inside = (confidence > b / 15) & (confidence <= (b + 1) / 15) | ((b == 0) & (confidence == 0))
-        expected += inside.sum() / 500 * abs(right[inside].mean() - confidence[inside].mean())
-    assert score.calibration_error(confidence, right) == pytest.approx(expected, rel=1e-12)
+    assert score.calibration_error(confidence, right) == pytest.approx(calibration_error(confidence, right), rel=1e-12)
+
+
+def test_scores_are_scikit_learns():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(300, 12, generator=generator), torch.randint(0, 12, (300,), generator=generator).numpy()
+    found, every = score.scores(logits, labels), np.arange(12)
+    for k in (1, 5):
+        assert found[f"top_{k}"] == pytest.approx(top_k_accuracy_score(labels, logits.numpy(), k=k, labels=every))
+    p = logits.double().softmax(1).numpy()
+    assert found["loss"] == pytest.approx(log_loss(labels, p, labels=every), rel=1e-9)
+    # float32 probabilities
+    assert found["calibration_error"] == pytest.approx(calibration_error(p.max(1), p.argmax(1) == labels), abs=1e-6)
 
 
 def test_classes_are_matched_by_name(root, tmp_path):

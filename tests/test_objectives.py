@@ -76,6 +76,42 @@ def test_the_attack_stays_in_the_ball_and_raises_the_loss(model, norm, steps):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("steps", [1, 5])
+def test_the_attack_is_projected_gradient_descent_on_pixels(model, norm, steps):
+    """Madry et al.'s, for images of 0 to 1 that the network normalises itself; in float64, where no sign is left to chance."""
+    eps = {"linf": 8 / 255, "l2": 0.7}[norm]
+    step = 1.25 * eps if steps == 1 else 2 * eps / steps
+    model = model.double().eval()
+    x, y = pixels(12).double(), torch.arange(12) % 5
+    mean, std = (torch.tensor(v).double().view(1, 3, 1, 1) for v in STATS.values())  # of float32, as the objective keeps them
+
+    def length(v):
+        return v.square().sum((1, 2, 3), keepdim=True).sqrt()
+
+    def allowed(z):
+        if norm == "linf":
+            return z.clamp(x - eps, x + eps).clamp(0, 1)
+        outside = length(z - x) > eps
+        return torch.where(outside, x + (z - x) / length(z - x) * eps, z).clamp(0, 1)
+
+    torch.manual_seed(1)
+    if norm == "linf":
+        z = x + torch.empty_like(x).uniform_(-eps, eps)
+    else:
+        noise = torch.randn_like(x)
+        z = x + noise / length(noise) * eps * torch.rand_like(x[:, :1, :1, :1])
+    z = allowed(z)
+    for _ in range(steps):
+        z.requires_grad_(True)
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model((z - mean) / std), y, reduction="sum"), z)
+        z = allowed(z.detach() + step * (gradient.sign() if norm == "linf" else gradient / length(gradient)))
+    torch.manual_seed(1)
+    objective = Adversarial(eps=eps, steps=steps, norm=norm, **STATS).double()
+    found = objective.attack(model, (x - objective.mean) / objective.std, y)
+    torch.testing.assert_close(x + found, z, rtol=0, atol=1e-7)  # the loss is taken of float32 logits
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_attack_keeps_its_direction_in_half_precision(norm):
     """Gradients near half precision's smallest number, which a mean over the batch would make zero."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 5))

@@ -87,6 +87,25 @@ def test_ranks_partition_the_epoch(n: int, batch_size: int, world_size: int, dro
     assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
 
 
+@given(st.integers(0, 300), st.integers(1, 40), st.integers(1, 4), st.integers(2, 8))
+def test_a_last_batch_takes_what_it_lacks_from_the_one_before(n: int, batch_size: int, world_size: int, least: int) -> None:
+    """Where two batches have enough records for both; every record still comes once, and no batch is larger or more than before."""
+    order, rows = np.random.default_rng(n).permutation(n), []
+    full, rest = divmod(n, batch_size * world_size)
+    enough = full > 0 and batch_size * world_size + rest >= 2 * least * world_size
+    for rank in range(world_size):
+        sharding = {"batch_size": batch_size, "rank": rank, "world_size": world_size, "drop_last": False}
+        batches = rank_batches(order, **sharding, min_batch=least)
+        sizes = [len(b) for b in batches]
+        assert len(sizes) == num_batches(n, **sharding, min_batch=least)
+        if enough and 0 < rest < least * world_size:
+            assert sizes[-1] == least <= sizes[-2] and set(sizes[:-2]) <= {batch_size}
+        else:
+            assert sizes == [len(b) for b in rank_batches(order, **sharding)]
+        rows += [i for b in batches for i in b.tolist()]
+    assert sorted(rows) == list(range(n))
+
+
 @given(st.integers(1, 20), st.integers(1, 4), st.integers(1, 4))
 def test_global_batches_do_not_depend_on_the_number_of_ranks(per_rank: int, ranks: int, batches: int) -> None:
     order = np.random.default_rng(0).permutation(per_rank * ranks * (batches + 1) - 1)

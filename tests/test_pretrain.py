@@ -169,6 +169,20 @@ def test_refusals(data, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "whose"),
+    [
+        ({"size": 4, "batch_size": 8, "accumulate": 8}, "small-4"),
+        ({"size": 4, "batch_size": 1}, "small-4"),
+        ({"objective": "moco_v3", "batch_size": 8, "accumulate": 8}, "the objective"),  # the network alone could be trained so
+    ],
+)
+def test_single_images_that_cannot_be_normalised_are_refused_at_the_start(data, tmp_path, changes, whose):
+    with pytest.raises(UsageError, match=f"of a single image, which the batch normalisation of {whose} cannot be trained on"):
+        run(data, tmp_path / "r", **changes)
+    assert not (tmp_path / "r").exists()
+
+
 def test_a_bad_validation_set_is_told_before_training(data, tmp_path):
     with pytest.raises(Dp4tlError, match="typo"):
         run(data, tmp_path / "r", val=str(tmp_path / "typo.beton"))
@@ -243,7 +257,7 @@ def test_prune_with_a_surrogate(data, tmp_path):
     with pytest.raises(UsageError, match="needs `target`"):
         prune(PruneConfig(source=common["source"], out=str(tmp_path / "x.json"), keep="0.5"))
     with pytest.raises(CheckpointError, match="not a small-8"):
-        prune(PruneConfig(**common, out=str(tmp_path / "x.json"), keep="0.5", arch="small-8"))
+        prune(PruneConfig(**common, out=str(tmp_path / "x.json"), keep="0.5", arch="small-4"))
     assert not (tmp_path / "x.json").exists()
 
 

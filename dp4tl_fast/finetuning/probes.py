@@ -34,15 +34,15 @@ class Result:
     ema: float | None = None
 
 
-def features(model: nn.Module, loader: BaseLoader[Batch], prepare: Any) -> torch.Tensor:
-    """Penultimate features, float32 ``[n, d]`` in eval mode, each image once; on the device of ``prepare``, on every rank.
+def features(model: nn.Module, loader: BaseLoader[Batch], prepare: Any, watch: Any = iter) -> torch.Tensor:
+    """Penultimate features, float32 ``[n, d]`` in eval mode, each image once; on the CPU, on every rank; see ``passes.rows``.
 
     A linear probe freezes the backbone in eval mode and does not augment, so that an epoch over cached features equals
     an epoch over the images.
     """
     model.eval()
     with models.FeatureTap(model) as tap:
-        return passes.rows(lambda images: tap(images)[1], loader, prepare, lambda rows: rows).to(prepare.device)
+        return passes.rows(lambda images: tap(images)[1], loader, prepare, lambda rows: rows, watch)
 
 
 def knn_probe(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, stdev
@@ -77,18 +79,19 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
 
     complete = on_rank_zero(finished)
     if complete is None:
-        with owned(out):
+        with owned(out) as guard:
             complete = on_rank_zero(finished)  # another may have ended meanwhile
             if complete is None:
-                return _work(config, settings, files, chosen, start)
+                return _work(config, settings, files, chosen, start, guard)
     if rank() == 0:
         cli.message(f"{out}: this finetuning is complete; nothing to do")
     return complete
 
 
 def _work(
-    config: FinetuneConfig, settings: dict[str, Any], files: dict[str, Beton], chosen: list[Any], start: float
-) -> dict[str, Any]:
+    config: FinetuneConfig, settings: dict[str, Any], files: dict[str, Beton], chosen: list[Any], start: float,
+    guard: Callable[[], None],
+) -> dict[str, Any]:  # fmt: skip
     """All seeds, each on its records to train and to validate on; the summary is written."""
     from dp4tl_fast.finetuning.start import HASH, read_start
     from dp4tl_fast.finetuning.work import Work
@@ -97,7 +100,7 @@ def _work(
     groups = accuracy.read_groups(config.groups, test_set) if config.groups else None
     origin = read_start(config)
     settings[HASH] = origin.sha256
-    work = Work(config, settings, origin, files)
+    work = Work(config, settings, origin, files, guard)
     results = [work.result(seed, *records) for seed, records in enumerate(chosen)]
     summary: dict[str, Any] = {
         "kind": "finetune",
@@ -117,7 +120,12 @@ def _work(
         "processes": world_size(),
         "seconds": time.perf_counter() - start,
     }
-    on_rank_zero(lambda: _finish(Path(config.out) / "summary.json", summary))
+
+    def finish() -> None:
+        guard()
+        _finish(Path(config.out) / "summary.json", summary)
+
+    on_rank_zero(finish)
     return summary
 
 
@@ -150,10 +158,12 @@ def _over_seeds(results: list[Result]) -> dict[str, Any]:
 
 
 def _finish(target: Path, summary: dict[str, Any]) -> None:
+    from dp4tl_fast.finetuning.kept import FOLDER
     from dp4tl_fast.finetuning.start import START
 
     write_atomically(target, json.dumps(summary, indent=1) + "\n")
     (target.parent / START).unlink(missing_ok=True)
+    shutil.rmtree(target.parent / FOLDER, ignore_errors=True)
     if rank() == 0:
         _tell(summary)
 

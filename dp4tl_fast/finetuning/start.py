@@ -36,9 +36,8 @@ class Start:
         """A network of a seed's own with a fresh classifier of ``num_classes``; from scratch, with fresh weights."""
         if self.model is None:
             torch.manual_seed(seed)
-            model = models.build(self.meta["arch"], num_classes)
-            if models.resize(model, size):
-                self.meta["image_size"] = size
+            model = models.build(self.meta["arch"], num_classes, size=size)
+            self.meta |= models.size_meta(model)
             return model
         model = copy.deepcopy(self.model)
         torch.manual_seed(seed)

@@ -7,6 +7,7 @@ LP trains the classifier alone, on features of the frozen network; FF trains all
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,9 @@ class Tuning(Session):
 
     def __init__(
         self, out: Path, config: FinetuneConfig, settings: dict[str, Any], learner: Learner, loader: Source,
-        predict: Any, truth: dict[str, torch.Tensor],
+        predict: Any, truth: dict[str, torch.Tensor], guard: Callable[[], None],
     ) -> None:  # fmt: skip
-        super().__init__(out, config, settings, learner, loader)
+        super().__init__(out, config, settings, learner, loader, guard)
         self._predict, self._truth = predict, truth
         self._predicted: torch.Tensor | None = None
         self.best_of = ("val_top_1" if "val" in truth else "test_top_1", 1)
@@ -70,6 +71,7 @@ class Tuning(Session):
         predicted = self._predict("test", self.learner.run.model, iter) if self._predicted is None else self._predicted
 
         def finish() -> Result:
+            self.guard()
             name = self.best_of[0]
             rows = read_metrics(self.out / "metrics.jsonl")
             best, last = max(rows, key=lambda row: row[name]), rows[-1]

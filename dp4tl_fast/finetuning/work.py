@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,21 +11,26 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from torch import nn
 
 from dp4tl_fast.beton import Beton
+from dp4tl_fast.common import cli
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.files import write_atomically
-from dp4tl_fast.finetuning import probes, tuning
+from dp4tl_fast.finetuning import kept, probes, tuning
 from dp4tl_fast.finetuning.config import FinetuneConfig
 from dp4tl_fast.finetuning.probes import Result
 from dp4tl_fast.finetuning.rows import Rows
 from dp4tl_fast.finetuning.start import Start
 from dp4tl_fast.loaders import BaseLoader, LoaderSpec, open_loader
-from dp4tl_fast.runs.session import Learner
-from dp4tl_fast.training import models
+from dp4tl_fast.loaders.epoch import sharding
+from dp4tl_fast.loaders.order import rank_batches
+from dp4tl_fast.runs.config import signals
+from dp4tl_fast.runs.session import Learner, Unmeasured, agreed
+from dp4tl_fast.training import loop, models
 from dp4tl_fast.training.device import pick_device
 from dp4tl_fast.training.placement import loader_share
-from dp4tl_fast.training.preprocessing import Preprocessing
+from dp4tl_fast.training.preprocessing import Preprocessing, start_meta
 from dp4tl_fast.training.ranks import on_rank_zero, world_size
 from dp4tl_fast.training.trial import try_out
 
@@ -37,15 +43,19 @@ class Work:
     Args:
         settings: All that decides what is computed: config.yaml.
         files: The target's, by parameter: train, test, and val where there is one.
+        guard: Called before anything is written: raises where the folder is another process's by now.
     """
 
-    def __init__(self, config: FinetuneConfig, settings: dict[str, Any], origin: Start, files: dict[str, Beton]) -> None:
-        self.config, self.settings, self.origin, self.files = config, settings, origin, files
+    def __init__(
+        self, config: FinetuneConfig, settings: dict[str, Any], origin: Start, files: dict[str, Beton], guard: Callable[[], None]
+    ) -> None:
+        self.config, self.settings, self.origin, self.files, self.guard = config, settings, origin, files, guard
         self.out = Path(config.out)
         self.device = pick_device(config.device)
-        self.pixels = Preprocessing.of(origin.meta, config.size).changed(config.mean, config.std)
-        if origin.model is not None and models.resize(origin.model, self.pixels.size):
-            origin.meta["image_size"] = self.pixels.size
+        self.pixels = Preprocessing.of(origin.meta, config.size).changed(config.mean, config.std).as_loaded(config.checkpoint)
+        if origin.model is not None:
+            models.resize(origin.model, self.pixels.size)
+            origin.meta |= models.size_meta(origin.model)
         self.normalise = self.pixels.normalise(self.device)
         self.classes = files["train"].num_classes
         self._share = loader_share(config.batch_size, config.accumulate, config.workers, self.device)
@@ -76,6 +86,7 @@ class Work:
             on_rank_zero(self._write)
 
     def _write(self) -> None:
+        self.guard()
         self.out.mkdir(parents=True, exist_ok=True)
         if self.config.mode != "knn":
             self.origin.keep(self.out)
@@ -85,6 +96,10 @@ class Work:
         model = self.origin.fresh(seed, self.classes, self.pixels.size)
         return tuning.learner(self.config, model, self.normalise, self._meta(seed), seed)
 
+    def _tuned(self, out: Path, seed: int, learner: Learner, loader: Any, predict: Any, truth: dict[str, torch.Tensor]) -> Result:
+        settings = self.settings | {"seed": seed}
+        return tuning.Tuning(out, self.config, settings, learner, loader, predict, truth, self.guard).result()
+
     def _meta(self, seed: int) -> dict[str, Any]:
         """What the checkpoints of a seed say of their network."""
         train = self.files["train"]
@@ -93,7 +108,7 @@ class Work:
             **self.pixels.meta(), "classes": None, "blur_pool": bool(self.origin.meta.get("blur_pool")),
             "source": train.fingerprint, "source_records_sha256": train.records_sha256, "objective": "supervised",
             "mode": self.config.mode, "seed": seed, "start_sha256": self.origin.sha256,
-            **{k: v for k, v in self.origin.meta.items() if k == "image_size"},
+            **{k: v for k, v in self.origin.meta.items() if k == "image_size"}, **start_meta(self.origin.meta),
         }  # fmt: skip
 
     def _loader(self, beton: Beton, records: np.ndarray | None = None) -> BaseLoader:
@@ -105,16 +120,27 @@ class Work:
 
     @cached_property
     def _features(self) -> dict[str, torch.Tensor]:
-        """Of each file, float32 ``[n, d]`` on the device."""
+        """Of each file, float32 ``[n, d]`` on the device; what is computed is kept in the folder, whose run begins with it."""
         model = self.origin.model
         assert model is not None  # only full finetuning starts from scratch
         model.to(self.device)
         try_out(model, self.origin.meta["arch"], self.pixels.size, self.device)
-        found = {}
-        for name, beton in self.files.items():
-            with self._loader(beton) as loader:
-                found[name] = probes.features(model, loader, self.normalise)
-        return found
+        with contextlib.ExitStack() as stack:
+            loaders = {name: stack.enter_context(self._loader(beton)) for name, beton in self.files.items()}
+            self._begin()
+            stopped = stack.enter_context(loop.graceful_stop(signals(self.config.stop_signals)))
+            return {name: self._pass(name, model, loader, stopped).to(self.device) for name, loader in loaders.items()}
+
+    def _pass(self, name: str, model: nn.Module, loader: BaseLoader, stopped: Callable[[], bool]) -> torch.Tensor:
+        """Features of a file on the CPU; those that the folder holds already are not computed again."""
+
+        def compute() -> torch.Tensor:
+            return probes.features(model, loader, self.normalise, lambda batches: agreed(batches, stopped, self.out))
+
+        try:
+            return kept.features(self.out / kept.FOLDER, name, loader, compute, self.guard)
+        except Unmeasured as end:
+            raise end.reason or cli.Terminated(f"{self.out}: the features so far are saved; continue with `resume`") from None
 
     def _labelled(self, name: str, records: np.ndarray | None) -> tuple[torch.Tensor, torch.Tensor]:
         x, y = self._features[name], torch.from_numpy(self.files[name].labels).to(self.device)
@@ -123,26 +149,24 @@ class Work:
     def _neighbours(self, records: np.ndarray | None) -> Result:
         config = self.config
         train, test = self._labelled("train", records), self._labelled("test", None)
-        self._begin()
         return probes.knn_probe(train, test, self.classes, neighbours=config.neighbours, temperature=config.temperature)
 
     def _probe(self, out: Path, seed: int, records: np.ndarray | None, val: Any, truth: dict[str, torch.Tensor]) -> Result:
         train = self.files["train"]
         numbers = np.arange(train.num_samples) if records is None else records
-        spec = LoaderSpec(**self._share, seed=seed, drop_last=world_size() > 1)
-        self._check_batches(len(numbers))
+        spec = LoaderSpec(**self._share, seed=seed, drop_last=world_size() > 1)  # an incomplete batch cannot be shared evenly
+        self._check_batches(len(numbers), spec)
+        learner = self._learner(seed)
         parts = {"test": self._features["test"]}
         if val is not None:
             parts["val"] = self._labelled("val" if "val" in self.files else "train", val[1])[0]
-        learner = self._learner(seed)
-        self._begin()
 
         @torch.inference_mode()
         def predict(part: str, model: torch.nn.Module, watch: Any) -> torch.Tensor:
             return models.head(model)[1](parts[part]).argmax(1).cpu()
 
         loader = Rows(*self._labelled("train", records), train, numbers, spec)
-        return tuning.Tuning(out, self.config, self.settings | {"seed": seed}, learner, loader, predict, truth).result()
+        return self._tuned(out, seed, learner, loader, predict, truth)
 
     # -- all weights --------------------------------------------------------------------------------------------------
 
@@ -151,8 +175,9 @@ class Work:
         spec = LoaderSpec(
             **self._share, size=self.pixels.size, transform="random_resized_crop", scale=(config.min_scale, 1.0),
             flip=config.flip, shuffle=True, seed=seed, with_index=True, drop_last=world_size() > 1, on_error=config.on_bad_record,
+            min_batch=2 * config.accumulate,  # of whose parts none is a single image, which batch normalisation fails on
         )  # fmt: skip
-        least = self._check_batches(train.num_samples if records is None else len(records))
+        least = self._check_batches(train.num_samples if records is None else len(records), spec)
         learner = self._learner(seed)
         try_out(learner.run.model, self.origin.meta["arch"], self.pixels.size, self.device, least=least)
         with contextlib.ExitStack() as stack:
@@ -165,23 +190,20 @@ class Work:
             def predict(part: str, model: torch.nn.Module, watch: Any) -> torch.Tensor:
                 return tuning.predicted_by(model, loaders[part], self.normalise, config.tta, watch)
 
-            return tuning.Tuning(out, config, self.settings | {"seed": seed}, learner, loader, predict, truth).result()
+            return self._tuned(out, seed, learner, loader, predict, truth)
 
-    def _check_batches(self, records: int) -> int:
+    def _check_batches(self, records: int, spec: LoaderSpec) -> int:
         """Images of the smallest part of a batch that will be trained on.
 
         Raises:
             UsageError: Several processes, of which one would have no image.
         """
-        mine, parts = self._share["batch_size"], self.config.accumulate
-        if world_size() > 1:  # an incomplete last batch cannot be shared evenly: it is left out
-            if records < self.config.batch_size:
-                raise UsageError(
-                    f"`batch_size={self.config.batch_size}`: larger than the {records} training images, which {world_size()} "
-                    f"processes share. Use {max(1, records // (world_size() * parts)) * world_size() * parts} or fewer processes"
-                    if records >= world_size() * parts
-                    else f"{world_size()} processes x {parts} parts cannot share {records} training images. Use fewer processes"
-                )
-            return mine // parts
-        last = records % mine or mine
-        return min(mine // parts, last // min(parts, last))
+        parts = self.config.accumulate
+        if spec.drop_last and records < self.config.batch_size:
+            raise UsageError(
+                f"`batch_size={self.config.batch_size}`: larger than the {records} training images, which {world_size()} "
+                f"processes share. Use {max(1, records // (world_size() * parts)) * world_size() * parts} or fewer processes"
+                if records >= world_size() * parts
+                else f"{world_size()} processes x {parts} parts cannot share {records} training images. Use fewer processes"
+            )
+        return min(len(batch) // min(parts, len(batch)) for batch in rank_batches(np.arange(records), **sharding(spec)))

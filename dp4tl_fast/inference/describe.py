@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 SHOWN = 20  # class names in the text
+FROM = ("start_sha256", "start_interpolation", "source_records_sha256", "mode", "seed", "attack", "taken")
 
 
 def is_checkpoint(path: str) -> bool:
@@ -38,7 +39,7 @@ def describe(path: str, arch: str | None = None) -> dict[str, Any]:
         "parameters": sum(t.numel() for t in tensors.values()),
         "tensors": len(tensors),
         "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()}),
-        "from": {k: meta[k] for k in ("start_sha256", "source_records_sha256", "mode", "seed", "attack", "taken") if k in meta},
+        "from": {k: meta[k] for k in FROM if k in meta},
     }
 
 
@@ -62,5 +63,5 @@ def as_text(result: dict[str, Any]) -> str:
             f"images      {pixels['size']} pixels from the centre {100 * pixels['crop_ratio']:.4g} %, {pixels['interpolation']}; "
             f"mean {mean}, std {std}"
         )
-    lines += [f"{key:11} {value}" for key, value in result["from"].items()]
+    lines += [f"{key:21} {value}" for key, value in result["from"].items()]
     return "\n".join(lines)

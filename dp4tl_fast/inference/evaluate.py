@@ -50,6 +50,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     network = open_network(config, config.device)
     network.check_classifier("evaluate")
     truth, records = match_classes(network, beton, config.known_only)
+    network.pixels = network.pixels.as_loaded(config.checkpoint)
     try_forward(network.model, network.meta["arch"], network.pixels.size, network.device)
     share = loader_share(config.batch_size, 1, config.workers, network.device)
     logits = logits_of(network, beton, records, share, config.backend, config.tta)

@@ -43,6 +43,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
     network = open_network(config, config.device)
     if not config.features:
         network.check_classifier("predict")
+    network.pixels = network.pixels.as_loaded(config.checkpoint)
     try_forward(network.model, network.meta["arch"], network.pixels.size, network.device)
     how: dict[str, Any] = {"batch_size": config.batch_size, "workers": config.workers, "backend": config.backend}
     files = [Beton(path) for path in betons]

@@ -266,6 +266,7 @@ class BaseLoader(ABC, Generic[B]):
         spec = at.spec
         return {
             "global_batch_size": spec.global_batch_size,
+            "min_batch": spec.min_batch,
             "records": at.size,
             "seed": spec.seed,
             "shuffle": int(spec.shuffle),

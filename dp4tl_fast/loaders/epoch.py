@@ -47,4 +47,5 @@ class Epoch:
 
 def sharding(spec: LoaderSpec) -> dict[str, Any]:
     """How an epoch is cut into batches."""
-    return {"batch_size": spec.batch_size, "rank": spec.rank, "world_size": spec.world_size, "drop_last": spec.drop_last}
+    names = ("batch_size", "rank", "world_size", "drop_last", "min_batch")
+    return {name: getattr(spec, name) for name in names}

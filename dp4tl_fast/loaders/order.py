@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -108,29 +109,42 @@ def block_buffers(
     return order, bounds
 
 
-def num_batches(n: int, *, batch_size: int, rank: int, world_size: int, drop_last: bool) -> int:
+def num_batches(n: int, *, batch_size: int, rank: int, world_size: int, drop_last: bool, min_batch: int = 1) -> int:
     """Batches that this rank gets from ``n`` records."""
-    full, rest = divmod(n, batch_size * world_size)
-    return full if drop_last else full + (_share(rest, rank, world_size).stop > _share(rest, rank, world_size).start)
+    full, _, last = _cut(n, batch_size, world_size, min_batch)
+    share = _share(last, rank, world_size)
+    return full if drop_last else full + (share.stop > share.start)
 
 
 def rank_batches(
-    order: np.ndarray, *, batch_size: int, rank: int, world_size: int, drop_last: bool
+    order: np.ndarray, *, batch_size: int, rank: int, world_size: int, drop_last: bool, min_batch: int = 1
 ) -> list[np.ndarray]:
     """This rank's batches of an epoch's order, as views.
 
     Global batch ``b`` is ``order[b * B * W : (b + 1) * B * W]`` and each rank takes its ``B`` of it, so that the global
     batches do not depend on the number of ranks at a fixed ``B * W``. What is left over is split as evenly as it goes:
     no record is dropped or repeated unless ``drop_last``.
+
+    Args:
+        min_batch: Records of a rank in an incomplete last batch, at least: what it lacks it takes from the batch before, if that
+            keeps as many. Without ``drop_last``.
     """
     step = batch_size * world_size
-    full, rest = divmod(len(order), step)
-    first = [b * step + rank * batch_size for b in range(full)]
-    batches = [order[i : i + batch_size] for i in first]
-    if rest and not drop_last:
-        last = order[full * step :][_share(rest, rank, world_size)]
-        batches += [last] if len(last) else []
-    return batches
+    full, lent, last = _cut(len(order), batch_size, world_size, min_batch)
+    ends = [(b + 1) * step for b in range(full)]
+    if last and not drop_last:
+        ends = [*ends[:-1], *(end - lent for end in ends[-1:]), len(order)]
+    parts = [order[a:b][_share(b - a, rank, world_size)] for a, b in pairwise([0, *ends])]
+    return [part for part in parts if len(part)]
+
+
+def _cut(n: int, batch_size: int, world_size: int, min_batch: int) -> tuple[int, int, int]:
+    """Whole global batches, how many records their last lends to the incomplete one that follows it, and the size of that."""
+    step, least = batch_size * world_size, min_batch * world_size
+    full, rest = divmod(n, step)
+    lacks = max(0, least - rest) if rest and full and min_batch > 1 else 0
+    lent = lacks if step - lacks >= least else 0
+    return full, lent, rest + lent
 
 
 def _share(n: int, rank: int, world_size: int) -> slice:

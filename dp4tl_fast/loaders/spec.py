@@ -21,9 +21,9 @@ DTYPES = ("uint8", "float16", "bfloat16", "float32")
 # Fields and the rules of their values
 WHOLE = {
     "batch_size": 2**20, "size": 16384, "seed": 2**63 - 1, "workers": 2**16, "rank": 2**31, "world_size": 2**31, "views": 64,
-    "max_ram": 2**63 - 1,
+    "max_ram": 2**63 - 1, "min_batch": 2**20,
 }  # fmt: skip
-AT_LEAST_ONE = ("batch_size", "size", "world_size", "views")
+AT_LEAST_ONE = ("batch_size", "size", "world_size", "views", "min_batch")
 FLAGS = ("flip", "shuffle", "drop_last", "pinned", "with_index", "exact")
 NUMBERS = {"scale": 2, "aspect": 2, "mean": 3, "std": 3}
 SMALL = 64  # pixels; up to here images are small already, and nothing is cut off their edges
@@ -44,6 +44,8 @@ class LoaderSpec:
         flip: Horizontal flip with probability 1/2 (useful only with ``shuffle`` or a random crop).
         shuffle: A new order every epoch; else file order.
         drop_last: Drop an incomplete last batch.
+        min_batch: Images of an incomplete last batch, at least: what it lacks it takes from the batch before it, if that keeps as
+            many. 2 where batch normalisation would fail on a single image.
         dtype: ``uint8`` gives raw pixels; a float type gives ``(x / 255 - mean) / std``.
         seed: Order and augmentation are a pure function of (seed, epoch, sample index).
         workers: Decoding threads; 0 means one per core that this process may use.
@@ -70,6 +72,7 @@ class LoaderSpec:
     flip: bool = False
     shuffle: bool = False
     drop_last: bool = False
+    min_batch: int = 1
     dtype: str = "uint8"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD

@@ -56,6 +56,7 @@ def initialise(model: nn.Module, config: PretrainConfig, class_names: list[str],
     found, meta = checkpoint.load_model(weights, config.arch)
     if not begun and checkpoint.weights_hash(weights, found) != sha256:
         raise CheckpointError(f"{config.out}: was started from other weights than {weights} holds by now. Give another `out`")
+    models.resize(found, models.fixed_size(model) or config.size)
     state, own = found.state_dict(), model.state_dict()
     name = models.head(model)[0]
     classifier = {f"{name}.weight", f"{name}.bias"} & own.keys()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ from dp4tl_fast.training.device import pick_device, pick_precision
 from dp4tl_fast.training.ema import Ema
 from dp4tl_fast.training.loop import Stepping
 from dp4tl_fast.training.optimizer import make_optimizer
-from dp4tl_fast.training.preprocessing import Preprocessing
+from dp4tl_fast.training.preprocessing import Preprocessing, start_meta
 from dp4tl_fast.training.state import Run
 
 
@@ -35,9 +36,10 @@ def build(
     classes = selection.kept_classes if selection else list(range(source.num_classes))
     num_classes = len(classes) if config.compact_labels else source.num_classes
     names = [source.class_names[c] for c in classes] if config.compact_labels else list(source.class_names)
-    model = models.build(config.arch, num_classes, blur_pool=config.blur_pool)
+    model = models.build(config.arch, num_classes, blur_pool=config.blur_pool, size=config.size)
     origin = initialise(model, config, names, init_sha256)
-    pixels = Preprocessing.of({k: origin[k] for k in ("mean", "std") if k in origin} | {"size": eval_size(config)})
+    wanted: dict[str, Any] = {k: origin[k] for k in ("mean", "std", "interpolation") if k in origin}
+    pixels = Preprocessing.of({**wanted, "size": eval_size(config)}).as_loaded(str(config.init))
     model.to(device)
     if config.sync_bn:
         model = norm.synchronise(model, device)
@@ -65,6 +67,8 @@ def build(
         "num_classes": num_classes,
         "class_names": names,
         **pixels.meta(),
+        **models.size_meta(model),
+        **start_meta(origin),
         "classes": classes if config.compact_labels else None,
         "blur_pool": config.blur_pool,
         "source": source.fingerprint,

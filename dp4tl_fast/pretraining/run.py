@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -49,11 +50,11 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 def _train(
     config: PretrainConfig, settings: dict[str, Any], source: Beton, selection: Selection | None, guard: Callable[[], None]
 ) -> dict[str, Any]:
-    from dp4tl_fast.pretraining.batches import open_eval, open_train
+    from dp4tl_fast.pretraining.batches import eval_size, open_eval, open_train
     from dp4tl_fast.pretraining.learner import build
     from dp4tl_fast.pretraining.training import Training
     from dp4tl_fast.training import checkpoint
-    from dp4tl_fast.training.trial import try_out
+    from dp4tl_fast.training.trial import try_forward, try_out
 
     out = Path(config.out)
     if config.val:  # fail now, not after an epoch
@@ -61,9 +62,13 @@ def _train(
             source.check_split(val.beton)
     with open_train(config, source, selection) as loader:
         learner = build(config, source, selection, len(loader) * config.epochs, settings.get(initial.HASH))
+        device = learner.normalise.device
         for size in {config.size, config.end_size or config.size}:
             least = loader.spec.batch_size // config.accumulate
-            try_out(learner.run.joint.network, config.arch, size, learner.normalise.device, least=least)
+            joint = learner.run.joint
+            try_out(joint.network, config.arch, size, device, least=least, head=joint.objective)
+        if config.val:
+            try_forward(copy.deepcopy(learner.run.model), config.arch, eval_size(config), device)
         training = Training(config, settings, selection, learner, loader, guard)
         training.run()
 

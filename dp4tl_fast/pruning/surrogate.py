@@ -47,7 +47,8 @@ class Surrogate:
         self.source = meta.get("source")  # fingerprint of what it was trained on, where its file says
         self.records = meta.get("source_records_sha256")  # likewise, of those images in that order
         self.classifies = checkpoint.classifies(meta)  # else its last layer was never trained
-        pixels = Preprocessing.of(meta, config.size)
+        pixels = Preprocessing.of(meta, config.size).as_loaded(path)
+        models.resize(self.model, pixels.size)
         self.size, mean, std = pixels.size, pixels.mean, pixels.std
         self.head = models.head(self.model)[1]
         on_cpu = self.place.type == "cpu"  # there the loader's threads normalise, while the network runs

@@ -52,11 +52,33 @@ class Source(Loader[IndexedBatch], Protocol):
 
 
 class Unmeasured(Exception):
-    """An epoch was trained, and its measuring broken off. ``reason``: an error; ``None`` where a signal came."""
+    """A pass over images was broken off (an epoch's measuring, features). ``reason``: an error; ``None`` where a signal came."""
 
     def __init__(self, reason: Dp4tlError | None) -> None:
         super().__init__(str(reason))
         self.reason = reason
+
+
+def agreed(batches: Iterable[T], stopped: Callable[[], bool], out: Path) -> Iterator[T]:
+    """Batches, until one of the processes is told to stop, or cannot read its own.
+
+    Raises:
+        Unmeasured: At their end, on every rank, where that happened on any.
+    """
+    mine: Unmeasured | None = None
+    try:
+        for batch in batches:
+            if stopped():
+                mine = Unmeasured(None)
+                break
+            yield batch
+    except Dp4tlError as error:
+        mine = Unmeasured(error)
+    worst = int(all_reduce_max(torch.tensor(0 if mine is None else 1 if mine.reason is None else 2)))
+    if mine is not None and (mine.reason is not None or worst == 1):
+        raise mine
+    if worst:
+        raise Unmeasured(TrainingError(f"{out}: another process could not read its images") if worst == 2 else None)
 
 
 class Session:
@@ -197,25 +219,8 @@ class Session:
         self.begin_epoch()
 
     def agreed(self, batches: Iterable[T]) -> Iterator[T]:
-        """The batches of a measurement, until one of the processes is told to stop, or cannot read its own.
-
-        Raises:
-            Unmeasured: At their end, on every rank, where that happened on any.
-        """
-        mine: Unmeasured | None = None
-        try:
-            for batch in batches:
-                if self.stopped():
-                    mine = Unmeasured(None)
-                    break
-                yield batch
-        except Dp4tlError as error:
-            mine = Unmeasured(error)
-        worst = int(all_reduce_max(torch.tensor(0 if mine is None else 1 if mine.reason is None else 2)))
-        if mine is not None and (mine.reason is not None or worst == 1):
-            raise mine
-        if worst:
-            raise Unmeasured(TrainingError(f"{self.out}: another process could not read its images") if worst == 2 else None)
+        """The batches of a measurement, until one of the processes is told to stop, or cannot read its own."""
+        return agreed(batches, self.stopped, self.out)
 
     def _is_best(self, metrics: dict[str, float]) -> bool:
         """Whether no epoch before was better; of the epochs that were measured."""

@@ -235,9 +235,7 @@ def load_model(path: str | Path, arch: str | None = None) -> tuple[nn.Module, di
     if meta.get(FOREIGN):
         return _foreign_model(tensors, meta, str(path), arch)
     num_classes = int(meta["num_classes"])
-    model = models.build(arch, num_classes, blur_pool=bool(meta.get("blur_pool")))
-    if meta.get("image_size"):  # of a network whose positions were interpolated
-        models.resize(model, int(meta["image_size"]))
+    model = models.build(arch, num_classes, blur_pool=bool(meta.get("blur_pool")), size=int(meta.get("image_size", 0)))
     load_into(model, tensors, f"{path} ({arch})")
     return model.eval(), {**meta, "arch": arch, "num_classes": num_classes}
 

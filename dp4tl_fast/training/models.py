@@ -77,7 +77,7 @@ def add_blur_pool(model: nn.Module) -> None:
             module.__class__ = BlurPoolConv2d  # holds no state of its own
 
 
-def build(arch: str, num_classes: int, *, blur_pool: bool = False) -> nn.Module:
+def build(arch: str, num_classes: int, *, blur_pool: bool = False, size: int = 0) -> nn.Module:
     """A freshly initialised network, channels-last.
 
     Args:
@@ -86,6 +86,10 @@ def build(arch: str, num_classes: int, *, blur_pool: bool = False) -> nn.Module:
             ``hf-hub:timm/NAME``).
         num_classes: Width of the head.
         blur_pool: Blur before strided convolutions; such weights are of no use without it.
+        size: Side of the images, for networks whose positions are learned for one size; 0 is the architecture's own.
+
+    Raises:
+        UsageError: There is no such architecture, or the size is no multiple of its patches'.
     """
     small = re.fullmatch(r"small-(\d+)(-full)?", arch)
     if small:
@@ -93,17 +97,17 @@ def build(arch: str, num_classes: int, *, blur_pool: bool = False) -> nn.Module:
         if not 1 <= int(small[1]) <= 1024:
             raise UsageError(f"architecture {arch!r}: the width must be from 1 to 1024")
     elif arch.startswith(("timm:", "hf-hub:timm/")):
-        make = partial(_timm, arch.removeprefix("hf-hub:").removeprefix("timm:"))
+        make = partial(_timm, arch.removeprefix("hf-hub:").removeprefix("timm:"), size=size)
     else:
-        make = partial(torchvision_model, arch)
+        make = partial(torchvision_model, arch, size=size)
     model = make(num_classes=num_classes)
     if blur_pool:
         add_blur_pool(model)
     return model.to(memory_format=torch.channels_last)
 
 
-def torchvision_model(arch: str, num_classes: int) -> nn.Module:
-    """A classification model of torchvision, freshly initialised."""
+def torchvision_model(arch: str, num_classes: int, size: int = 0) -> nn.Module:
+    """A classification model of torchvision, freshly initialised; ``size`` as for ``build``."""
     from torchvision import models
 
     names = models.list_models(module=models)
@@ -112,17 +116,32 @@ def torchvision_model(arch: str, num_classes: int) -> nn.Module:
             f"unknown architecture {arch!r}. Known: small-16, small-32-full, ..., timm:NAME, and torchvision's {', '.join(names)}"
         )
     # Two of them have classifiers on the way, and return three tensors while they train.
-    plain = {"aux_logits": False, "init_weights": True} if arch in ("googlenet", "inception_v3") else {}
-    return models.get_model(arch, weights=None, num_classes=num_classes, **plain)
+    options: dict[str, Any] = {"aux_logits": False, "init_weights": True} if arch in ("googlenet", "inception_v3") else {}
+    if size and arch.startswith("vit_"):
+        check_patches(size, int(arch.rpartition("_")[2]), arch)
+        options["image_size"] = size
+    return models.get_model(arch, weights=None, num_classes=num_classes, **options)
 
 
-def _timm(name: str, num_classes: int) -> nn.Module:
+def check_patches(size: int, patch: int, name: str) -> None:
+    """Refuse images that no whole number of patches covers."""
+    if size % patch:
+        raise UsageError(f"`size={size}`: not a multiple of {patch}, the side of the patches of {name}")
+
+
+def _timm(name: str, num_classes: int, size: int) -> nn.Module:
     timm = import_timm(f"architecture timm:{name}")
     name = name.removeprefix("timm/")
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name[:6]}*")[:10])
         raise UsageError(f"unknown architecture timm:{name}" + (f". Similar: {close}" if close else ""))
-    return timm.create_model(name, pretrained=False, num_classes=num_classes)
+    model = timm.create_model(name, pretrained=False, num_classes=num_classes)
+    if not size or fixed_size(model) in (None, size):
+        return model
+    try:
+        return timm.create_model(name, pretrained=False, num_classes=num_classes, img_size=size)
+    except (ValueError, AssertionError, RuntimeError, TypeError) as error:
+        raise _takes_no(size, f"timm:{name}", error) from None
 
 
 def import_timm(what: str) -> Any:
@@ -255,13 +274,27 @@ def patch_projection(model: nn.Module) -> nn.Module | None:
     return getattr(getattr(model, "patch_embed", None), "proj", None)
 
 
-def resize(model: nn.Module, size: int) -> bool:
+def fixed_size(model: nn.Module) -> int | None:
+    """The side of the images that a network's positions are learned for; ``None`` where it has none, or does not say."""
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    if isinstance(model, VisionTransformer):
+        return model.image_size
+    patches = getattr(model, "patch_embed", None)  # timm's
+    own = getattr(patches, "img_size", None) if callable(getattr(model, "set_input_size", None)) else None
+    return own[0] if own is not None and own[0] == own[1] else None
+
+
+def size_meta(model: nn.Module) -> dict[str, Any]:
+    """What a checkpoint must say of ``fixed_size``, so that the network can be built again."""
+    size = fixed_size(model)
+    return {} if size is None else {"image_size": size}
+
+
+def resize(model: nn.Module, size: int) -> None:
     """Make a network whose positions are learned for one size take images of another: they are interpolated. In place.
 
     Of vision transformers of torchvision, and of timm's networks that say how. Others are left as they are: most take any size.
-
-    Returns:
-        Whether it was changed.
 
     Raises:
         UsageError: The size is no multiple of the patches'.
@@ -269,25 +302,25 @@ def resize(model: nn.Module, size: int) -> bool:
     from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
     name = type(model).__name__
+    if fixed_size(model) in (None, size):
+        return
     if isinstance(model, VisionTransformer):
-        if model.image_size == size:
-            return False
-        if size % model.patch_size:
-            raise UsageError(f"`size={size}`: not a multiple of {model.patch_size}, the side of the patches of {name}")
+        check_patches(size, model.patch_size, name)
         state = interpolate_embeddings(size, model.patch_size, OrderedDict(model.state_dict()))
         positions = state["encoder.pos_embedding"]
         model.encoder.pos_embedding = nn.Parameter(positions.to(model.encoder.pos_embedding))  # type: ignore[assignment]
         model.image_size, model.seq_length = size, positions.shape[1]
-        return True
-    patches = getattr(model, "patch_embed", None)  # timm's
-    change: Any = getattr(model, "set_input_size", None)
-    if not callable(change) or getattr(patches, "img_size", None) in (None, (size, size)):
-        return False
+        return
+    change: Any = model.set_input_size
     try:
         change(img_size=size)
     except (ValueError, AssertionError, RuntimeError) as error:
-        raise UsageError(f"`size={size}`: {name} takes no images of this size ({str(error).splitlines()[0]})") from None
-    return True
+        raise _takes_no(size, name, error) from None
+
+
+def _takes_no(size: int, name: str, error: Exception) -> UsageError:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return UsageError(f"`size={size}`: {name} takes no images of this size ({reason})")
 
 
 def replace_head(model: nn.Module, num_classes: int) -> nn.Linear:

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from dp4tl_fast.common import cli
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.loaders.spec import IMAGENET_MEAN, IMAGENET_STD, SMALL, LoaderSpec
 from dp4tl_fast.training.loop import Normalise
+from dp4tl_fast.training.ranks import rank
 
 BILINEAR = "bilinear"  # with antialiasing: how every loader resizes
 
@@ -23,7 +25,7 @@ class Preprocessing:
         size: Side in pixels.
         crop_ratio: Side of the centre crop as a share of the image's shorter side.
         mean, std: Of the channels, for pixel values from 0 to 1.
-        interpolation: How the weights' makers resized. Loaders here resize bilinearly; a note says where that differs.
+        interpolation: How the images were resized that the network was trained on.
     """
 
     size: int = 224
@@ -57,6 +59,15 @@ class Preprocessing:
         given = {k: tuple(v) for k, v in (("mean", mean), ("std", std)) if v}
         return replace(self, **given)  # type: ignore[arg-type]
 
+    def as_loaded(self, path: str) -> Preprocessing:
+        """As every loader here does it: bilinearly. A note says where the weights at ``path`` are used to something else."""
+        if self.interpolation != BILINEAR and rank() == 0:
+            cli.message(
+                f"note: {path}: was trained on images resized with {self.interpolation} interpolation; here they are resized "
+                "bilinearly, with antialiasing"
+            )
+        return replace(self, interpolation=BILINEAR)
+
     def meta(self) -> dict[str, Any]:
         """For a checkpoint's metadata."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
@@ -68,3 +79,9 @@ class Preprocessing:
     def normalise(self, device: torch.device) -> Normalise:
         """uint8 batches of such a spec -> the network's input on ``device``."""
         return Normalise(self.mean, self.std, device)
+
+
+def start_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What the checkpoint of a network that was trained further says of how its first weights' images were resized."""
+    made = meta.get("interpolation", BILINEAR)
+    return {} if made == BILINEAR else {"start_interpolation": made}

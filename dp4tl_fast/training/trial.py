@@ -10,11 +10,14 @@ from torch import nn
 from dp4tl_fast.common.errors import UsageError
 
 
-def try_out(network: nn.Module, arch: str, size: int, device: torch.device, *, least: int = 2) -> None:
+def try_out(
+    network: nn.Module, arch: str, size: int, device: torch.device, *, least: int = 2, head: nn.Module | None = None
+) -> None:
     """One training step's passes over grey images of ``size`` pixels with a copy of ``network``, which stays as it is.
 
     Args:
         least: Images of the smallest part of a batch that there will be.
+        head: What else is trained, on the network's features ``[b, d]``: an objective.
 
     Raises:
         UsageError: The architecture takes no images of this size, or a batch of one where it needs two.
@@ -22,10 +25,12 @@ def try_out(network: nn.Module, arch: str, size: int, device: torch.device, *, l
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         trained = copy.deepcopy(network).train()
         _passes(trained, arch, size, device, max(2, least))
-        if least == 1 and _needs_two(trained, size, device):
+        on_features = [] if head is None else [m for m in head.modules() if type(m) is nn.BatchNorm1d]
+        if least == 1 and (on_features or _needs_two(trained, size, device)):
+            whose = "the objective" if on_features else arch
             raise UsageError(
-                f"`batch_size`: leaves a batch, or a part of one, of a single image, which the batch normalisation of {arch} "
-                "cannot be trained on. Use another `batch_size` (or smaller `accumulate`)"
+                f"`batch_size`: leaves a batch, or a part of one, of a single image, which the batch normalisation of {whose} "
+                "cannot be trained on. Use a larger `batch_size`, a smaller `accumulate` or fewer processes"
             )
 
 

@@ -4,11 +4,33 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from contract_cases import BATCH, CLASSES, N, flat, keep, spec
+import torch
+from contract_cases import AUGMENTED, BATCH, CLASSES, N, by_index, flat, keep, same, spec
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.common.errors import SelectionError
+from dp4tl_fast.common.errors import SelectionError, UsageError
 from dp4tl_fast.loaders import Batch, IndexedBatch, Loader, open_loader
+
+
+def test_a_last_batch_takes_what_it_lacks_from_the_one_before(backend: str, beton: Beton) -> None:
+    """18 records in batches of 8: 8, 6 and 4 in place of 8, 8 and 2; the images are the same, and so is what a resume leaves."""
+    chosen, options = np.arange(18), {"seed": 2, **AUGMENTED}
+    with open_loader(beton, chosen, spec(min_batch=4, **options), backend) as loader:
+        batches = list(loader)
+        assert [len(labels) for _, labels, _ in batches] == [8, 6, 4] and len(loader) == 3
+        loader.set_epoch(0)
+        next(iter(loader))
+        state = loader.state_dict()
+        loader.load_state_dict(state)
+        assert same(list(loader), batches[1:])
+    with open_loader(beton, chosen, spec(**options), backend) as loader:
+        plain = list(loader)
+        assert [len(labels) for _, labels, _ in plain] == [8, 8, 2]
+        assert flat(plain, 2) == flat(batches, 2)
+        ours, theirs = by_index(batches), by_index(plain)
+        assert all(torch.equal(ours[i], theirs[i]) for i in theirs)
+        with pytest.raises(UsageError, match="min_batch"):
+            loader.load_state_dict(state)
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
