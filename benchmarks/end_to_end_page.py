@@ -34,10 +34,39 @@ def markdown(result: dict[str, Any]) -> str:
     rows, tables, settings = outcomes(result), result["tables"]["end_to_end"], result["settings"]["end_to_end"]
     targets = list(dict.fromkeys(o.target for o in rows))
     return "\n".join([
-        _accuracies(rows, targets), "", _gains(rows, tables, targets), "",
+        _headline(tables, targets), "", _accuracies(rows, targets), "", _gains(rows, tables, targets), "",
         f"![Linear-probe accuracy over the time that everything took, for every target]({PICTURE})", "",
         _about(rows, settings, result["environment"]["machine"]), "",
     ])  # fmt: skip
+
+
+def _headline(tables: dict[str, Any], targets: Sequence[str]) -> str:
+    """What was found, in two sentences."""
+    alike = [s for s in tables.get("speed-ups", []) if s["counted"] == "surrogate shared by all targets"]
+    faster = {s["target"]: s["speed_up"] for s in alike if s["speed_up"] > 1}
+    slower = [t for t in targets if t not in faster]
+    points = {key: _range(tables.get("differences", []), *key) for key in (
+        (MAIN.id, chosen("random", LARGE, budget=QUARTER).id), (chosen("lm", LARGE, budget=WHOLE).id, full(WHOLE).id)
+    )}  # fmt: skip
+    at_quarter, at_whole = points.values()
+    sentences = []
+    if faster:
+        times = f"{min(faster.values()):.1f} to {max(faster.values()):.1f} times"
+        sentences.append(
+            f"**Pretraining on a selection reaches the full run's linear-probe accuracy, less {LOSS} points, {times} as fast on "
+            f"{len(faster)} of {len(targets)} targets, everything counted**{'; not on ' + ' and '.join(slower) if slower else ''}."
+        )
+    if at_quarter:
+        main = f"At {LABELS[QUARTER]} of the full run's steps {_shown(MAIN.name)}"
+        sentences.append(f"{main} is {at_quarter} points above a random choice of as much.")
+    if at_whole:
+        sentences.append(f"Trained for as many steps as the full run, it is {at_whole} points above that.")
+    return " ".join(sentences)
+
+
+def _range(differences: Sequence[dict[str, Any]], cell: str, against: str) -> str:
+    points = [d["points"] for d in differences if (d["cell"], d["against"]) == (cell, against)]
+    return f"{min(points):+.1f} to {max(points):+.1f}" if points else ""
 
 
 def _accuracies(rows: Sequence[Outcome], targets: Sequence[str]) -> str:

@@ -92,11 +92,11 @@ class Outcomes:
 
         ``("", 0.0)`` where none is.
         """
-        enough, longest = self.accuracy(full, target) - loss, self.seconds(full, target, 0.0)
+        longest = self.seconds(full, target, 0.0)
         fast = [
             (longest / self.seconds(cell, target, surrogate), cell)
             for cell in cells
-            if self.of(cell, target) and self.accuracy(cell, target) >= enough
+            if (over := self.paired(cell, full, target)) and over.points >= -loss
         ]
         speed_up, cell = max(fast, default=(0.0, ""))
         return cell, speed_up
