@@ -1,11 +1,13 @@
 """The page of a selection: one file, without a network, in a real browser."""
 
+import json
 import os
 import re
 import shutil
 
 import pytest
 from pruning_data import run
+from test_compare import leave
 
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.reporting.page import report
@@ -63,37 +65,107 @@ def test_overlap_of_record_selections_is_of_records(data, tmp_path):
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_report_in_a_browser(page_file, scheme):
-    """Headless Chromium on file://, as wide as a phone: no request, no error, nothing overflows, the table sorts."""
+@pytest.fixture(scope="module")
+def browser():
     if BROWSER is None:
         needs = "needs chromium: `make setup` installs it, or apt-get install chromium"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(needs)
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 360, "height": 740}, color_scheme=scheme)
-        requests, errors = [], []
-        page.on("request", lambda r: requests.append(r.url))
-        page.on("pageerror", lambda e: errors.append(str(e)))
-        page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-        page.goto((page_file / "r.html").as_uri())
-        assert [r for r in requests if not r.startswith("data:")] == [(page_file / "r.html").as_uri()]
-        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-        assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
-        ink, paper = (
-            sum(map(int, re.findall(r"\d+", page.evaluate(f"getComputedStyle(document.body).{name}"))[:3]))
-            for name in ("color", "backgroundColor")
-        )
-        assert (ink > paper) == (scheme == "dark") and abs(ink - paper) > 500  # of 765: readable
-        page.click("summary >> nth=0")
-        names = "[...document.querySelector('table.sortable').tBodies[0].rows].map(r => r.cells[%d].textContent)"
-        assert page.evaluate(names % 1) == ["1", "2", "3", "4"]
-        for _ in range(2):
-            page.click("table.sortable >> nth=0 >> button:has-text('id')")
-        assert page.evaluate(names % 6) == ["3", "2", "1", "0"]
-        page.click("table.sortable >> nth=0 >> button:has-text('class')")
-        assert page.evaluate(names % 0) == ["class0", "class1", "class2", "class3"]
-        assert not errors
-        browser.close()
+        opened = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+def open_page(browser, path, width, height, scheme="light"):
+    """The page on file://, which asks for nothing else and has no error."""
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme, accept_downloads=True)
+    requests, page.errors = [], []
+    page.on("request", lambda r: requests.append(r.url))
+    page.on("pageerror", lambda e: page.errors.append(str(e)))
+    page.on("console", lambda m: page.errors.append(m.text) if m.type == "error" else None)
+    page.goto(path.as_uri())
+    assert [r for r in requests if not r.startswith("data:")] == [path.as_uri()]
+    return page
+
+
+FITS = "document.documentElement.scrollWidth <= window.innerWidth"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_report_in_a_browser(browser, page_file, scheme):
+    """As wide as a phone: no request, no error, nothing overflows, the table sorts and filters."""
+    page = open_page(browser, page_file / "r.html", 360, 740, scheme)
+    assert page.evaluate(FITS)
+    assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    ink, paper = (
+        sum(map(int, re.findall(r"\d+", page.evaluate(f"getComputedStyle(document.body).{name}"))[:3]))
+        for name in ("color", "backgroundColor")
+    )
+    assert (ink > paper) == (scheme == "dark") and abs(ink - paper) > 500  # of 765: readable
+    page.click("summary >> nth=0")
+    names = "[...document.querySelector('table.sortable').tBodies[0].rows].map(r => r.cells[%d].textContent)"
+    assert page.evaluate(names % 1) == ["1", "2", "3", "4"]
+    for _ in range(2):
+        page.click("table.sortable >> nth=0 >> button:has-text('id')")
+    assert page.evaluate(names % 6) == ["3", "2", "1", "0"]
+    page.click("table.sortable >> nth=0 >> button:has-text('class')")
+    assert page.evaluate(names % 0) == ["class0", "class1", "class2", "class3"]
+    page.fill("input[type=search] >> nth=0", "CLASS2")
+    rows = "[...document.querySelector('table.sortable').tBodies[0].rows]"
+    assert page.evaluate(rows + ".filter(r => !r.hidden).map(r => r.cells[0].textContent)") == ["class2"]
+    assert not page.errors
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def ten_runs(tmp_path_factory):
+    """A page of ten rows, of two seeds each, by methods and shares, with every column."""
+    root = tmp_path_factory.mktemp("ten")
+    for seed in (0, 1):
+        for i, (method, kept) in enumerate([("full", 10), *((m, k) for m in ("lm", "fm", "random") for k in (2, 4, 8))]):
+            leave(root, method, seed, 1200.5 - 100 * i + seed, kept=kept, gpu_hours=1.5, samples_per_s=12345.0,
+                  bytes_read=123456789012, val_top_1=0.5 + 0.01 * (seed + i), source="s.beton")  # fmt: skip
+            for mode in ("ff", "knn"):
+                folder = root / f"{method}-{kept}-{seed}-2-"
+                probe = {"kind": "finetune", "mode": mode, "checkpoint": str(folder), "top_1": [0.9 - 0.01 * i]}
+                (root / f"{folder.name}{mode}").mkdir()
+                (root / f"{folder.name}{mode}/summary.json").write_text(json.dumps(probe))
+    report(dirs=[str(root)], out=str(root / "r.html"))
+    return root / "r.html"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_ten_runs_side_by_side(browser, ten_runs, scheme):
+    """At 1,200 px the main table needs no scroll bar, accuracies come first, and ten rows are compared with one of them."""
+    page = open_page(browser, ten_runs, 1200, 900, scheme)
+    assert page.evaluate(FITS)
+    assert page.evaluate("(t => t.parentElement.scrollWidth <= t.parentElement.clientWidth)(document.getElementById('main'))")
+    titles = "[...document.querySelectorAll('#main th')].map(t => t.textContent)"
+    assert page.evaluate(titles)[:5] == ["selection", "LP %", "FF %", "kNN %", "val %"]
+    assert page.text_content("h1 + p").startswith("Pretraining on 80 % of the classes (fm) was 1.98x as fast ")
+    first = "[...document.querySelectorAll('#main tbody tr')].filter(r => !r.hidden).map(r => r.cells[%d].textContent)"
+    page.click("#main button:has-text('FF %')")
+    assert page.evaluate(first % 3)[0] == "81.0 ± 0.0" and page.evaluate(first % 1)[-1] == "full"
+    page.fill("input[data-filters=main]", "random 81.0")
+    assert page.evaluate(first % 1) == ["random"]
+    page.fill("input[data-filters=main]", "")
+    for box in page.query_selector_all("#main tbody input"):
+        box.check()
+    assert page.text_content("#comparison h3") == "10 rows side by side"
+    cells = "[...document.querySelectorAll('#comparison tr')].map(r => [...r.cells].map(c => c.textContent))"
+    table = {row[0]: row[1:] for row in page.evaluate(cells)}
+    assert table["FF %"][0] == "81.0 ± 0.0" and table["FF %"][-1] == "90.0 ± 0.0 +9.0"
+    assert table["classes"][-1] == "10 ×1.25" and len(table["classes"]) == 10
+    assert page.evaluate(FITS) and page.evaluate("(c => c.scrollWidth <= c.clientWidth)(document.getElementById('comparison'))")
+    with page.expect_download() as download:
+        page.click("a[download]")
+    assert download.value.path().read_text().count("\n") == 11
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert page.evaluate(FITS) and not page.errors
+    if folder := os.environ.get("SCREENSHOTS"):
+        for width in (1200, 360):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.screenshot(path=f"{folder}/page-{scheme}-{width}.png", full_page=True)
+    page.close()

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -14,8 +15,9 @@ from dp4tl_fast.common import cli, machine
 from dp4tl_fast.common.errors import Dp4tlError
 from dp4tl_fast.common.files import write_atomically
 from dp4tl_fast.reporting.compare import compare, group, recipe
+from dp4tl_fast.reporting.finding import finding
 from dp4tl_fast.reporting.runs import find_runs, read_metrics
-from dp4tl_fast.reporting.tables import table_rows
+from dp4tl_fast.reporting.tables import Column, as_csv, main_and_cost
 from dp4tl_fast.selection import Selection, same_source
 from dp4tl_fast.selection.names import readable
 
@@ -72,17 +74,19 @@ def write_page(
 
     from dp4tl_fast.reporting import plots
 
-    figures = _figures(runs, rows)
-    header, cells = table_rows(rows, wide=True)
+    main, cost = main_and_cost(rows)
     selections = _selections(runs) if selections is None else selections
     loader = jinja2.PackageLoader("dp4tl_fast.reporting", "templates")
     page = jinja2.Environment(loader=loader, autoescape=True).get_template("report.html.j2")
     html = page.render(
         title=title,
         notes=notes,
-        header=header,
-        cells=cells,
-        plots=[(caption, plots.svg(figure)) for caption, figure in figures],
+        finding=finding(rows) or _of_selections(selections),
+        rows=len(rows),
+        tables=[("main", _table(main, rows)), ("cost", _table(cost, rows))],
+        tradeoffs=[(caption, plots.svg(figure)) for caption, figure in _tradeoffs(rows)],
+        plots=[(caption, plots.svg(figure)) for caption, figure in _figures(runs, rows)],
+        csv="data:text/csv;charset=utf-8," + quote(as_csv(rows)),
         overlap=_overlap(selections),
         selections=[_describe(*entry, names) for entry in selections],
         environment=json.dumps(machine.environment(), indent=1),
@@ -90,17 +94,39 @@ def write_page(
     write_atomically(out, html)
 
 
-def _figures(runs: list[tuple[Path, dict[str, Any]]], rows: list[dict[str, Any]]) -> list[tuple[str, Figure]]:
-    """What the page shows of runs, with a line below each."""
+def _table(columns: list[Column], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Titles, and whether words stand below them; of every row each cell's text and the value that it is sorted by."""
+    titles = [(c.title, any(isinstance(c.value(r), str) for r in rows)) for c in columns]
+    return {"titles": titles, "rows": [[(c.cell(r), c.value(r)) for c in columns] for r in rows]}
+
+
+def _of_selections(selections: list[tuple[str, Selection, Path]]) -> str:
+    """What the first selection keeps, in one sentence."""
+    for _, s, _ in selections[:1]:
+        targets = " and ".join(str(t.get("name", "")) for t in s.targets)
+        kept = f"{len(s.kept_classes):,} of {len(s.scores):,} classes, {s.kept_samples:,} of {s.source['samples']:,} images"
+        return f"{s.method}{f' for {targets}' if targets else ''} keeps {kept}."
+    return ""
+
+
+def _tradeoffs(rows: list[dict[str, Any]]) -> list[tuple[str, Figure]]:
+    """Accuracy over time with everything counted, for each target and way to measure it, with a line below each."""
     from dp4tl_fast.reporting import plots
 
     targets = {row["target"]: [r for r in rows if r["target"] == row["target"]] for row in rows}
-    found = [
+    return [
         (f"Top-1 of the {name}{f' on {target}' if len(targets) > 1 else ''} over the time until it was there: "
          "training the surrogate, scoring, selecting, pretraining.", plots.tradeoff(some, mode))
         for target, some in targets.items()
         for mode, name in plots.MODES.items() if any(r.get(f"{mode}_mean") is not None for r in some)
     ]  # fmt: skip
+
+
+def _figures(runs: list[tuple[Path, dict[str, Any]]], rows: list[dict[str, Any]]) -> list[tuple[str, Figure]]:
+    """What else the page shows of runs, with a line below each."""
+    from dp4tl_fast.reporting import plots
+
+    found = []
     if rows:
         text = "Where the time went: the selection's stages, then pretraining (in the method's colour)."
         once = [row for i, row in enumerate(rows) if not any(_same_runs(row, before) for before in rows[:i])]

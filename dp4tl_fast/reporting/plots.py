@@ -16,10 +16,11 @@ from dp4tl_fast.reporting.compare import recipe
 from dp4tl_fast.selection import Selection
 
 VOTING = ("lm", "fm", "ffmm")  # methods whose scores are target images
-INK, KEPT, DROPPED, CUT = "#7a7a7a", "#2f7fd0", "#c2a27a", "#d0472f"  # readable on white and on near-black
-COLOURS = {"full": INK, "lm": KEPT, "fm": "#1a9e7a", "random": CUT}  # the same in every figure
+# Of Okabe and Ito's palette, which colour-blind readers tell apart; readable on white and on near-black.
+INK, KEPT, DROPPED, CUT = "#7a7a7a", "#0072b2", "#c2a27a", "#d55e00"
+COLOURS = {"full": INK, "lm": KEPT, "fm": "#009e73", "random": CUT}  # the same in every figure
 MARKERS = {"full": "D", "lm": "o", "fm": "^", "random": "s"}
-OTHERS = ("#d1609f", "#3aa0b4", "#8f8f2a", "#7a6ae0")  # for further methods, in their order
+OTHERS = (("#c46a9b", "v"), ("#8a7a00", "P"), ("#3f8fc4", "X"), ("#7a5ad0", "*"))  # for further methods, in their order
 STAGES = {"surrogate": "#c77c11", "scoring": "#a06cd5", "cached": "#b9a26a"}
 MODES = {"lp": "linear probe", "ff": "full finetuning", "knn": "kNN probe"}
 
@@ -93,8 +94,16 @@ def _method(row: dict[str, Any]) -> str:
 
 
 def _colours(methods: Iterable[str]) -> dict[str, str]:
-    others = sorted(set(methods) - COLOURS.keys())
-    return COLOURS | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}
+    return COLOURS | {name: colour for name, (colour, _) in _others(methods).items()}
+
+
+def _markers(methods: Iterable[str]) -> dict[str, str]:
+    return MARKERS | {name: marker for name, (_, marker) in _others(methods).items()}
+
+
+def _others(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of the methods that have none of their own."""
+    return {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(sorted(set(methods) - COLOURS.keys()))}
 
 
 def _clock(longest_s: float) -> tuple[float, str]:
@@ -152,7 +161,7 @@ def tradeoff(rows: list[dict[str, Any]], mode: str) -> Figure:
     rows = [r for r in rows if r.get(f"{mode}_mean") is not None]
     figure = _figure(6.4, 3.8)
     axes = figure.subplots()
-    colours, main = _colours(map(_method, rows)), _main(rows)
+    colours, markers, main = _colours(map(_method, rows)), _markers(map(_method, rows)), _main(rows)
     unit, unit_name = _clock(max(r["pretrain_s"] + r["pruning_s"] for r in rows))
     lines: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda r: r["classes_kept"]):
@@ -162,7 +171,7 @@ def tradeoff(rows: list[dict[str, Any]], mode: str) -> Figure:
         y, spread = ([100 * (r[f"{mode}_{part}"] or 0) for r in line] for part in ("mean", "std"))
         method, apart = _method(line[0]), recipe(line[0]) != main
         colour = colours[method]
-        axes.errorbar(x, y, yerr=spread, fmt=MARKERS.get(method, "o"), ls=":" if apart else "-", ms=5, color=colour, lw=1.5,
+        axes.errorbar(x, y, yerr=spread, fmt=markers[method], ls=":" if apart else "-", ms=5, color=colour, lw=1.5,
                       elinewidth=1, capsize=3, mfc="none" if apart else colour, label=label)  # fmt: skip
         if label == "full":
             axes.axhline(y[0], color=colour, ls="--", lw=1)
