@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from small_runs import noisy_colours, run
 from test_distributed import ONE_THREAD, TORCHRUN
 from test_finetune_run import SMALL, same, tensors
 
+from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.cli import Terminated
 from dp4tl_fast.common.errors import CheckpointError, UsageError
 from dp4tl_fast.finetuning import kept, work
@@ -142,3 +145,40 @@ def test_stretches_grow_until_they_are_worth_a_file(data, tmp_path, monkeypatch)
         assert sorted(int(p.stem[2:]) for p in tmp_path.iterdir()) == [0, 2, 6, 14, 22, 30]
         loader.set_records(None)
         assert torch.equal(found, compute())
+
+
+def test_a_continued_pass_knows_what_was_skipped_before(data, tmp_path):
+    """Records 3 and 20 are no images; a pass that ends in its second file knows both, and where they are."""
+    shutil.copy(data / "train.beton", tmp_path / "bad.beton")
+    beton = Beton(tmp_path / "bad.beton")
+    with open(beton.path, "r+b") as file:
+        for record in (3, 20):
+            file.seek(int(beton.images["data_ptr"][record]))
+            file.write(bytes(int(beton.sizes[record])))
+
+    def passed(stop_after):
+        with open_loader(beton, None, LoaderSpec(batch_size=8, size=16, with_index=True, on_error="skip")) as loader:
+            place = {index: i for i, index in enumerate(beton.index.tolist())}
+            stretches = 0
+
+            def compute():
+                nonlocal stretches
+                stretches += 1
+                if stretches > stop_after:
+                    raise KeyboardInterrupt
+                first, rows = loader.records[0], torch.full((len(loader.records), 3), torch.nan)
+                for images, _, index in loader:
+                    rows[[place[i] - first for i in index.tolist()]] = images.float().mean((2, 3))
+                return rows
+
+            try:
+                return kept.features(tmp_path / "f", "x", loader, compute, lambda: None), [r for r, _ in loader.skipped]
+            except KeyboardInterrupt:
+                return None
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert passed(stop_after=2) is None
+        assert len(list((tmp_path / "f").glob("*.skipped.json"))) == 2
+        rows, skipped = passed(stop_after=9)
+    assert skipped == [3, 20] and rows.isnan().any(1).nonzero()[:, 0].tolist() == [3, 20]
