@@ -1,4 +1,5 @@
-"""``python -m benchmarks NAME [--data DIR] [--out F.json]`` measures, ``python -m benchmarks results`` writes the page.
+"""``python -m benchmarks NAME [--data DIR] [--out F.json]`` measures, ``python -m benchmarks results`` writes the page, and
+``python -m benchmarks gpu_day --help`` says what to do on a machine with a GPU.
 
 The table goes to stderr while it is measured; ``--out`` takes ``{"environment", "rows", "goals"}`` as JSON.
 """
@@ -22,12 +23,17 @@ SUITES = {
     name: f"benchmarks.{name}"
     for name in (
         "kernels", "loaders", "io", "startup", "convert", "scale", "parity", "training", "pruning", "end_to_end", "sensitivity",
-        "objectives", "predict", "gpu", "soak",
+        "objectives", "predict", "soak",
     )
 }  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["gpu_day"]:
+        from benchmarks.gpu_day.command import main as gpu_day
+
+        return gpu_day(arguments[1:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     names = [*SUITES, "all", "results"]
     parser.add_argument("name", choices=names, metavar="NAME", help=", ".join(names))
@@ -51,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--data {options.data}: no such folder")
     part = Part(cells=options.cells, targets=options.targets, seeds=options.seeds)
     result: dict = {"environment": environment(), "rows": [], "goals": []}
-    everywhere = [name for name in SUITES if name not in ("gpu", "soak")]  # for a machine with a GPU; for hours
+    everywhere = [name for name in SUITES if name != "soak"]  # for hours
     for name in everywhere if options.name == "all" else [options.name]:
         suite = Suite(name=name, data=options.data, work=options.work, recipe=options.recipe, part=part, minutes=options.minutes)
         try:
@@ -64,8 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{name}: interrupted{kept}", file=sys.stderr)
             return EXIT_INTERRUPTED
         except ModuleNotFoundError as error:
-            extras = "'.[bench,dali,ffcv]', on a GPU also '.[bench-gpu]'"
-            parser.error(f"suite {name!r} compares with {error.name}, not installed here. Run pip install {extras}")
+            parser.error(f"suite {name!r} compares with {error.name}, not installed here. Run pip install '.[bench,dali,ffcv]'")
         suite.add_to(result)
         if options.out is not None:  # after every suite, so that a later failure loses nothing
             options.out.parent.mkdir(parents=True, exist_ok=True)

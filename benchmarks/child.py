@@ -1,4 +1,4 @@
-"""Functions that run in processes of their own: ``call`` for one answer, ``Child`` for a process that waits for its turn.
+"""Functions in processes of their own: ``call`` and ``call_within`` for one answer, ``Child`` for one that waits for its turn.
 
 The process is ``python -m benchmarks.child MODULE:FUNCTION JSON``. It calls the function with the JSON object's items as keyword
 arguments. If that returns a function, the process says so and then calls it, with 0, 1, ..., for every line on its standard input.
@@ -10,10 +10,12 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from typing import IO, Any
 
 READY = "ready"
@@ -62,12 +64,36 @@ def call(function: Callable[..., Any], **arguments: Any) -> Any:
     return json.loads(answer)
 
 
-def _start(function: Callable[..., Any], arguments: dict[str, Any]) -> tuple[subprocess.Popen[str], IO[bytes]]:
+def call_within(seconds: float, function: Callable[..., Any], /, **arguments: Any) -> Any:
+    """As ``call``, but killed, with all that it started, when it takes longer: a RuntimeError, too. Its stderr is shown."""
+    process, stderr = _start(function, arguments, own_group=True)
+    try:
+        answer = process.communicate(timeout=seconds)[0]
+        failure = f"ended with status {process.returncode}" if process.returncode else ""
+    except subprocess.TimeoutExpired:
+        failure = f"still ran after {seconds:.0f} s"
+    finally:
+        if process.poll() is None:  # too long, or Ctrl-C here
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    stderr.seek(0)
+    sys.stderr.write(stderr.read().decode(errors="replace"))
+    if failure:
+        raise RuntimeError(f"{function.__name__}: {_end_of(stderr)}\n{failure}")
+    return json.loads(answer)
+
+
+def _start(
+    function: Callable[..., Any], arguments: dict[str, Any], own_group: bool = False
+) -> tuple[subprocess.Popen[str], IO[bytes]]:
     # Not a pipe: one that is not read would block a library that writes much. Closed when the caller lets go of it.
     stderr = tempfile.TemporaryFile()  # noqa: SIM115
     name = f"{function.__module__}:{function.__qualname__}"
     command = [sys.executable, "-m", "benchmarks.child", name, json.dumps(arguments)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True)
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True, start_new_session=own_group
+    )
     return process, stderr
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from dp4tl_fast.common.errors import Dp4tlError
+
 ROUNDS = 5  # the fewest rounds a committed number may rest on
 
 # Units in which a smaller value is the better one. Everything else (samples/s, GB/s, GFLOP/s, accuracy ...) grows.
@@ -70,6 +72,7 @@ class Suite:
         minutes: For suites that last as long as they are told; 0 is their own default.
         settings: What a reader must know to judge the rows: seeds, epochs, images.
         tables: Further rows for F.json, by name: what the rows and goals were computed from.
+        left_out: Subjects that do not run here, and why.
     """
 
     name: str
@@ -80,6 +83,7 @@ class Suite:
     minutes: float = 0.0
     settings: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     goals: list[Goal] = field(default_factory=list)
 
@@ -114,6 +118,14 @@ class Suite:
         name = f"{self.name}/{case}"
         self.goals.append(Goal(id=name, goal=goal, measured=measured, unit=unit, at_most=at_most, met=bool(met)))
 
+    def leave_out(self, subject: str, why: object) -> None:
+        """Say that a subject is not measured, and keep the reason: of a child's error its last line, of others the first."""
+        lines = str(why).strip().splitlines() or [""]
+        told = lines[-1] if isinstance(why, RuntimeError) else lines[0]
+        kind = f"{type(why).__name__}: " if isinstance(why, Exception) and not isinstance(why, (RuntimeError, Dp4tlError)) else ""
+        self.left_out[subject] = (kind + told)[:200]
+        print(f"{self.name}: {subject} is left out: {self.left_out[subject]}", file=sys.stderr)
+
     def add_to(self, result: dict[str, Any]) -> None:
         """Put all this into F.json's contents."""
         result["rows"] += [{key: value for key, value in asdict(row).items() if value is not None} for row in self.rows]
@@ -122,6 +134,8 @@ class Suite:
             result.setdefault("settings", {})[self.name] = self.settings
         if self.tables:
             result.setdefault("tables", {})[self.name] = self.tables
+        if self.left_out:
+            result.setdefault("left_out", {})[self.name] = self.left_out
 
 
 def interleave(

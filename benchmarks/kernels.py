@@ -1,5 +1,5 @@
-"""Suite ``kernels``: the mapping operations against their peers and against the limit of the machine, on the CPU and,
-where there is one, on the GPU. Nothing is timed before the kernels have agreed with their references on this machine.
+"""Suite ``kernels``: the mapping operations against their peers and against the limit of the machine, on the CPU (on a GPU:
+``gpu_day``). Nothing is timed before the kernels have agreed with their references on this machine.
 
 Limits, measured beside the subjects: reading the logits once (``label_counts``), the matrix product alone
 (``nearest_centroid``; 2 * rows * centroids * depth operations).
@@ -8,7 +8,6 @@ Limits, measured beside the subjects: reading the logits once (``label_counts``)
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -16,9 +15,8 @@ import numpy as np
 import torch
 
 from benchmarks.harness import Suite, interleave, percentile, ratio, timed
+from benchmarks.kernel_checks import check_kernels
 from dp4tl_fast.kernels import kmeans, label_counts, linear_label_counts, nearest_centroid
-from dp4tl_fast.kernels.label_counts.reference import label_counts as label_counts_reference
-from dp4tl_fast.kernels.linear_label_counts.reference import linear_label_counts as linear_reference
 from dp4tl_fast.kernels.nearest_centroid.reference import nearest_centroid as nearest_reference
 
 OURS = "dp4tl_fast"
@@ -31,49 +29,13 @@ Subjects = dict[str, Callable[[], object]]
 
 
 def run(suite: Suite) -> None:
-    for peer in ("faiss", "fastkmeans", "sklearn", *(["flash_kmeans"] * torch.cuda.is_available())):
+    for peer in ("faiss", "fastkmeans", "sklearn"):
         importlib.import_module(peer)  # a missing one ends the suite now, not after minutes
-    check_results("cpu")
+    check_kernels("cpu")
     _label_counts(suite)
     _nearest_centroid(suite)
     _linear_label_counts(suite)
     _kmeans(suite)
-    if torch.cuda.is_available():
-        from benchmarks.kernels_gpu import run_gpu
-
-        check_results("cuda")
-        run_gpu(suite)
-
-
-def check_results(device: str, cases: int = 60) -> None:
-    """Raise SystemExit unless every kernel equals its reference on random shapes of small integers (exact sums)."""
-    generator = torch.Generator().manual_seed(0)
-
-    def integers(*shape: int) -> torch.Tensor:
-        return torch.randint(-3, 4, shape, generator=generator).to(dtype).to(device)
-
-    for case in range(cases):
-        rows, k, depth, groups = (int(torch.randint(1, high, (), generator=generator)) for high in (700, 600, 300, 5))
-        dtype = (torch.float32, torch.float16, torch.bfloat16)[case % 3]
-        group = torch.randint(0, groups, (rows,), generator=generator).to(device)
-        x, w, logits = integers(rows, depth), integers(k, depth), integers(rows, k)
-        nearest = nearest_centroid(x, w, return_distances=True)
-        index, distances = nearest_reference(x, w)
-        agree = {
-            "label_counts": torch.equal(
-                label_counts(logits, k, group, groups=groups), label_counts_reference(logits, group, groups)[0]
-            ),
-            "linear_label_counts": torch.equal(
-                linear_label_counts(x, w, None, group, groups=groups), linear_reference(x, w, None, group, groups)[0]
-            ),
-            "nearest_centroid": torch.equal(nearest.index, index)
-            and nearest.distances is not None
-            and torch.equal(nearest.distances, distances.float()),
-        }
-        if not all(agree.values()):
-            wrong = [name for name, ok in agree.items() if not ok]
-            raise SystemExit(f"{wrong} differ from the reference on {device}: {rows=} {k=} {depth=} {dtype=} {groups=}")
-    print(f"all kernels equal their references on {device} in {cases} random shapes", file=sys.stderr)
 
 
 def best_peer(samples: dict[str, list[float]], peers: list[str], unit: str = "s") -> float:

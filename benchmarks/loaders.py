@@ -7,7 +7,6 @@ allocate anew every epoch (FFCV) and for us; the slow ones, which do not, get fe
 from __future__ import annotations
 
 import io
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -93,7 +92,7 @@ def case(suite: Suite, name: str, subjects: dict[str, tuple[str, Path, Path, int
         try:
             children[label] = Loading(*arguments)
         except RuntimeError as error:
-            print(f"{suite.name}/{name}: {label} is left out: {str(error).splitlines()[-1][:160]}", file=sys.stderr)
+            suite.leave_out(label, error)
     try:
         runs: dict[str, Callable[[], float]] = dict(children)
         samples = interleave(runs)

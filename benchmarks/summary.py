@@ -31,6 +31,8 @@ NOTES = {
 def write_results(folder: Path = RESULTS) -> Path:
     """Render every ``*.json`` in ``folder`` into ``folder/RESULTS.md`` and return its path."""
     files = {path: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    if rehearsed := [path.name for path, result in files.items() if result.get("rehearsal")]:
+        raise SystemExit(f"{folder}: a rehearsal measures nothing. Remove {', '.join(rehearsed)}")
     sections = [INTRODUCTION, _goals(files)]
     sections += [_file(path, result) for path, result in files.items()]
     page = folder / "RESULTS.md"
@@ -53,9 +55,14 @@ def _file(path: Path, result: dict) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     software = f"{about['os']}; Python {about['python']}; {versions}; commit {about['commit']}"
     suites = dict.fromkeys(row["suite"].split("/")[0] for row in result["rows"])
-    commands = ", ".join(f"`python -m benchmarks {suite} --data DATA --out {path.name}`" for suite in suites)
+    usual = ", ".join(f"`python -m benchmarks {suite} --data DATA --out {path.name}`" for suite in suites)
+    commands = f"`{result['command']}`" if "command" in result else usual
     head = f"## {path.stem}\n\n{commands}\n\n{about['machine']}; {software}.\n"
     head += f"\n{NOTES[path.stem]}\n" if path.stem in NOTES else ""
+    failed = [part for part in result.get("parts", ()) if "failed" in part]
+    head += "".join(f"\n{part['part']} failed: {part['failed'].splitlines()[-1]}\n" for part in failed)
+    for suite, left_out in result.get("left_out", {}).items():
+        head += "".join(f"\n{suite}: {subject} is left out: {why}.\n" for subject, why in left_out.items())
     head += "".join(f"\n{_settings(name, settings)}\n" for name, settings in result.get("settings", {}).items())
     lines = (
         f"| {row['suite']}/{row['case']} | {row['subject']} | {_number(row['value'])} {row['unit']} "

@@ -6,8 +6,9 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from benchmarks.kernel_checks import DTYPES, dot_error  # noqa: F401 - for the tests
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 IMPLEMENTATIONS = ("native", "triton")  # the triton one on DEVICE: interpreted without a GPU
 SOME = settings(max_examples=40, deadline=None)  # the interpreter is slow
 
@@ -51,20 +52,6 @@ def strided(matrix: torch.Tensor, layout: str) -> torch.Tensor:
 
 
 LAYOUTS = st.sampled_from(["contiguous", "columns first", "rows apart", "every second"])
-
-
-def dot_error(x: torch.Tensor, w: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-    """Bound [rows] on the error of float32 scores x · w[k] + offset[k], whatever the order of summation.
-
-    gamma_n * sum |x_i w_i| with gamma_n = n u / (1 - n u), u = 2^-24 (Higham, Accuracy and Stability, ch. 3). Products
-    of 16-bit values are exact in float32: the bound is the same for every dtype; 3xTF32 drops the product of the low
-    parts, 2^-22 of each product. The offset may itself be a sum of as many terms (a norm).
-    """
-    terms = x.shape[1] + 2
-    u = 2.0**-24
-    gamma = terms * u / (1 - terms * u) + 2.0**-22
-    largest = (x.double().abs() @ w.double().abs().T + offset.double().abs()).max(dim=1).values
-    return gamma * largest
 
 
 def assert_winners(index: torch.Tensor, scores: torch.Tensor, error: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The parity, gpu and io suites on a few small images: what they measure is measured, as far as a CPU goes."""
+"""The parity and io suites on a few small images: what they measure is measured, as far as a CPU goes."""
 
 from __future__ import annotations
 
@@ -9,48 +9,15 @@ import pytest
 import torch
 from native_files import jpeg, picture, write
 
-from benchmarks import gpu, io, parity
-from benchmarks.harness import Suite
+from benchmarks import io, parity
 from benchmarks.loaders import Images
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.loaders import BACKENDS, LoaderSpec, open_loader
+from dp4tl_fast.loaders import BACKENDS
 
 
 @pytest.fixture(scope="module")
 def beton(tmp_path_factory: pytest.TempPathFactory) -> Beton:
     return write(tmp_path_factory.mktemp("suites") / "small.beton", [jpeg(picture(60, 50, i)) for i in range(30)])
-
-
-@pytest.mark.filterwarnings("ignore:The image decoding")  # torchvision says that it will leave it to TorchCodec
-def test_the_gpu_suite_measures_every_backend(beton: Beton) -> None:
-    suite = Suite(name="gpu")
-    gpu.measure(suite, beton, "cpu", images=90, batch=16, size=32)
-    rows = {(row.case, row.subject): row for row in suite.rows}
-    for subject in (*gpu.BACKENDS, "torchvision"):
-        assert rows["images-on-the-device", subject].value > 0
-    assert rows["time-in-copies-of-pixels", "native"].value > 0
-
-
-@pytest.mark.filterwarnings("ignore:The image decoding")  # torchvision says that it will leave it to TorchCodec
-def test_the_gpu_suites_peer_delivers_what_the_backends_do(beton: Beton) -> None:
-    options = {"batch_size": 16, "size": 32, "transform": "random_resized_crop", "flip": True, "dtype": "float16"}
-    spec = LoaderSpec(**options, with_index=True)
-    peer = gpu.Torchvision(beton, 30, spec)
-    batches = list(peer)
-    images, labels = (torch.cat(column) for column in zip(*batches, strict=True))
-    assert images.dtype == torch.float16 and [len(b[1]) for b in batches] == [16, 14]
-    records = np.random.default_rng(0).permutation(30)
-    assert labels.tolist() == beton.labels[records].tolist()
-    with open_loader(beton, None, spec, "torchvision") as oracle:
-        wanted = torch.cat([x for x, *_ in oracle])[records]
-    # Its own JPEG library may round another way, and it rounds to whole levels: a level is below 0.02.
-    assert (images.float() - wanted.float()).abs().max() <= 0.04
-
-
-def test_the_gpu_suite_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="needs a CUDA GPU"):
-        gpu.run(Suite(name="gpu"))
 
 
 def test_pixel_differences_are_those_of_an_image(beton: Beton) -> None:

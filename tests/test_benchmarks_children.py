@@ -13,7 +13,7 @@ import pytest
 from native_files import jpeg, picture, write
 
 from benchmarks import children, io, scale
-from benchmarks.child import Child, call
+from benchmarks.child import Child, call, call_within
 from dp4tl_fast.beton import Beton
 
 
@@ -51,6 +51,20 @@ def test_a_child_waits_for_its_turn_and_counts_it():
     child = Child(add, number=40)
     assert [child.work(), child.work()] == [40, 41]
     child.close()
+
+
+def sleep() -> None:
+    """Runs in the child, and starts another."""
+    print("begun", file=sys.stderr, flush=True)
+    subprocess.run([sys.executable, "-c", "import time; time.sleep(1000)"], check=True)
+
+
+def test_a_call_that_takes_too_long_is_killed_and_says_how_far_it_came(capsys):
+    with pytest.raises(RuntimeError, match=r"sleep: (?s:.*)still ran after 1 s"):
+        call_within(1, sleep)
+    capsys.readouterr()
+    assert call_within(60, whole_numbers, below=2) == [0, 1]
+    assert "xxx" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("start", [call, Child])

@@ -1,4 +1,4 @@
-"""Tile sizes of the Triton kernel. ``python -m benchmarks kernels`` measures CANDIDATES on a GPU."""
+"""Tile sizes of the Triton kernel. ``python -m benchmarks gpu_day --stage 2`` measures CANDIDATES."""
 
 from __future__ import annotations
 

@@ -1,27 +1,29 @@
 """Feeding a GPU: images per second that arrive on it as normalised fp16, how busy it is kept, and the share of the copies.
 
-Needs a CUDA GPU. ``native`` and ``ffcv`` decode on the CPU and copy; ``dali`` and torchvision copy JPEGs and decode there
-(nvJPEG). The tests run it on the CPU, so that it stays correct where there is no GPU.
+``native``, ``ffcv`` and ``dali-cpu`` decode on the CPU and copy; ``dali`` and torchvision copy JPEGs and decode there (nvJPEG).
+Backends that are not installed are left out by name.
 """
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from benchmarks.gpu_day.photos import photos
+from benchmarks.gpu_day.setting import Setting
 from benchmarks.harness import Suite, interleave
-from benchmarks.parity import class_folders, converted
 from dp4tl_fast.beton import Beton
+from dp4tl_fast.common.errors import BackendError
 from dp4tl_fast.loaders import BaseLoader, LoaderSpec, backend_class
 from dp4tl_fast.loaders.augment import parameters
 
-BACKENDS = ("native", "ffcv", "dali")
-IMAGES, BATCH, SIZE = 10_000, 256, 224
+# name -> backend, and whether it is asked for batches on the device (DALI then decodes there)
+BACKENDS = {"native": ("native", True), "ffcv": ("ffcv", True), "dali": ("dali", True), "dali-cpu": ("dali", False)}
+PHOTOS, CLASSES = 1_024, 64  # files that every epoch reads several times
 
 
 def repeated(beton: Beton, images: int) -> np.ndarray:
@@ -61,51 +63,79 @@ class Torchvision:
     def close(self) -> None: ...
 
 
-def run(suite: Suite) -> None:
-    if not torch.cuda.is_available():
-        raise SystemExit("suite 'gpu' needs a CUDA GPU that torch can use; there is none here")
-    try:
-        torch.cuda.utilization()
-    except ModuleNotFoundError as error:
-        raise SystemExit(f"suite 'gpu' asks the driver how busy the GPU is: {error}. Run pip install '.[bench-gpu]'") from None
-    with tempfile.TemporaryDirectory() as name:
-        photos = converted(class_folders(suite.require_data() / "imagenet-sample"), Path(name) / "photos.beton")
-        measure(suite, photos, "cuda", IMAGES, BATCH, SIZE)
+def run(suite: Suite, setting: Setting) -> None:
+    found = photos(setting.folder, setting.size(PHOTOS, 12), setting.size(CLASSES, 3))
+    suite.settings["photos"] = {"images": found.num_samples, "mean bytes": int(found.sizes.mean())}
+    measure(suite, found, setting.device, *setting.size((10_000, 256, 224), (24, 8, 32)))
 
 
-def measure(suite: Suite, photos: Beton, device: str, images: int, batch: int, size: int) -> None:
+def open_backends(suite: Suite, beton: Beton, images: int, spec: LoaderSpec) -> dict[str, BaseLoader]:
+    """Those of ``BACKENDS`` that work here; the others are left out, with the reason."""
+    opened = {}
+    for name, (backend, on_device) in BACKENDS.items():
+        own = spec if on_device else replace(spec, device="cpu")
+        try:
+            opened[name] = backend_class(backend)(beton, repeated(beton, images), own)
+        except BackendError as error:
+            if name == "native":
+                raise
+            suite.leave_out(name, error)
+    return opened
+
+
+def measure(suite: Suite, found: Beton, device: str, images: int, batch: int, size: int) -> None:
     """Images per second into a consumer that does nothing; then the device's busy share and the copies' share of the time."""
     spec = LoaderSpec(
         batch_size=batch, size=size, transform="random_resized_crop", flip=True, shuffle=True, dtype="float16", device=device
     )
-    loaders: dict[str, BaseLoader | Torchvision] = {"torchvision": Torchvision(photos, images, spec)}
-    loaders |= {b: backend_class(b)(photos, repeated(photos, images), spec) for b in BACKENDS}
+    loaders: dict[str, BaseLoader | Torchvision] = {"torchvision": Torchvision(found, images, spec)}
+    loaders |= open_backends(suite, found, images, spec)
+    utilisation = _utilisation(suite, device)
     busy: dict[str, list[float]] = {b: [] for b in loaders}
     try:
-        speeds = interleave({b: _epoch(loader, device, busy[b]) for b, loader in loaders.items()})
-        rounds = len(speeds["native"])
-        suite.add("images-on-the-device", speeds, "images/s", ratio_to="dali")
-        if device != "cpu":
-            suite.add("device-busy", {b: values[-rounds:] for b, values in busy.items()}, "%")
+        speeds = interleave({b: _epoch(loader, device, utilisation, busy[b]) for b, loader in loaders.items()})
+        reference = "dali" if "dali" in loaders else "torchvision"
+        rows = suite.add("images-on-the-device", speeds, "images/s", ratio_to=reference)
+        if utilisation is not None:
+            suite.add("device-busy", {b: values[1:] for b, values in busy.items()}, "%")  # without the warm-up
         rate = _copy_rate(device, spec)
-        shares = {b: [100 * speed / rate for speed in speeds[b]] for b in ("native", "ffcv")}
+        suite.add("copy-limit", {"pinned copies alone": [rate]}, "images/s")
+        copying = [b for b in speeds if b in ("native", "ffcv", "dali-cpu")]
+        shares = {b: [100 * speed / rate for speed in speeds[b]] for b in copying}
         suite.add("time-in-copies-of-pixels", shares, "% of the epoch")
+        if "dali" in rows:
+            suite.goal("loaders-native", goal=1.0, measured=rows["native"].ratio or 0.0, unit="x DALI with nvJPEG")
     finally:
         for loader in loaders.values():
             loader.close()
 
 
-def _epoch(loader: BaseLoader | Torchvision, device: str, busy: list[float]) -> Callable[[], float]:
-    """A subject: images per second of one epoch. Notes the mean of the driver's utilisation, sampled at every batch."""
+def _utilisation(suite: Suite, device: str) -> Callable[[], float] | None:
+    """Asks the driver how busy the GPU is, in percent; ``None`` where it cannot be asked."""
+    if device == "cpu":
+        return None
+    try:
+        torch.cuda.utilization(device)
+    except ModuleNotFoundError as error:
+        suite.leave_out("device-busy", f"{error}: install nvidia-ml-py")
+        return None
+    return lambda: torch.cuda.utilization(device)
+
+
+def _epoch(
+    loader: BaseLoader | Torchvision, device: str, utilisation: Callable[[], float] | None, busy: list[float]
+) -> Callable[[], float]:
+    """A subject: images per second of one epoch, on the device. Notes the mean of its utilisation, sampled at every batch."""
 
     def images_per_second() -> float:
         loader.set_epoch(loader.epoch + 1)
         seen, samples = 0, []
         start = time.perf_counter()
-        for _, labels in loader:
+        for images, labels, *_ in loader:
+            images.to(device, non_blocking=True)  # what is there already stays
             seen += len(labels)
-            if device != "cpu":
-                samples.append(torch.cuda.utilization(device))
+            if utilisation is not None:
+                samples.append(utilisation())
         _wait(device)
         busy.append(float(np.mean(samples)) if samples else 0.0)
         return seen / (time.perf_counter() - start)
