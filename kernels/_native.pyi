@@ -261,18 +261,22 @@ def jpeg_make_sequential(data: bytes) -> bytes:
     The same coefficients as a baseline JPEG: pixels are identical. RuntimeError: not a JPEG, or damaged.
     """
 
+def jpeg_checked(payloads: Sequence[bytes], pixels: Sequence[int]) -> list[bytes | str]:
+    """
+    Pass over all of several JPEGs, which takes less time than one by one. Of each: a string that says what is wrong, if libjpeg
+    refuses its headers, or its entropy-coded data are damaged, end early or continue behind the last block. Else the same JPEG
+    with one more segment: an index of places about every `pixels[i]` pixels of a row where the native loader can begin to
+    decode. The very same object if none is wanted (0), if it has such places (an index, restart markers), or if it is no
+    ordinary sequential JPEG.
+    """
+
 def jpeg_add_index(data: bytes, pixels: int = 64) -> bytes:
     """
-    The same JPEG with one more segment: an index of places about every `pixels` pixels of a row where the native loader can
-    begin to decode. The very same object if it has such places (an index, restart markers), or if it is no ordinary sequential
-    JPEG. RuntimeError: it is one, but cannot be decoded in full; see `jpeg_check`.
+    `jpeg_checked` of one, which stays as it is if it is no ordinary sequential JPEG. RuntimeError: what is wrong.
     """
 
 def jpeg_check(data: bytes) -> None:
-    """
-    Pass over all of a JPEG. RuntimeError: libjpeg refuses its headers, or its entropy-coded data are damaged, end early or
-    continue behind the last block.
-    """
+    """`jpeg_checked` of one. RuntimeError: what is wrong."""
 
 def jpeg_end(data: bytes, start: int) -> int:
     """

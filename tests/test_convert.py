@@ -254,6 +254,19 @@ def test_truncated_jpeg(tree: Path, tmp_path: Path) -> None:
     assert sorted(beton.index) == [i for i in range(18) if i != 3], "the others keep their indices"
 
 
+@pytest.mark.parametrize("order", [(1, 3), (3, 1)])
+def test_the_first_bad_image_is_named(tree: Path, tmp_path: Path, order: tuple[int, int]) -> None:
+    """Also where one is found later than the other: when the JPEGs of a chunk are read to their ends."""
+    damaged, text = (tree / "n01" / f"img{i}.JPEG" for i in order)
+    data = damaged.read_bytes()
+    damaged.write_bytes(data[: len(data) // 2] + data[-2:])
+    text.write_bytes(b"text")
+    with pytest.raises(SourceError, match=r"img1\.JPEG"):
+        convert(str(tree), str(tmp_path / "o.beton"))
+    result = convert(str(tree), str(tmp_path / "o.beton"), on_error="skip")
+    assert (result["skipped"], result["samples"]) == (2, 16)
+
+
 @pytest.mark.parametrize(
     "flags",
     [

@@ -62,6 +62,31 @@ def test_a_damaged_jpeg_gets_no_index() -> None:
             _native.jpeg_add_index(data)
 
 
+def test_several_at_once_are_what_each_is_alone() -> None:
+    whole = [jpeg(picture(side, 2 * side), quality=50 + side, **kind) for side in (8, 33, 47) for kind in KINDS.values()]
+    several = [data for i, jpg in enumerate(whole) for data in (jpg, jpg[: -7 - i], jpg[: -7 - i] + jpg[-2:])]
+    pixels = [(0, 8, 64)[i % 5 % 3] for i in range(len(several))]
+    got = _native.jpeg_checked(several, pixels)
+    assert got == [_native.jpeg_checked([data], [n])[0] for data, n in zip(several, pixels, strict=True)]
+    assert [isinstance(result, str) for result in got] == [False, True, True] * len(whole), "damage has no neighbours"
+    same = [result is data for result, data in zip(got[::3], several[::3], strict=True)]
+    unusual = [kind in ("cmyk", "progressive", "restarts") for kind in KINDS] * 3
+    assert same == [odd or not n for odd, n in zip(unusual, pixels[::3], strict=True)]
+
+
+def entries(data: bytes) -> bytes:
+    at = data.index(b"DP4TL\0")
+    return data[at + 18 : at - 2 + int.from_bytes(data[at - 2 : at], "big")]
+
+
+def test_fill_bytes_are_no_part_of_the_image() -> None:
+    """FF may be repeated before a marker: the entries, the last ones too, are those of the JPEG without."""
+    whole = jpeg(np.full((64, 64, 3), 99, np.uint8))
+    filled = whole[:-2] + b"\xff\xff" + whole[-2:]
+    want, got = (entries(_native.jpeg_add_index(data, 8)) for data in (whole, filled))
+    assert got == want and len(want) == 8 * 15
+
+
 def test_cmyk_without_an_adobe_marker_is_what_pillow_makes_of_it(tmp_path: Path) -> None:
     """Pillow takes every CMYK JPEG for Adobe's, whose values are inverted."""
     marked = jpeg(picture(40, 40), mode="CMYK", quality=95)

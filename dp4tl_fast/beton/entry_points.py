@@ -1,7 +1,9 @@
 """Entry points: an index segment in a JPEG, from which the native loader decodes only what a crop needs. Other decoders pass
-over it; the image's own bytes stay as they are. The segment's layout: ``kernels/csrc/core/jpeg/jpeg_index.h``."""
+over it; the image's own bytes stay as they are. The segment's layout: ``kernels/csrc/core/jpeg/index.h``."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from dp4tl_fast.common.checks import require_one_of
 
@@ -30,6 +32,22 @@ def add_entry_points(payload: bytes, width: int, height: int) -> bytes:
     from dp4tl_fast.kernels._native import jpeg_add_index
 
     return jpeg_add_index(payload, ENTRY_POINT_DISTANCE)
+
+
+def checked(payloads: Sequence[bytes], areas: Sequence[int]) -> list[bytes | str]:
+    """Read all of several JPEGs, which takes less time than one by one.
+
+    Args:
+        payloads: The JPEGs.
+        areas: Of each, its pixels if it shall have entry points, or 0.
+
+    Returns:
+        Of each: a string that says why it cannot be decoded in full; else the JPEG with entry points, or the very same
+        object where none are wanted, it is too small, has some, or is no ordinary one.
+    """
+    from dp4tl_fast.kernels._native import jpeg_checked
+
+    return jpeg_checked(payloads, [ENTRY_POINT_DISTANCE if area >= ENTRY_POINT_PIXELS else 0 for area in areas])
 
 
 def check(payload: bytes) -> None:

@@ -15,12 +15,13 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from dp4tl_fast.beton import format as fmt
 from dp4tl_fast.beton import jpeg
-from dp4tl_fast.beton.entry_points import add_entry_points, check
+from dp4tl_fast.beton.entry_points import checked
 from dp4tl_fast.common.checks import require, require_one_of
 from dp4tl_fast.common.errors import SourceError
 from dp4tl_fast.common.pictures import MAX_PIXELS
@@ -103,23 +104,43 @@ def make_record(data: bytes, rule: ImageRule, index: int) -> Record:
     Raises:
         SourceError: The bytes are no image, or a damaged one. The message does not know the file's name.
     """
-    record = _without_index(data, rule, index)
-    if record.mode != fmt.MODE_JPEG:
-        return record
-    payload = record.payload
-    try:
-        if rule.entry_points:
-            payload = add_entry_points(payload, record.width, record.height)
-        if payload is record.payload:  # else all of it was read
-            check(payload)
-    except RuntimeError as error:  # found only by reading all of it: Pillow decides whether it can be used
-        return _decoded(data, rule, "keep", f"damaged JPEG ({error})")
-    if payload is record.payload:
-        return record
-    return record._replace(payload=payload, note="; ".join(filter(None, (record.note, "entry points added"))))
+    (record,) = check_records([draft_record(data, rule, index)], rule)
+    if isinstance(record, SourceError):
+        raise record
+    return record
 
 
-def _without_index(data: bytes, rule: ImageRule, index: int) -> Record:
+class Draft(NamedTuple):
+    """What would be stored of an image, if it can be decoded; and the file's bytes, for when it cannot."""
+
+    record: Record
+    data: bytes
+
+
+def check_records(drafts: Sequence[Draft], rule: ImageRule) -> list[Record | SourceError]:
+    """The records of several images, together: each JPEG is read to its end, and gets its entry points."""
+    records: list[Record | SourceError] = [draft.record for draft in drafts]
+    at = [k for k, draft in enumerate(drafts) if draft.record.mode == fmt.MODE_JPEG]
+    jpegs = [drafts[k].record for k in at]
+    areas = [record.width * record.height if rule.entry_points else 0 for record in jpegs]
+    for k, record, payload in zip(at, jpegs, checked([record.payload for record in jpegs], areas), strict=True):
+        if isinstance(payload, str):  # found only by reading all of it: Pillow decides whether it can be used
+            try:
+                records[k] = _decoded(drafts[k].data, rule, "keep", f"damaged JPEG ({payload})")
+            except SourceError as error:
+                records[k] = error
+        elif payload is not record.payload:
+            note = "; ".join(filter(None, (record.note, "entry points added")))
+            records[k] = record._replace(payload=payload, note=note)
+    return records
+
+
+def draft_record(data: bytes, rule: ImageRule, index: int) -> Draft:
+    """The first part of ``make_record``, which takes the same and raises the same: all but reading JPEGs to their ends."""
+    return Draft(_unchecked(data, rule, index), data)
+
+
+def _unchecked(data: bytes, rule: ImageRule, index: int) -> Record:
     mode = rule.write_mode
     if mode == "proportion":
         mode = "keep" if _random_share(rule.seed, index) < rule.jpeg_share else "raw"

@@ -15,7 +15,7 @@ import numpy as np
 from dp4tl_fast.common.content import UNFINISHED
 from dp4tl_fast.common.errors import SourceError
 from dp4tl_fast.common.ordered import chunk_bounds, ordered_map
-from dp4tl_fast.conversion.images import ImageRule, Record, make_record
+from dp4tl_fast.conversion.images import Draft, ImageRule, Record, check_records, draft_record
 from dp4tl_fast.sources.base import Source
 
 CHUNK_BYTES, CHUNK_RECORDS = 8 << 20, 512  # of source files; a chunk is one job of a worker
@@ -57,16 +57,28 @@ def converted(source: Source, order: np.ndarray, rule: ImageRule, *, workers: in
 
 
 def convert_chunk(source: Source, positions: np.ndarray, rule: ImageRule, skip: bool) -> Chunk:
-    """What a worker does: read and convert these samples."""
+    """What a worker does: read and convert these samples. Their JPEGs are checked together, which takes less time."""
+    drafts: list[Draft] = []
+    made: list[int | Exception] = []  # of each position: its place among the drafts, or what is wrong
+    for i in positions.tolist():
+        try:
+            draft = draft_record(source.read(i), rule, i)
+        except (SourceError, OSError) as error:
+            made.append(error)
+            if skip:
+                continue
+            break  # unless one before it is wrong, too
+        made.append(len(drafts))
+        drafts.append(draft)
+    checked = check_records(drafts, rule)
     index: list[int] = []
     records: list[Record] = []
     notes: list[tuple[int, int, str]] = []
-    for i in positions.tolist():
-        try:
-            record = make_record(source.read(i), rule, i)
-        except (SourceError, OSError) as error:
+    for i, place in zip(positions.tolist(), made, strict=False):
+        record = checked[place] if isinstance(place, int) else place
+        if isinstance(record, Exception):
             name = source.name(i)
-            why = f"it is an unfinished download: {error}" if name.lower().endswith(UNFINISHED) else str(error)
+            why = f"it is an unfinished download: {record}" if name.lower().endswith(UNFINISHED) else str(record)
             if not skip:
                 raise SourceError(f"{name}: {why}. Repair or remove it, or give `on_error=skip`") from None
             notes.append((i, -1, why))

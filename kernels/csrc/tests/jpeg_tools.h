@@ -14,6 +14,7 @@
 #include "core/jpeg/index.h"
 #include "core/jpeg/shrink.h"
 #include "core/jpeg/transcode.h"
+#include "tests/jpegs.h"
 
 namespace dp4tl::test {
 
@@ -39,7 +40,7 @@ struct JpegCase {
 
 class JpegTools {
  public:
-  explicit JpegTools(const Kernels& kernels) : checker_(kernels), crop_(kernels), indexer_(kernels), shrinker_(kernels) {}
+  explicit JpegTools(const Kernels& kernels) : checker_(kernels), crop_(kernels), shrinker_(kernels) {}
 
   // Samples, bytes or message of each tool, one after the other.
   std::string outcome(const JpegCase& given) {
@@ -49,7 +50,10 @@ class JpegTools {
     Rect r{given.crop[0] * width / 256, given.crop[1] * height / 256, 0, 0};
     r.width = 1 + given.crop[2] * (width - r.x - 1) / 255;
     r.height = 1 + given.crop[3] * (height - r.y - 1) / 255;
-    std::string all = checker_.run(jpeg.data(), jpeg.size(), false) + checker_.run(jpeg.data(), jpeg.size(), true);
+    std::vector<IndexTask> tasks{task_of(jpeg, 0), task_of(jpeg, 8 + given.crop[0] % 64)};
+    const std::vector<std::string> why = checker_.run(tasks);
+    const IndexTask& task = tasks[1];
+    std::string all = why[0] + why[1];
     const int scale = 1 << (given.crop[1] & 3);
     for (const int shrink : {1, scale}) {
       Pixels pixels;
@@ -60,11 +64,9 @@ class JpegTools {
     all += message_or([&] {
       return shrinker_.run(jpeg.data(), jpeg.size(), {width, height}, {(width + 1) / 2, (height + 2) / 3}, 85);
     });
-    const JpegIndexer::Result result = indexer_.run(jpeg.data(), jpeg.size(), 8 + given.crop[0] % 64);
-    all += std::to_string(static_cast<int>(result));
-    if (result == JpegIndexer::Result::kIndexed) {  // then the index is a right one
-      std::vector<uint8_t> indexed(jpeg.size() + indexer_.added_bytes());
-      indexer_.write(jpeg.data(), jpeg.size(), indexed.data());
+    all += std::to_string(static_cast<int>(task.result));
+    if (task.result == IndexTask::Result::kIndexed) {  // then the index is a right one
+      const std::vector<uint8_t> indexed = insert_index(task);
       Pixels plain, again;
       const bool before = crop_.decode(jpeg.data(), jpeg.size(), width, height, r, plain);
       const std::string kept = before ? samples(plain, r) : "";
@@ -104,7 +106,6 @@ class JpegTools {
   JpegChecker checker_;
   CropDecoder crop_;
   TurboDecoder turbo_;
-  JpegIndexer indexer_;
   JpegShrinker shrinker_;
 };
 

@@ -72,10 +72,22 @@ inline std::vector<uint8_t> encode(const JpegOptions& o, unsigned seed) {
   return bytes;
 }
 
-// The JPEG with the indexer's segment.
-inline std::vector<uint8_t> insert_index(const JpegIndexer& indexer, const std::vector<uint8_t>& jpeg) {
-  std::vector<uint8_t> whole(jpeg.size() + indexer.added_bytes());
-  indexer.write(jpeg.data(), jpeg.size(), whole.data());
+inline IndexTask task_of(const std::vector<uint8_t>& jpeg, int pixels) {
+  IndexTask task{};
+  task.data = jpeg.data(), task.size = jpeg.size(), task.pixels = pixels;
+  return task;
+}
+
+inline IndexTask indexed_alone(JpegIndexer& indexer, const std::vector<uint8_t>& jpeg, int pixels) {
+  std::vector<IndexTask> tasks{task_of(jpeg, pixels)};
+  indexer.run(tasks);
+  return tasks[0];
+}
+
+// The JPEG with the index.
+inline std::vector<uint8_t> insert_index(const IndexTask& task) {
+  std::vector<uint8_t> whole(task.size + task.segment.size());
+  task.write(whole.data());
   return whole;
 }
 

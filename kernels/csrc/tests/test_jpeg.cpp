@@ -51,9 +51,9 @@ void check_crops(const Kernels& kernels, const std::vector<uint8_t>& jpeg, const
 // The JPEG with an index, or as it is if it needs none.
 std::vector<uint8_t> with_index(const Kernels& kernels, const std::vector<uint8_t>& jpeg, int pixels) {
   JpegIndexer indexer(kernels);
-  const JpegIndexer::Result result = indexer.run(jpeg.data(), jpeg.size(), pixels);
-  CHECK(result == JpegIndexer::Result::kIndexed || result == JpegIndexer::Result::kPlain, "refused");
-  return result == JpegIndexer::Result::kPlain ? jpeg : insert_index(indexer, jpeg);
+  const IndexTask task = indexed_alone(indexer, jpeg, pixels);
+  CHECK(task.result != IndexTask::Result::kDamaged, "refused");
+  return task.result == IndexTask::Result::kIndexed ? insert_index(task) : jpeg;
 }
 
 std::vector<JpegOptions> ordinary() {
@@ -221,19 +221,23 @@ void narrow_crops() {
 // What is whole passes the check, of every kind; what is cut or lacks a table does not, also right after one that has it.
 void checked(const Kernels& kernels) {
   JpegChecker checker(kernels);
+  const auto why_not = [&](const std::vector<uint8_t>& jpeg) {
+    std::vector<IndexTask> tasks{task_of(jpeg, 0)};
+    return checker.run(tasks)[0];
+  };
   unsigned seed = 200;
   for (JpegOptions o : ordinary()) {
     o.progressive = ++seed % 5 == 0;
     std::vector<uint8_t> jpeg = encode(o, seed);
-    const std::string why = checker.run(jpeg.data(), jpeg.size(), false);
+    const std::string why = why_not(jpeg);
     CHECK(why.empty(), "%d x %d, restarts %d: %s", o.width, o.height, o.restart_interval, why.c_str());
     std::vector<uint8_t> cut(jpeg.begin(), jpeg.end() - 5);
     cut.insert(cut.end(), {0xFF, 0xD9});
-    if (o.width > 8) CHECK(!checker.run(cut.data(), cut.size(), false).empty(), "%d x %d, cut", o.width, o.height);
+    if (o.width > 8) CHECK(!why_not(cut).empty(), "%d x %d, cut", o.width, o.height);
     size_t at = 2;
     while (jpeg[at + 1] != 0xDB) at += 2 + static_cast<size_t>(jpeg[at + 2] << 8 | jpeg[at + 3]);
     jpeg[at + 1] = 0xFE;  // its quantisation table is a comment now
-    CHECK(!checker.run(jpeg.data(), jpeg.size(), false).empty(), "%d x %d, without a table", o.width, o.height);
+    CHECK(!why_not(jpeg).empty(), "%d x %d, without a table", o.width, o.height);
   }
 }
 
@@ -259,7 +263,8 @@ void damaged(const Kernels& kernels) {
     Pixels pixels;
     const Rect r{static_cast<int>(random() % 40), static_cast<int>(random() % 30), 25, 15};
     (decoder.decode(exact.data(), exact.size(), o.width, o.height, r, pixels, 1 << round % 4) ? decoded : refused) += 1;
-    JpegIndexer(kernels).run(exact.data(), exact.size(), 16);
+    std::vector<IndexTask> tasks{task_of(exact, 16)};
+    JpegIndexer(kernels).run(tasks);
     try {
       turbo.decode(exact.data(), exact.size(), o.width, o.height, r);
     } catch (const Error&) {

@@ -30,8 +30,8 @@ struct Kernels {
   void (*store_band)(const int16_t* r, const int16_t* g, const int16_t* b, const Output& out, int rows, void* to);
   // Decode the wanted MCUs, from the nearest entry before them. False if the data are damaged.
   bool (*decode_scan)(const Scan& scan);
-  // Where every `interval`-th of the MCUs begins, in a scan without restart markers. False if the data are damaged.
-  bool (*index_scan)(const Scan& scan, int mcus, ScanEntry* to);
+  // Advance kWalkLanes walks until one comes to what a look-up does not settle (walk.h). Returns its number.
+  int (*walk_scans)(WalkState* lanes);
 };
 
 // `isa` must be supported by this processor.

@@ -1,7 +1,5 @@
 #include "core/jpeg/check.h"
 
-#include <vector>
-
 #include "core/jpeg/header.h"
 #include "core/jpeg/libjpeg.h"
 
@@ -36,20 +34,26 @@ void read_all(State& s) {
   jpeg_finish_decompress(&s.info);
 }
 
-}  // namespace
-
-std::string JpegChecker::run(const uint8_t* data, size_t size, bool scanned) {
+// Those that only libjpeg knows are read to their end by it.
+std::string why_not(const IndexTask& task) {
   State s;
-  if (!s.errors.run([&] { read_header(s, data, size); })) return s.errors.why();
-  if (scanned) return {};
-  switch (indexer_.check(data, size)) {
-    case JpegIndexer::Result::kDamaged: return "its entropy-coded data are damaged";
-    case JpegIndexer::Result::kPlain: return {};
-    default: break;  // only libjpeg can tell
-  }
-  if (is_implausible(s.info.image_width, s.info.image_height, size)) return "it claims more pixels than its bytes can hold";
+  if (!s.errors.run([&] { read_header(s, task.data, task.size); })) return s.errors.why();
+  if (task.result == IndexTask::Result::kDamaged) return "its entropy-coded data are damaged";
+  if (task.result != IndexTask::Result::kUnusual) return {};
+  if (is_implausible(s.info.image_width, s.info.image_height, task.size)) return "it claims more pixels than its bytes can hold";
   if (!s.errors.run([&] { read_all(s); })) return s.errors.why();
   return s.info.err->num_warnings ? std::string("its entropy-coded data are damaged: ") + s.errors.warning() : std::string();
+}
+
+}  // namespace
+
+std::vector<std::string> JpegChecker::run(std::vector<IndexTask>& tasks, bool all) {
+  indexer_.run(tasks);
+  std::vector<std::string> why(tasks.size());
+  for (size_t i = 0; i < tasks.size(); ++i) {
+    if (all || tasks[i].result != IndexTask::Result::kUnusual) why[i] = why_not(tasks[i]);
+  }
+  return why;
 }
 
 }  // namespace dp4tl

@@ -1,9 +1,8 @@
 // Whether a JPEG can be decoded in full, so that what is stored is known to be readable. Makes no pixels.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
 #include <string>
+#include <vector>
 
 #include "core/isa/kernels.h"
 #include "core/jpeg/index.h"
@@ -15,9 +14,9 @@ class JpegChecker {
  public:
   explicit JpegChecker(const Kernels& kernels) : indexer_(kernels) {}
 
-  // Empty if libjpeg takes the headers and all entropy-coded data are in order; else what is wrong. `scanned`: the caller has
-  // passed over the entropy-coded data already, and only the headers are left to check.
-  std::string run(const uint8_t* data, size_t size, bool scanned);
+  // For each JPEG: empty if libjpeg takes the headers and all entropy-coded data are in order; else what is wrong. Those that ask for
+  // an index get one, where they can. `all` false: what is unusual is not checked.
+  std::vector<std::string> run(std::vector<IndexTask>& tasks, bool all = true);
 
  private:
   JpegIndexer indexer_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 namespace dp4tl {
 namespace {
@@ -60,44 +61,13 @@ int read_index(const JpegHeader& h, const uint8_t* data, size_t size, int last, 
   return interval;
 }
 
-bool JpegIndexer::walk(const JpegHeader& h, const uint8_t* data, size_t size, int interval) {
-  Scan scan{};
-  scan.data = data + h.scan;
-  scan.end = data + size - 2;
-  scan.interval = interval;
-  scan.components = h.components;
-  for (int i = 0; i < h.components; ++i) {
-    const auto& c = h.component[i];
-    scan.component[i] = {tables_.get(h.dc[c.dc], HuffmanCache::Kind::kDc), tables_.get(h.ac[c.ac], HuffmanCache::Kind::kAcWithSkip),
-                         nullptr, c.h, c.v, 8, nullptr, 0};
-    if (!scan.component[i].dc || !scan.component[i].ac) return false;
-  }
-  entries_.resize(static_cast<size_t>(entries_in(h, interval)) + 1);
-  return kernels_.index_scan(scan, h.mcus_per_row() * h.mcu_rows(), entries_.data());
-}
+namespace {
 
-JpegIndexer::Result JpegIndexer::check(const uint8_t* data, size_t size) {
-  JpegHeader h;
-  if (size > UINT32_MAX || size < 2 || !parse_jpeg(data, size, h) || h.restart_interval > 0) return Result::kUnusual;
-  if (data[size - 2] != 0xFF || data[size - 1] != 0xD9) return Result::kDamaged;
-  return walk(h, data, size, h.mcus_per_row() * h.mcu_rows()) ? Result::kPlain : Result::kDamaged;
-}
-
-JpegIndexer::Result JpegIndexer::run(const uint8_t* data, size_t size, int pixels) {
-  JpegHeader h;
-  if (size > UINT32_MAX || size < 2 || !parse_jpeg(data, size, h)) return Result::kUnusual;
-  if (data[size - 2] != 0xFF || data[size - 1] != 0xD9) return Result::kDamaged;
-  int interval = std::max(1, pixels / h.mcu_width());
-  while (kFixed + static_cast<size_t>(entries_in(h, interval)) * entry_bytes(h) > kMaxPayload) interval *= 2;
-  if (h.restart_interval > 0 || h.index || interval > 65535) return Result::kPlain;
-
-  if (!walk(h, data, size, interval)) return Result::kDamaged;
-  const int n = entries_in(h, interval);
-
-  at_ = h.scan - (8 + 2 * static_cast<size_t>(h.components));  // where the scan's own segment begins
-  const size_t payload = kFixed + static_cast<size_t>(n) * entry_bytes(h);
-  std::string& out = segment_;
-  out = "\xFF\xEF";
+// The segment, or empty if an entry is too far from the one before.
+std::string segment_of(const JpegHeader& h, const uint8_t* data, size_t size, int interval, const std::vector<ScanEntry>& entries) {
+  const size_t payload = kFixed + (entries.size() - 1) * entry_bytes(h);
+  std::string out = "\xFF\xEF";
+  out.reserve(4 + payload);
   put16(out, static_cast<uint32_t>(payload + 2));
   out.append("DP4TL\0", 6);
   out += {static_cast<char>(kVersion), static_cast<char>(h.components)};
@@ -105,21 +75,66 @@ JpegIndexer::Result JpegIndexer::run(const uint8_t* data, size_t size, int pixel
   put32(out, static_cast<uint32_t>(size - h.scan));
   put32(out, check_of(data + h.scan, size - h.scan));
   uint64_t before = 0;
-  for (int i = 1; i <= n; ++i) {
-    const ScanEntry& entry = entries_[static_cast<size_t>(i)];
-    const uint64_t bits = uint64_t{entry.start} * 8 + entry.skip_bits;
-    if (bits - before > 65535) return Result::kPlain;
+  for (size_t i = 1; i < entries.size(); ++i) {
+    const uint64_t bits = uint64_t{entries[i].start} * 8 + entries[i].skip_bits;
+    if (bits - before > 65535) return {};
     put16(out, static_cast<uint32_t>(bits - before));
-    for (int c = 0; c < h.components; ++c) put16(out, static_cast<uint16_t>(entry.dc[c]));
+    for (int c = 0; c < h.components; ++c) put16(out, static_cast<uint16_t>(entries[i].dc[c]));
     before = bits;
   }
-  return Result::kIndexed;
+  return out;
 }
 
-void JpegIndexer::write(const uint8_t* data, size_t size, uint8_t* to) const {
-  std::memcpy(to, data, at_);
-  std::memcpy(to + at_, segment_.data(), segment_.size());
-  std::memcpy(to + at_ + segment_.size(), data + at_, size - at_);
+// The MCUs from one entry to the next, or 0 for no index.
+int interval_of(const JpegHeader& h, int pixels) {
+  if (pixels <= 0 || h.index) return 0;
+  int interval = std::max(1, pixels / h.mcu_width());
+  while (kFixed + static_cast<size_t>(entries_in(h, interval)) * entry_bytes(h) > kMaxPayload) interval *= 2;
+  return interval > 65535 ? 0 : interval;
+}
+
+}  // namespace
+
+void JpegIndexer::run(std::vector<IndexTask>& tasks) {
+  struct Walked {
+    IndexTask* task;
+    JpegHeader header;
+    int interval;
+  };
+  std::vector<Walked> walked;
+  std::vector<ScanWalk> walks;
+  for (IndexTask& task : tasks) {
+    const auto [data, size] = std::pair{task.data, task.size};
+    JpegHeader h;
+    task.result = IndexTask::Result::kUnusual;
+    if (size > UINT32_MAX || size < 2 || !parse_jpeg(data, size, h) || h.restart_interval > 0) continue;
+    task.result = IndexTask::Result::kDamaged;
+    if (data[size - 2] != 0xFF || data[size - 1] != 0xD9) continue;
+    const int interval = interval_of(h, task.pixels), mcus = h.mcus_per_row() * h.mcu_rows();
+    ScanWalk walk{data + h.scan, data + size - 2, mcus, interval ? interval : mcus, h.components, {}, {}, false};
+    for (int i = 0; i < h.components; ++i) {
+      const auto& c = h.component[i];
+      walk.component[i] = {h.dc[c.dc], h.ac[c.ac], c.h * c.v};
+    }
+    walked.push_back({&task, h, interval});
+    walks.push_back(std::move(walk));
+  }
+  walker_.run(walks);
+  for (size_t i = 0; i < walks.size(); ++i) {
+    auto& [task, h, interval] = walked[i];
+    if (!walks[i].good) continue;
+    task->result = IndexTask::Result::kPlain;
+    if (!interval) continue;
+    task->segment = segment_of(h, task->data, task->size, interval, walks[i].entries);
+    task->at = h.scan - (8 + 2 * static_cast<size_t>(h.components));  // where the scan's own segment begins
+    if (!task->segment.empty()) task->result = IndexTask::Result::kIndexed;
+  }
+}
+
+void IndexTask::write(uint8_t* to) const {
+  std::memcpy(to, data, at);
+  std::memcpy(to + at, segment.data(), segment.size());
+  std::memcpy(to + at + segment.size(), data + at, size - at);
 }
 
 }  // namespace dp4tl

@@ -15,42 +15,40 @@
 
 #include "core/isa/kernels.h"
 #include "core/jpeg/header.h"
-#include "core/jpeg/tables.h"
+#include "core/jpeg/walk.h"
 
 namespace dp4tl {
 
 // The entries up to that of MCU `last`. Returns the interval in MCUs, or 0 if there is no index or it does not belong to these data.
 int read_index(const JpegHeader& header, const uint8_t* data, size_t size, int last, std::vector<ScanEntry>& entries);
 
-// For one thread; reuses its tables from image to image.
-class JpegIndexer {
- public:
-  explicit JpegIndexer(const Kernels& kernels) : kernels_(kernels) {}
-
+// A JPEG to be checked or indexed, and what came of it.
+struct IndexTask {
   enum class Result {
     kIndexed,
-    kPlain,    // needs no index (it has restart markers, or one already), or has no room for one; in order, where it was checked
-    kUnusual,  // not a JPEG that parse_jpeg takes
+    kPlain,    // in order; no index is wanted, or it has one already, or has no room for one
+    kUnusual,  // not looked at: not a JPEG that parse_jpeg takes, or one with restart markers, which needs no index
     kDamaged,
   };
-  // Makes the segment, with an entry about every `pixels` pixels of a row. Reads all entropy-coded data, so that it finds damage.
-  Result run(const uint8_t* data, size_t size, int pixels);
-  // Passes over all entropy-coded data. kPlain: they are in order; kUnusual: it is no JPEG that parse_jpeg takes, or one with
-  // restart markers.
-  Result check(const uint8_t* data, size_t size);
-  // After kIndexed: writes the same JPEG with the segment in its place, `added_bytes` longer than it was.
-  void write(const uint8_t* data, size_t size, uint8_t* to) const;
-  size_t added_bytes() const { return segment_.size(); }
+  const uint8_t* data;
+  size_t size;
+  int pixels;  // an entry about every so many pixels of a row; 0: check it only
+  Result result = Result::kUnusual;
+  std::string segment;  // of the index
+  size_t at = 0;        // its place in the JPEG
+
+  // After kIndexed: writes the same JPEG with the segment in its place, longer by the segment.
+  void write(uint8_t* to) const;
+};
+
+// For one thread; reuses its tables from image to image. Passes over all entropy-coded data, so that it finds damage.
+class JpegIndexer {
+ public:
+  explicit JpegIndexer(const Kernels& kernels) : walker_(kernels) {}
+  void run(std::vector<IndexTask>& tasks);  // several take less time than one by one
 
  private:
-  // Fills entries_ with one entry per `interval` MCUs. False if the data are damaged.
-  bool walk(const JpegHeader& header, const uint8_t* data, size_t size, int interval);
-
-  const Kernels& kernels_;
-  HuffmanCache tables_;
-  std::vector<ScanEntry> entries_;
-  std::string segment_;
-  size_t at_ = 0;  // its place in the JPEG
+  ScanWalker walker_;
 };
 
 }  // namespace dp4tl

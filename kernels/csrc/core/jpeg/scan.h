@@ -74,4 +74,35 @@ struct Scan {
   ScanComponent component[3];
 };
 
+// -- walks: passing over scans without decoding them (walk.h) --------------------------------------------------------------
+
+constexpr int kWalkLanes = 2;    // scans that are passed over in turn
+constexpr int kWalkBits = 11;    // looked up at once
+constexpr int kWalkMost = 18;    // bits that an entry may consume: three of them per refill
+constexpr int kWalkBlocks = 48;  // in a segment, at most
+constexpr int kWalkSteps = 2 * kWalkBlocks;  // a block's DC, then its AC coefficients
+
+// Entries: bits consumed | coefficients passed << 6 | kWalkEnds at the end of a step; kWalkUnsettled if not even one symbol is complete.
+// (With a DC difference, whose step ends in any case, the second is its number of value bits.)
+// A lane subtracts them from: bits in the buffer | coefficients that may still come << 6. It sets kWalkUnsettled by borrowing, if
+// more coefficients come than may.
+constexpr uint32_t kWalkUnsettled = 1 << 13, kWalkEnds = 1 << 14;
+constexpr uint32_t kWalkLeft = 62 << 6;  // at a block's first AC coefficient: one fewer than may come
+
+struct WalkTables {
+  uint16_t several[1 << kWalkBits];  // as many symbols as fit
+  uint16_t single[1 << kWalkBits];   // the first symbol alone; 0: it ends the step, or is not complete
+};
+
+// A lane: where it is, and what it does next.
+struct WalkState {
+  const uint8_t* p;             // next byte; FF 00 has become FF
+  uint64_t buffer;              // left-aligned
+  uint32_t left;                // bits in the buffer | coefficients << 6
+  const WalkTables* table;      // of this step
+  uint64_t step;
+  const WalkTables* tables[kWalkSteps + 1];  // of each step; behind the last, one that settles nothing
+  uint64_t buffers[kWalkSteps + 1];          // at the last look-up of each step: a DC difference is its only one
+};
+
 }  // namespace dp4tl
