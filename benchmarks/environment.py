@@ -8,7 +8,10 @@ from typing import Any
 
 from dp4tl_fast.common import machine
 
-PEERS = ("faiss-cpu", "fastkmeans", "flash-kmeans", "spdl")
+PEERS = (
+    "faiss-cpu", "fastkmeans", "flash-kmeans", "flashlib", "spdl", "turboloader", "tensorflow", "tensorflow-cpu", "litdata",
+    "mosaicml-streaming", "scikit-learn-intelex",
+)  # fmt: skip
 
 
 def environment() -> dict[str, Any]:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks import kernels_forced
 from benchmarks.harness import Suite, interleave, percentile, ratio, timed
 from benchmarks.kernel_checks import check_kernels
 from dp4tl_fast.kernels import kmeans, label_counts, linear_label_counts, nearest_centroid
@@ -36,6 +38,7 @@ def run(suite: Suite) -> None:
     _nearest_centroid(suite)
     _linear_label_counts(suite)
     _kmeans(suite)
+    kernels_forced.run(suite)
 
 
 def best_peer(samples: dict[str, list[float]], peers: list[str], unit: str = "s") -> float:
@@ -97,12 +100,15 @@ def _nearest_centroid(suite: Suite) -> None:
     case = f"nearest_centroid-cpu-{ROWS}x{CLASSES}x{DEPTH}"
     samples = _interleave(subjects, rounds=ROUNDS)
     suite.add(case, samples, "s", ratio_to="faiss")
+    if (neighbours := _intelex(suite, "neighbors")) is not None:
+        fitted = neighbours.NearestNeighbors(n_neighbors=1, algorithm="brute").fit(centroids.numpy())
+        slow["scikit-learn-intelex"] = lambda: fitted.kneighbors(features.numpy(), return_distance=False)
     others = _interleave(slow, rounds=5)
     suite.add(f"{case}-slow-peers", others, "s", ratio_to="scikit-learn")
     work = 2 * ROWS * CLASSES * DEPTH / 1e9
     suite.add(f"{case}-rate", {name: [work / t for t in times] for name, times in samples.items()}, "GFLOP/s")
     measured = min(
-        best_peer(samples, ["faiss", "torch addmm+argmin"]), best_peer(others, ["scikit-learn", "torch cdist+argmin"])
+        best_peer(samples, ["faiss", "torch addmm+argmin"]), best_peer(others, [name for name in slow if name != OURS])
     )
     suite.goal("nearest_centroid-cpu", goal=1.0, measured=measured, unit="x best peer")
     measured = ratio(samples[f"{OURS} bf16"], samples["faiss"], "s")
@@ -168,6 +174,10 @@ def _kmeans(suite: Suite, rows: int = 30_000, depth: int = 128, k: int = 256) ->
         "fastkmeans": fastkmeans_fit,
         OURS: lambda seed: kmeans(features, k, seed).centroids,
     }
+    if (cluster := _intelex(suite, "cluster")) is not None:
+        fits["scikit-learn-intelex"] = lambda seed: torch.from_numpy(
+            cluster.KMeans(k, n_init=1, random_state=seed).fit(data).cluster_centers_
+        )
     samples = _interleave({name: judged(name, fit) for name, fit in fits.items()}, rounds=5)
     case = f"kmeans-cpu-{rows}x{k}x{depth}"
     suite.add(case, samples, "s", ratio_to="faiss")
@@ -180,6 +190,15 @@ def _kmeans(suite: Suite, rows: int = 30_000, depth: int = 128, k: int = 256) ->
     beaten = [quality[OURS] <= WORSE_INERTIA * quality[peer] for peer in peers]
     measured = best_peer(samples, peers) if all(beaten) else 0.0
     suite.goal("kmeans-cpu", goal=1.0, measured=measured, unit="x best peer at equal inertia")
+
+
+def _intelex(suite: Suite, module: str) -> Any:
+    """A module of scikit-learn-intelex; ``None`` where it is not installed."""
+    try:
+        return importlib.import_module(f"sklearnex.{module}")
+    except ImportError as error:
+        suite.leave_out("scikit-learn-intelex", error)
+        return None
 
 
 def _mean_distance(features: torch.Tensor, centroids: torch.Tensor) -> float:

@@ -10,47 +10,20 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.child import call
 from benchmarks.children import first_batch, open_file
 from benchmarks.harness import Suite, interleave
 from benchmarks.loaders import Images, write_with_ffcv
-from dp4tl_fast.beton import Beton
-from dp4tl_fast.beton import format as fmt
+from benchmarks.many_records import many_records
 
-RECORDS = 1_280_000  # as many as ImageNet has
-
-def many_records(source: Path, target: Path) -> None:
-    """RECORDS rows that share the payloads of ``source``."""
-    beton = Beton(source)
-    rows = np.resize(beton.metadata, RECORDS)
-    table_start = 24 + fmt.FIELD.itemsize * len(beton.fields)
-    data_start = fmt.round_up(table_start + rows.nbytes, beton.page_size)
-    first = int(beton.images["data_ptr"].min())
-    payload = np.fromfile(source, np.uint8)[first : int((beton.images["data_ptr"] + beton.sizes.astype(np.uint64)).max())]
-    rows["f0"]["data_ptr"] += np.uint64(data_start) - np.uint64(first)
-    end = fmt.round_up(data_start + len(payload), beton.page_size)
-    allocations = np.zeros(RECORDS, fmt.ALLOCATION)
-    allocations["sample_id"], allocations["ptr"] = np.arange(RECORDS), rows["f0"]["data_ptr"]
-    allocations["size"] = np.resize(beton.sizes, RECORDS)
-    header = np.zeros(1, fmt.HEADER)
-    header["version"], header["num_fields"], header["page_size"] = fmt.VERSION, len(beton.fields), beton.page_size
-    header["num_samples"], header["alloc_table_ptr"] = RECORDS, end
-    with open(source, "rb") as old, open(target, "wb") as new:
-        old.seek(24)
-        new.write(header.tobytes() + old.read(table_start - 24) + rows.tobytes())
-        new.seek(data_start)
-        new.write(payload.tobytes())
-        new.seek(end)
-        new.write(allocations.tobytes())
+RECORDS, CLASSES = 1_280_000, 1_000  # as many as ImageNet has
 
 
 def run(suite: Suite) -> None:
     with tempfile.TemporaryDirectory() as name:
         small, large = Path(name) / "small.beton", Path(name) / "large.beton"
         write_with_ffcv(Images(suite.require_data()), small, "jpg")
-        many_records(small, large)
+        many_records(small, large, RECORDS, CLASSES)
 
         subjects = {s: partial(call, first_batch, subject=s, path=str(small), images=1024) for s in ("ours", "ffcv")}
         samples = suite.add("first-batch", interleave(subjects), "s", ratio_to="ffcv")

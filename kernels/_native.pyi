@@ -251,6 +251,11 @@ class Loader:
     @property
     def isa(self) -> str: ...
 
+def permute(out: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu')], seed: int, epoch: int) -> None:
+    """
+    Fill out, int64 [n], with the permutation of 0 .. n - 1 that loaders/order.py defines, its reference.
+    """
+
 def sample_crops(spec: CropSpec, widths: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], heights: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], records: Annotated[NDArray[numpy.int64], dict(shape=(None,), order='C', device='cpu', writable=False)], epoch: int, view: int) -> Annotated[NDArray[numpy.int64], dict(shape=(None, None))]:
     """
     x, y, width, height, flip of every sample's view: int64 [n, 5]. loaders/augment.py is the reference.

@@ -7,10 +7,11 @@ import sys
 
 import pytest
 
-from benchmarks import scale
+from benchmarks import kernels_forced, scale
 from benchmarks.__main__ import main
 from benchmarks.harness import Suite, interleave, percentile, ratio
 from benchmarks.summary import write_results
+from dp4tl_fast.kernels import _native
 
 
 def test_ratio_is_better_above_one_in_both_kinds_of_unit():
@@ -73,17 +74,19 @@ def test_ratio_to_must_be_measured():
         Suite(name="demo").add("case", {"ours": [1.0]}, "s", ratio_to="peer")
 
 
-def test_scale_measures_every_subject_and_puts_21k_on_paper(tmp_path, monkeypatch):
-    for name, value in {"FILES": 400, "RECORDS": 4000, "CLASSES": 100, "IMAGES_21K": 10_000}.items():
+def test_scale_measures_every_subject_and_puts_the_rest_of_21k_on_paper(tmp_path, monkeypatch):
+    sizes = {"FILES": 400, "RECORDS": 4000, "CLASSES": 100, "IMAGES_21K": 10_000, "CLASSES_21K": 200, "PHOTOS": 100}
+    for name, value in sizes.items():
         monkeypatch.setattr(scale, name, value)
-    monkeypatch.setattr(scale, "interleave", lambda subjects, warmup: {n: [f() and 1.0, f()] for n, f in subjects.items()})
+    monkeypatch.setattr(scale, "interleave", lambda subjects, **_: {n: [f() and 1.0, f()] for n, f in subjects.items()})
     suite = Suite(name="scale", data=tmp_path)
     scale.run(suite)
     rows = {row.case: row.value for row in suite.rows}
     for what in ("verify {:,} records", "verify {:,} records, peak memory"):
         assert rows[what.format(400)] > 0 and rows[what.format(4000)] > 0
     assert {"convert 40 files", "convert 400 files", "open 4,000 records for loading"} <= rows.keys()
-    assert "on paper, ImageNet-21k: select a fifth of the classes of 10,000 records" in rows
+    assert {"select a fifth of the classes of 10,000 records", "first shuffled batch of 10,000 records"} <= rows.keys()
+    assert "on paper, ImageNet-21k: verify 10,000 records" in rows and rows["images of every fifth class"] > 0
     assert rows["on paper, ImageNet-21k: tables in the file"] == (32 + 24) * 10_000 / 2**20  # FFCV aligns a row to 32 bytes
     assert list(tmp_path.iterdir()) == []
 
@@ -99,3 +102,17 @@ def test_a_peer_that_is_not_installed_is_one_clear_line(tmp_path, monkeypatch, c
         main(["kernels", "--out", str(tmp_path / "kernels.json")])
     assert stop.value.code == 2 and not (tmp_path / "kernels.json").exists()
     assert "suite 'kernels' compares with faiss, not installed here" in capsys.readouterr().err
+
+
+def test_every_choice_of_the_cpu_kernels_is_measured(monkeypatch):
+    for name, value in {"ROWS": 60, "CLASSES": 20, "SHAPES": ((50, 30, 8), (20, 40, 70))}.items():
+        monkeypatch.setattr(kernels_forced, name, value)
+    suite = Suite(name="kernels")
+    kernels_forced.run(suite)
+    subjects = {case: {row.subject for row in suite.rows if row.case == case} for case in {row.case for row in suite.rows}}
+    sets = set(_native.isas())
+    products = ("float32", "bfloat16") if _native.has_bf16_products() else ("float32",)
+    ways = {f"{isa}, {kind}" for isa in sets for kind in products}
+    assert subjects["label_counts-cpu-bf16-60x20-forced"] == {"read alone", *sets}
+    assert subjects["linear_argmax-cpu-20x40x70-forced"] == {"chosen", "torch addmm+argmax", *ways}
+    assert [goal.id for goal in suite.goals][-1] == "kernels/linear_argmax-cpu-every-choice"

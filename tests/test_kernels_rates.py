@@ -92,6 +92,19 @@ def test_the_environment_decides(monkeypatch):
             nearest_centroid(torch.zeros(2, 3), torch.zeros(2, 3))
 
 
+def test_the_rates_are_looked_up_once_per_process(monkeypatch):
+    """Not at every call, each of which may take no longer than the look-up."""
+    looked_up = []
+    monkeypatch.setattr(native_impl, "race", lambda dtype, depth: looked_up.append(depth) or race([]))
+    monkeypatch.setattr(_native, "has_bf16_products", lambda: True)
+    native_impl._fastest.cache_clear()
+    try:
+        choices = {native_impl.faster_products(torch.float32, depth) for depth in (77, 77, 78, 77)}
+    finally:
+        native_impl._fastest.cache_clear()
+    assert looked_up == [77, 78] and choices <= {"one", "other"}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_real_race_has_a_rate_for_each_way(cache, dtype):
     found = native_impl.race(dtype, 100)

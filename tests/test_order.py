@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dp4tl_fast.loaders.order import Draws, block_shuffle, epoch_order, num_batches, rank_batches
+from dp4tl_fast.loaders.order import Draws, block_shuffle, epoch_order, epoch_places, num_batches, rank_batches
 
 RECORDS = st.lists(st.integers(0, 10**9), unique=True, max_size=200).map(lambda x: np.array(sorted(x), np.int64))
 SEED, EPOCH = st.integers(0, 2**63 - 1), st.integers(0, 10_000)
@@ -143,3 +143,25 @@ def test_a_block_shuffle_reads_long_runs_and_mixes_classes() -> None:
 def distinct_classes(labels: np.ndarray) -> float:
     """Mean number of classes in a batch of 256."""
     return float(np.mean([len(np.unique(labels[i : i + 256])) for i in range(0, len(labels) - 256, 256)]))
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 63, 64, 65, 66, 127, 128, 129, 1000, 100_003])
+@given(SEED, st.integers(0, 2**32 - 1))
+@settings(max_examples=20)
+def test_the_native_order_is_numpys(n: int, seed: int, epoch: int) -> None:
+    expected = epoch_order(np.arange(n), seed=seed, epoch=epoch, shuffle=True)
+    found = epoch_places(n, seed=seed, epoch=epoch, shuffle=True)
+    assert found.dtype == np.int64 and np.array_equal(found, expected)
+    assert np.array_equal(epoch_places(n, seed=seed, epoch=epoch, shuffle=False), np.arange(n))
+
+
+def test_a_long_native_order_is_numpys() -> None:
+    """Long enough that the partners of a swap lie far apart."""
+    for key in ((0, 0), (2**63 - 1, 2**32 - 1)):
+        expected = epoch_order(np.arange(1_000_003), seed=key[0], epoch=key[1], shuffle=True)
+        assert np.array_equal(epoch_places(1_000_003, seed=key[0], epoch=key[1], shuffle=True), expected)
+
+
+def test_an_epoch_has_the_order_that_it_always_had() -> None:
+    """Checkpoints continue in it: neither another NumPy nor another core may change it."""
+    assert epoch_places(10, seed=7, epoch=3, shuffle=True).tolist() == [8, 4, 5, 3, 6, 0, 9, 7, 1, 2]

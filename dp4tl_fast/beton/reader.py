@@ -9,6 +9,7 @@ import os
 import unicodedata
 import weakref
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from dp4tl_fast.beton.sidecars import Sidecar, Stamp, stamp
 from dp4tl_fast.common.content import HEAD_BYTES, what_it_is
 from dp4tl_fast.common.errors import BetonError, RecordError
 
+PIECE = 1 << 16  # rows of a table at a time: what is made of them stays in the processor's cache
 SAME_FOLDERS = "Convert both from folders of the same classes"
 
 
@@ -158,21 +160,30 @@ class Beton:
     @cached_property
     def sizes(self) -> np.ndarray:
         """Stored bytes of every image, int64 ``[num_samples]``, each record checked to lie inside the file's pages."""
-        table = self._map[self._alloc_ptr :].view(fmt.ALLOCATION)
-        owner, ptr = table["sample_id"], np.ascontiguousarray(self.images["data_ptr"])
-        if len(table) and int(owner.max()) >= self.num_samples:
-            self._fail(f"allocation table names sample {int(owner.max())}, but there are only {self.num_samples}")
+        table, ptr = self._map[self._alloc_ptr :].view(fmt.ALLOCATION), self.images["data_ptr"]
         sizes = np.full(self.num_samples, -1, np.int64)
-        is_image = table["ptr"] == ptr[owner]  # a record may own other allocations, of bytes or array fields
-        sizes[owner[is_image]] = table["size"][is_image]
-        start = ptr.astype(np.int64)
-        bad = (sizes < 0) | (start < self.data_start) | (start > self._alloc_ptr) | (sizes > self._alloc_ptr - start)
-        if bad.any():
-            i = int(bad.argmax())
-            raise RecordError(
-                f"{self.path}: record {i} (class {int(self.labels[i])}) has {int(sizes[i])} bytes at {int(start[i])}, "
-                f"outside the file's pages ({self.data_start} to {self._alloc_ptr}). The file is corrupt"
-            )
+        for part in pieces(len(table)):
+            owner, own = table["sample_id"][part], ptr[part]
+            if len(own) == len(owner) and (owner == np.arange(part.start, part.stop, dtype=np.uint64)).all():
+                place: slice | np.ndarray = part  # as writers write it: each record's allocation at its own place
+            elif (highest := int(owner.max())) < self.num_samples:
+                place, own = owner, ptr[owner]
+            else:
+                self._fail(f"allocation table names sample {highest}, but there are only {self.num_samples}")
+            is_image = table["ptr"][part] == own  # a record may own other allocations, of bytes or array fields
+            if is_image.all():
+                sizes[place] = table["size"][part]
+            else:
+                sizes[owner[is_image]] = table["size"][part][is_image]
+        for part in pieces(self.num_samples):
+            start, size = ptr[part].astype(np.int64), sizes[part]
+            bad = (size < 0) | (start < self.data_start) | (start > self._alloc_ptr) | (size > self._alloc_ptr - start)
+            if bad.any():
+                i = int(bad.argmax())
+                raise RecordError(
+                    f"{self.path}: record {part.start + i} (class {int(self.labels[part.start + i])}) has {int(size[i])} bytes at "
+                    f"{int(start[i])}, outside the file's pages ({self.data_start} to {self._alloc_ptr}). The file is corrupt"
+                )
         self._release()
         return sizes
 
@@ -232,7 +243,7 @@ class Beton:
         found: Fingerprint = {
             "samples": self.num_samples,
             "classes": self.num_classes,
-            "labels_sha256": hashlib.sha256(self.labels.astype("<i8").tobytes()).hexdigest(),
+            "labels_sha256": _sha256(self.labels),
             CLASS_NAMES: hashlib.sha256(json.dumps(self.class_names).encode()).hexdigest(),
             RECORDS: self.records_sha256,
         }
@@ -247,11 +258,7 @@ class Beton:
 
         No image is read, so it takes about 0.1 s per million records.
         """
-        images = self.images
-        digest = hashlib.sha256()
-        for column in (self.labels, self.index, self.sizes, images["width"], images["height"]):
-            digest.update(np.ascontiguousarray(column).astype("<i8").tobytes())
-        return digest.hexdigest()
+        return _sha256(self.labels, self.index, self.sizes, self.images["width"], self.images["height"])
 
     def __reduce__(self) -> tuple[object, ...]:
         return _reopen, (self.real_path, self.records_sha256)
@@ -296,6 +303,20 @@ class Beton:
                 self.check_size()
                 self._fail(f"ends at byte {start + done}, in the middle of a record")
             done += count
+
+
+def pieces(count: int) -> Iterator[slice]:
+    """The numbers below ``count`` in slices of ``PIECE``."""
+    return (slice(start, min(start + PIECE, count)) for start in range(0, count, PIECE))
+
+
+def _sha256(*columns: np.ndarray) -> str:
+    """Of whole numbers as int64, one column after the other."""
+    digest = hashlib.sha256()
+    for column in columns:
+        for part in pieces(len(column)):
+            digest.update(np.ascontiguousarray(column[part], "<i8"))
+    return digest.hexdigest()
 
 
 def _reopen(path: Path, records_sha256: str) -> Beton:

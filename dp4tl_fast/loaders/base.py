@@ -20,7 +20,7 @@ from dp4tl_fast.common.checks import distinct_numbers, require
 from dp4tl_fast.common.errors import BackendError, SelectionError, UsageError
 from dp4tl_fast.loaders import order
 from dp4tl_fast.loaders.capabilities import Capabilities
-from dp4tl_fast.loaders.checks import check_device, check_memory, check_tables, record_kind
+from dp4tl_fast.loaders.checks import check_device, check_memory, check_tables
 from dp4tl_fast.loaders.contract import B, Batch, Images, IndexedBatch, State
 from dp4tl_fast.loaders.dataset import Records, Sampler
 from dp4tl_fast.loaders.epoch import Epoch, sharding
@@ -72,6 +72,7 @@ class BaseLoader(ABC, Generic[B]):
         self._closed = False
         self._running: weakref.ref[Iteration[B]] | None = None
         self._draws: order.Draws | None = None
+        self._all = records is None  # in file order, each once
         self.records = self._checked(np.arange(beton.num_samples) if records is None else records)
         self.now = self._next()  # what the running, or last, iteration loads
         check_device(self.name, spec.device)
@@ -89,7 +90,7 @@ class BaseLoader(ABC, Generic[B]):
         """
         path, count = self.beton.path, self.beton.num_samples
         self.records = self._checked(np.arange(count) if records is None else distinct_numbers(records, count, f"{path}: record"))
-        self._draws = None
+        self._draws, self._all = None, records is None
         self.set_epoch(self.epoch + self._finished)
 
     def set_draws(self, draws: order.Draws | None) -> None:
@@ -98,7 +99,7 @@ class BaseLoader(ABC, Generic[B]):
         ``None``: each record once in every epoch.
         """
         if draws is not None:
-            self.records = self._checked(np.sort(np.concatenate(draws.groups)))
+            self.records, self._all = self._checked(np.sort(np.concatenate(draws.groups))), False
         self._draws = draws
         self.set_epoch(self.epoch + self._finished)
 
@@ -115,8 +116,7 @@ class BaseLoader(ABC, Generic[B]):
         if len(records) == 0:
             raise SelectionError(f"{self.beton.path}: no record is left to load. Keep at least one class with samples")
         self.beton.check_size()
-        check_tables(self.beton, records)
-        self.capabilities.check(self.name, self.spec, record_kind(self.beton.images["mode"][records]))
+        self.capabilities.check(self.name, self.spec, check_tables(self.beton, records))
         return records
 
     def set_size(self, size: int) -> None:
@@ -146,12 +146,16 @@ class BaseLoader(ABC, Generic[B]):
         """The order of epoch ``self.epoch`` over all ranks, int64 ``[n]``. The same for every backend."""
         epoch = self._next()
         records = epoch.drawn()[0]
-        return records[self._places(epoch, records)]
+        return self._at(records, self._places(epoch, records))
+
+    def _at(self, records: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """``records[places]``; of all records in file order, places are their numbers."""
+        return places if self._all else records[places]
 
     def _places(self, epoch: Epoch, records: np.ndarray) -> np.ndarray:
         """Places in ``records``, the epoch's in file order, in the order in which they are loaded: int64 ``[n]``."""
         spec = epoch.spec
-        return order.epoch_order(np.arange(len(records)), seed=spec.seed, epoch=epoch.number, shuffle=spec.shuffle)
+        return order.epoch_places(len(records), seed=spec.seed, epoch=epoch.number, shuffle=spec.shuffle)
 
     # -- what code written for torch's DataLoader looks for -------------------------------------------------------------
 
@@ -190,11 +194,16 @@ class BaseLoader(ABC, Generic[B]):
         check_memory(self.name, self.spec)
         now = self._next()
         records, epochs = now.drawn()
-        places = order.rank_batches(self._places(now, records), **sharding(now.spec))[self._start :]
-        shown: list[Epochs] = [now.number if epochs is None else epochs[batch] for batch in places]
+        places = self._places(now, records)
+
+        def mine(values: np.ndarray) -> list[np.ndarray]:
+            return order.rank_batches(values, **sharding(now.spec))[self._start :]
+
+        batches = mine(self._at(records, places))
+        shown: list[Epochs] = [now.number] * len(batches) if epochs is None else list(mine(epochs[places]))
         self.now = now
         self._delivered, self._start = self._start, 0
-        iteration: Iteration[B] = Iteration(self, [records[batch] for batch in places], shown)
+        iteration: Iteration[B] = Iteration(self, batches, shown)
         # Weak: when the consumer drops the iterator, the epoch ends at once, whoever holds the loader.
         self._running = weakref.ref(iteration)
         return iteration

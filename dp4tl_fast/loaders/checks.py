@@ -6,28 +6,43 @@ import numpy as np
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton.format import MODE_JPEG, MODE_RAW
+from dp4tl_fast.beton.reader import pieces
 from dp4tl_fast.common.errors import BackendError, UsageError
 from dp4tl_fast.common.machine import memory
 from dp4tl_fast.loaders.decode import bad_record
 from dp4tl_fast.loaders.spec import LoaderSpec
 
 
-def check_tables(beton: Beton, records: np.ndarray) -> None:
+def check_tables(beton: Beton, records: np.ndarray) -> str:
     """Table-level checks of every record that will be read; decoding finds the rest.
+
+    Args:
+        records: int64 ``[n]``, ascending.
+
+    Returns:
+        ``record_kind`` of them.
 
     Raises:
         RecordError: An unknown mode, an empty image, or a raw record whose bytes do not match its size.
     """
-    rows, sizes = beton.images[records], beton.sizes[records]
-    pixels = rows["width"].astype(np.int64) * rows["height"]
-    bad = {
-        "has neither JPEG nor raw pixels": (rows["mode"] != MODE_JPEG) & (rows["mode"] != MODE_RAW),
-        "has no pixels": pixels == 0,
-        "is raw, but its bytes are not width x height x 3": (rows["mode"] == MODE_RAW) & (sizes != 3 * pixels),
-    }
-    for why, wrong in bad.items():
-        if wrong.any():
-            raise bad_record(beton, int(records[wrong.argmax()]), why)
+    mode, width, height = (beton.images[name] for name in ("mode", "width", "height"))
+    kinds = set()
+    for part in pieces(len(records)):
+        some = records[part]
+        # Records in a row are a slice of the table, which is not copied.
+        rows = slice(some[0], some[-1] + 1) if some[-1] - some[0] == len(some) - 1 else some
+        modes, pixels = mode[rows], width[rows].astype(np.int64) * height[rows]
+        raw = modes == MODE_RAW
+        bad = {
+            "has neither JPEG nor raw pixels": (modes != MODE_JPEG) & ~raw,
+            "has no pixels": pixels == 0,
+            "is raw, but its bytes are not width x height x 3": raw & (beton.sizes[rows] != 3 * pixels),
+        }
+        for why, wrong in bad.items():
+            if wrong.any():
+                raise bad_record(beton, int(some[wrong.argmax()]), why)
+        kinds.add(record_kind(modes))
+    return kinds.pop() if len(kinds) == 1 else "mixed"
 
 
 def check_memory(name: str, spec: LoaderSpec) -> None:

@@ -20,6 +20,7 @@ at 1/2, 1/4 or 1/8 from their lowest frequencies: 1.2 levels then in the worst i
 from __future__ import annotations
 
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,10 +55,12 @@ class NativeLoader(BaseLoader):
     isa = "auto"  # instruction set of the pixel kernels; tests force each
 
     def __init__(self, beton: Beton, records: np.ndarray | None, spec: LoaderSpec) -> None:
-        super().__init__(beton, records, spec)
+        with ThreadPoolExecutor(1) as other:  # of the core's tables and ours, each is read and checked in a thread
+            tables = other.submit(_native.Beton, beton.open_path)
+            super().__init__(beton, records, spec)
         spec = self.spec
         try:
-            self._tables = _native.Beton(beton.open_path)
+            self._tables = tables.result()
         except RuntimeError as error:
             raise BetonError(str(error).replace(beton.open_path, str(beton.path))) from None
         self._allocate = pinned_allocator() if spec.pinned or spec.device != "cpu" else None
@@ -117,9 +120,9 @@ class NativeLoader(BaseLoader):
 
     def _windows(self, batches: list[np.ndarray]) -> np.ndarray:
         """Where, in the records of ``batches`` one after another, another buffer begins: int64, empty without buffers."""
+        if not self._buffer_bytes(self.now):
+            return np.zeros(0, np.int64)
         _, starts = self._ordered(self.now, self.now.drawn()[0])
-        if len(starts) == 0:
-            return starts
         places = order.rank_batches(np.arange(self.now.size), **sharding(self.now.spec))[-len(batches) :]
         buffer_of = np.searchsorted(starts, np.concatenate(places), side="right")
         return np.append(np.flatnonzero(np.diff(buffer_of, prepend=-1)), len(buffer_of)).astype(np.int64)

@@ -64,6 +64,21 @@ def epoch_order(records: np.ndarray, *, seed: int, epoch: int, shuffle: bool) ->
     return generator(seed, epoch).permutation(records) if shuffle else records
 
 
+def epoch_places(n: int, *, seed: int, epoch: int, shuffle: bool) -> np.ndarray:
+    """``epoch_order(np.arange(n))``, int64 ``[n]``: natively where that is built, to the same bits in a fraction of the time."""
+    if not shuffle:
+        return np.arange(n)
+    if n > 2**32:
+        return epoch_order(np.arange(n), seed=seed, epoch=epoch, shuffle=True)
+    try:
+        from dp4tl_fast.kernels import _native
+    except ImportError:
+        return epoch_order(np.arange(n), seed=seed, epoch=epoch, shuffle=True)
+    places = np.empty(n, np.int64)
+    _native.permute(places, seed, epoch)
+    return places
+
+
 def block_shuffle(
     records: np.ndarray, sizes: np.ndarray, *, seed: int, epoch: int, block_bytes: int, buffer_bytes: int
 ) -> np.ndarray:

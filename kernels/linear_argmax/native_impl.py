@@ -7,6 +7,7 @@ bits, whatever the library, the number of threads or the size of a tile.
 
 from __future__ import annotations
 
+import functools
 from functools import partial
 from pathlib import Path
 
@@ -59,7 +60,12 @@ def faster_products(dtype: torch.dtype, depth: int, work: int = MEASURED) -> str
     chosen = forced("linear_argmax", PRODUCTS)
     if chosen is None and not _native.has_bf16_products():
         return "float32"
-    return chosen or ("bfloat16" if work < MEASURED else race(dtype, depth).fastest())
+    return chosen or ("bfloat16" if work < MEASURED else _fastest(dtype, depth, torch.get_num_threads()))
+
+
+@functools.cache  # to look the rates up means to make what would be measured, and to read what CPU this is: milliseconds
+def _fastest(dtype: torch.dtype, depth: int, threads: int) -> str:
+    return race(dtype, depth).fastest()
 
 
 def race(dtype: torch.dtype, depth: int) -> Race:

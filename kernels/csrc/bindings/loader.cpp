@@ -1,5 +1,6 @@
 // dp4tl_fast.kernels._native.Loader: the data plane. Translates, and releases the GIL while it waits.
 #include "core/loader/loader.h"
+#include "core/loader/permutation.h"
 
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
@@ -214,6 +215,14 @@ void register_loader(nb::module_& m) {
            "Seconds of the running or last epoch, summed over threads: read (explicit reads; cached pages are used in place), decode,\n"
            "resize, idle (threads waited for the consumer). starve: the consumer waited for a batch.")
       .def_prop_ro("isa", [](PyLoader& self) { return name_of(open(self).isa()); });
+  m.def("permute",
+        [](nb::ndarray<int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> out, uint64_t seed, uint64_t epoch) {
+          if (out.size() > (uint64_t{1} << 32)) throw nb::value_error("at most 2^32 numbers can be permuted");
+          ReleaseGil free;
+          permute(seed, epoch, out.data(), static_cast<int64_t>(out.size()));
+        },
+        nb::arg("out").noconvert(), "seed"_a, "epoch"_a,
+        "Fill out, int64 [n], with the permutation of 0 .. n - 1 that loaders/order.py defines, its reference.");
   m.def("sample_crops", &sample_crops, "spec"_a, "widths"_a, "heights"_a, "records"_a, "epoch"_a, "view"_a,
         "x, y, width, height, flip of every sample's view: int64 [n, 5]. loaders/augment.py is the reference.");
 }
