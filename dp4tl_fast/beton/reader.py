@@ -315,7 +315,7 @@ def _sha256(*columns: np.ndarray) -> str:
     digest = hashlib.sha256()
     for column in columns:
         for part in pieces(len(column)):
-            digest.update(np.ascontiguousarray(column[part], "<i8"))
+            digest.update(np.ascontiguousarray(column[part], "<i8").data)
     return digest.hexdigest()
 
 
