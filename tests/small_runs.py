@@ -25,5 +25,5 @@ def noisy_colours(root, name, per_class):
     return root / f"{name}.beton"
 
 
-def run(source, out, **changes):
-    return pretrain(PretrainConfig(source=str(source), out=str(out), **{**FAST, **changes}))
+def run(source, out, callback=None, **changes):
+    return pretrain(PretrainConfig(source=str(source), out=str(out), **{**FAST, **changes}), callback=callback)

@@ -19,11 +19,6 @@ def test_generated_blocks_are_up_to_date():
     assert "| full |" in text and "| native |" in text
 
 
-def test_pictures_exist():
-    links = re.findall(r"\]\(((?!https?:)[^)#]+)\)", README.read_text())
-    assert links and all((README.parent / link).exists() for link in links)
-
-
 class Interrupted(Exception):
     pass
 

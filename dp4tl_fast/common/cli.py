@@ -155,8 +155,8 @@ def run(
     """Parse ``argv``, call ``function``, print its result as JSON under ``--json``, return the exit code.
 
     Args:
-        function: Named like the command. Keyword-only parameters, or a single dataclass parameter; returns a JSON-able
-            dict (or None).
+        function: Named like the command. Keyword-only parameters; or a dataclass parameter, and keyword-only ones that are for
+            callers in Python alone. Returns a JSON-able dict (or None).
         positional: Required parameters are positional.
         variadic: Name of a list parameter taken from one or more positionals, after the others.
     """
@@ -210,7 +210,7 @@ def run(
 
 
 def _config_class(function: Callable[..., Any]) -> type | None:
-    parameters = list(inspect.signature(function).parameters)
+    parameters = [p.name for p in inspect.signature(function).parameters.values() if p.kind is not p.KEYWORD_ONLY]
     hint = get_type_hints(function).get(parameters[0]) if len(parameters) == 1 else None
     return hint if isinstance(hint, type) and dataclasses.is_dataclass(hint) else None
 

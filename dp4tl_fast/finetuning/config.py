@@ -9,6 +9,7 @@ from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.inference.config import TTA
 from dp4tl_fast.runs.bad_records import BadRecordsConfig
 from dp4tl_fast.runs.config import CheckpointConfig, signals
+from dp4tl_fast.runs.trackers import TrackingConfig
 from dp4tl_fast.training.optimizer import OPTIMIZERS
 from dp4tl_fast.training.placement import Placement
 from dp4tl_fast.training.schedule import SCHEDULES
@@ -32,7 +33,7 @@ class SaveConfig(CheckpointConfig):
 
 
 @dataclass(kw_only=True)
-class FinetuneConfig(Placement, BadRecordsConfig):
+class FinetuneConfig(Placement, BadRecordsConfig, TrackingConfig):
     """What to train on the target, and how.
 
     Args:
@@ -75,7 +76,6 @@ class FinetuneConfig(Placement, BadRecordsConfig):
         mean: Mean of the channels that the network wants, three values; the default is the checkpoint's, else ImageNet's.
         std: Standard deviation of the channels, likewise.
         save: When checkpoints are written, and which stay.
-        tensorboard: Write TensorBoard events.
         profile: Trace a few steps of each seed (trace.json, profile.json) and say what bounds the run.
         resume: Go on where the folder's seeds stand.
         stop_signals: More signals that save the run and stop it, as SIGTERM and Ctrl-C do: USR1,USR2,HUP.
@@ -118,7 +118,6 @@ class FinetuneConfig(Placement, BadRecordsConfig):
     mean: list[float] | None = None
     std: list[float] | None = None
     save: SaveConfig = field(default_factory=SaveConfig)
-    tensorboard: bool = True
     profile: bool = False
     resume: bool = False
     stop_signals: str = ""
@@ -126,6 +125,7 @@ class FinetuneConfig(Placement, BadRecordsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         BadRecordsConfig.__post_init__(self)
+        TrackingConfig.__post_init__(self)
         signals(self.stop_signals)
         require_one_of("mode", self.mode, DEFAULTS)
         for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("augment", AUGMENT), ("mix", MIX), ("tta", TTA)):

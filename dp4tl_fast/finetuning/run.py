@@ -22,6 +22,7 @@ from dp4tl_fast.finetuning.splits import few_shots, hold_out
 from dp4tl_fast.finetuning.targets import open_target
 from dp4tl_fast.inference import accuracy
 from dp4tl_fast.runs.folder import FREE, check_folder, defaults_of, owned
+from dp4tl_fast.runs.trackers import Callback
 from dp4tl_fast.training.ranks import on_rank_zero, process_group, rank, world_size
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ FREE_ON_RESUME = FREE | {"save", "seeds", "checkpoint"}
 
 
 @process_group()
-def finetune(config: FinetuneConfig) -> dict[str, Any]:
+def finetune(config: FinetuneConfig, *, callback: Callback | None = None) -> dict[str, Any]:
     """Train a fresh classifier on the target, keep the network, and report test accuracy over seeds.
 
     lp (linear probe) freezes the network and trains the classifier on its features, computed once; ff (full finetuning)
@@ -47,6 +48,11 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     OUT/seed-0/checkpoint holds the network, for `dp4tl-fast evaluate`, `predict` and `export`. Interrupted runs (Ctrl-C,
     SIGTERM, a crash) go on with --resume; under torchrun the processes share each batch. Shipped recipes (the paper's), for
     --config NAME: lp, ff, and ff_sgd for Food101, StanfordCars and SUN397.
+
+    Args:
+        config: What to finetune, on what, how.
+        callback: In Python: called on the first process with a seed's folder and the metrics of every epoch, by their names in
+            metrics.jsonl. What it raises ends the run, which can be resumed.
 
     Returns:
         ``summary.json``: settings, ``top_1`` of each seed, mean and spread, accuracy by class and by group.
@@ -82,7 +88,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         with owned(out) as guard:
             complete = on_rank_zero(finished)  # another may have ended meanwhile
             if complete is None:
-                return _work(config, settings, files, chosen, start, guard)
+                return _work(config, settings, files, chosen, start, guard, callback)
     if rank() == 0:
         cli.message(f"{out}: this finetuning is complete; nothing to do")
     return complete
@@ -90,7 +96,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
 
 def _work(
     config: FinetuneConfig, settings: dict[str, Any], files: dict[str, Beton], chosen: list[Any], start: float,
-    guard: Callable[[], None],
+    guard: Callable[[], None], callback: Callback | None,
 ) -> dict[str, Any]:  # fmt: skip
     """All seeds, each on its records to train and to validate on; the summary is written."""
     from dp4tl_fast.finetuning.start import HASH, read_start
@@ -100,7 +106,7 @@ def _work(
     groups = accuracy.read_groups(config.groups, test_set) if config.groups else None
     origin = read_start(config)
     settings[HASH] = origin.sha256
-    work = Work(config, settings, origin, files, guard)
+    work = Work(config, settings, origin, files, guard, callback)
     results = [work.result(seed, *records) for seed, records in enumerate(chosen)]
     summary: dict[str, Any] = {
         "kind": "finetune",

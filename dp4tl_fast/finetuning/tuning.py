@@ -22,6 +22,7 @@ from dp4tl_fast.finetuning.probes import Result
 from dp4tl_fast.inference import passes
 from dp4tl_fast.reporting.runs import read_metrics
 from dp4tl_fast.runs.session import Learner, Session, Source
+from dp4tl_fast.runs.trackers import Callback
 from dp4tl_fast.training import augment, models
 from dp4tl_fast.training.device import pick_precision
 from dp4tl_fast.training.ema import Ema
@@ -45,9 +46,9 @@ class Tuning(Session):
 
     def __init__(
         self, out: Path, config: FinetuneConfig, settings: dict[str, Any], learner: Learner, loader: Source,
-        predict: Any, truth: dict[str, torch.Tensor], guard: Callable[[], None],
+        predict: Any, truth: dict[str, torch.Tensor], guard: Callable[[], None], callback: Callback | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(out, config, settings, learner, loader, guard)
+        super().__init__(out, config, settings, learner, loader, guard, callback)
         self._predict, self._truth = predict, truth
         self._predicted: torch.Tensor | None = None
         self.best_of = ("val_top_1" if "val" in truth else "test_top_1", 1)

@@ -27,6 +27,7 @@ from dp4tl_fast.loaders.epoch import sharding
 from dp4tl_fast.loaders.order import rank_batches
 from dp4tl_fast.runs.config import signals
 from dp4tl_fast.runs.session import Learner, Unmeasured, agreed
+from dp4tl_fast.runs.trackers import Callback
 from dp4tl_fast.training import loop, models
 from dp4tl_fast.training.device import pick_device
 from dp4tl_fast.training.placement import loader_share
@@ -44,12 +45,15 @@ class Work:
         settings: All that decides what is computed: config.yaml.
         files: The target's, by parameter: train, test, and val where there is one.
         guard: Called before anything is written: raises where the folder is another process's by now.
+        callback: As of ``finetune``.
     """
 
     def __init__(
-        self, config: FinetuneConfig, settings: dict[str, Any], origin: Start, files: dict[str, Beton], guard: Callable[[], None]
-    ) -> None:
+        self, config: FinetuneConfig, settings: dict[str, Any], origin: Start, files: dict[str, Beton], guard: Callable[[], None],
+        callback: Callback | None = None,
+    ) -> None:  # fmt: skip
         self.config, self.settings, self.origin, self.files, self.guard = config, settings, origin, files, guard
+        self.callback = callback
         self.out = Path(config.out)
         self.device = pick_device(config.device)
         self.pixels = Preprocessing.of(origin.meta, config.size).changed(config.mean, config.std).as_loaded(config.checkpoint)
@@ -98,7 +102,7 @@ class Work:
 
     def _tuned(self, out: Path, seed: int, learner: Learner, loader: Any, predict: Any, truth: dict[str, torch.Tensor]) -> Result:
         settings = self.settings | {"seed": seed}
-        return tuning.Tuning(out, self.config, settings, learner, loader, predict, truth, self.guard).result()
+        return tuning.Tuning(out, self.config, settings, learner, loader, predict, truth, self.guard, self.callback).result()
 
     def _meta(self, seed: int) -> dict[str, Any]:
         """What the checkpoints of a seed say of their network."""

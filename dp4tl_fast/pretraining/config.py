@@ -10,6 +10,7 @@ from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.pretraining.objectives import OBJECTIVES
 from dp4tl_fast.runs.bad_records import BadRecordsConfig
 from dp4tl_fast.runs.config import CheckpointConfig, signals
+from dp4tl_fast.runs.trackers import TrackingConfig
 from dp4tl_fast.training.optimizer import OPTIMIZERS
 from dp4tl_fast.training.placement import Placement
 from dp4tl_fast.training.schedule import SCHEDULES
@@ -56,7 +57,7 @@ class AttackConfig:
 
 
 @dataclass(kw_only=True)
-class PretrainConfig(Placement, BadRecordsConfig):
+class PretrainConfig(Placement, BadRecordsConfig, TrackingConfig):
     """What to train on, how, and where to put it.
 
     Args:
@@ -106,7 +107,6 @@ class PretrainConfig(Placement, BadRecordsConfig):
         compact_labels: Renumber the surviving classes 0, 1, ... and shrink the head to them (the paper keeps the ids).
         val_every: Validate every this many epochs, and after the last.
         checkpoint: When checkpoints are written, and which stay.
-        tensorboard: Write TensorBoard events.
         profile: Trace a few steps (trace.json, profile.json) and say what bounds the run.
         resume: Continue from the run folder's newest checkpoint.
         stop_signals: More signals that save the run and stop it, as SIGTERM and Ctrl-C do: USR1,USR2,HUP.
@@ -158,7 +158,6 @@ class PretrainConfig(Placement, BadRecordsConfig):
     compact_labels: bool = False
     val_every: int = 1
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    tensorboard: bool = True
     profile: bool = False
     resume: bool = False
     stop_signals: str = ""
@@ -166,6 +165,7 @@ class PretrainConfig(Placement, BadRecordsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         BadRecordsConfig.__post_init__(self)
+        TrackingConfig.__post_init__(self)
         signals(self.stop_signals)
         for name in ("batch_size", "accumulate", "val_every", "size"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")

@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,29 @@ from dp4tl_fast.pretraining import initial
 from dp4tl_fast.pretraining.config import PretrainConfig
 from dp4tl_fast.pretraining.folder import check_run, epochs_of, open_source, settings_of, summarise
 from dp4tl_fast.runs.folder import owned
+from dp4tl_fast.runs.trackers import Callback
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.training.ranks import on_rank_zero, process_group, rank
 
 
 @process_group()
-def pretrain(config: PretrainConfig) -> dict[str, Any]:
+def pretrain(config: PretrainConfig, *, callback: Callback | None = None) -> dict[str, Any]:
     """Train a network on the surviving classes of a source and measure what it cost.
 
     Reads only the records of the selection. Interrupted runs (Ctrl-C, SIGTERM, a crash) are continued by --resume. Under torchrun
     the processes share each batch, and the first writes the run folder. Shipped recipes, for --config NAME: resnet18,
     resnet50, resnet101, resnet152, vit_b_16, adversarial_resnet18 and moco_v2_resnet101 (the paper's), moco_v3_vit_b_16,
     fast_resnet50, small_32px, small_64px.
+
+    Args:
+        config: What to train, on what, how.
+        callback: In Python: called on the first process with the run folder and the metrics of every epoch, by their names in
+            metrics.jsonl. What it raises ends the run, which can be resumed.
     """
     if config.compare:
         from dp4tl_fast.pretraining.side_by_side import side_by_side
 
-        return side_by_side(config, pretrain)
+        return side_by_side(config, partial(pretrain, callback=callback))
     source, selection = open_source(config)
     config = replace(config, epochs=epochs_of(config, source, selection))
     out, settings = Path(config.out), settings_of(config, source, selection)
@@ -41,15 +48,16 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         with owned(out) as guard:
             finished = on_rank_zero(lambda: check_run(config, settings))  # another may have ended meanwhile
             if finished is None:
-                return _train(config, settings, source, selection, guard)
+                return _train(config, settings, source, selection, guard, callback)
     if rank() == 0:
         cli.message(f"{out}: this run is complete; nothing to do")
     return finished
 
 
 def _train(
-    config: PretrainConfig, settings: dict[str, Any], source: Beton, selection: Selection | None, guard: Callable[[], None]
-) -> dict[str, Any]:
+    config: PretrainConfig, settings: dict[str, Any], source: Beton, selection: Selection | None, guard: Callable[[], None],
+    callback: Callback | None,
+) -> dict[str, Any]:  # fmt: skip
     from dp4tl_fast.pretraining.batches import eval_size, open_eval, open_train
     from dp4tl_fast.pretraining.learner import build
     from dp4tl_fast.pretraining.training import Training
@@ -69,7 +77,7 @@ def _train(
             try_out(joint.network, config.arch, size, device, least=least, head=joint.objective)
         if config.val:
             try_forward(copy.deepcopy(learner.run.model), config.arch, eval_size(config), device)
-        training = Training(config, settings, selection, learner, loader, guard)
+        training = Training(config, settings, selection, learner, loader, guard, callback)
         training.run()
 
     def finish() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dp4tl_fast.loaders import BaseLoader, IndexedBatch
 from dp4tl_fast.pretraining.batches import open_eval, size_at
 from dp4tl_fast.pretraining.config import PretrainConfig
 from dp4tl_fast.runs.session import Learner, Session
+from dp4tl_fast.runs.trackers import Callback
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.training.infobatch import InfoBatch
 from dp4tl_fast.training.state import Run
@@ -31,8 +32,9 @@ class Training(Session):
         learner: Learner,
         loader: BaseLoader[IndexedBatch],
         guard: Callable[[], None] = lambda: None,
+        callback: Callback | None = None,
     ) -> None:
-        super().__init__(Path(config.out), config, settings, learner, loader, guard)
+        super().__init__(Path(config.out), config, settings, learner, loader, guard, callback)
         self.config, self.selection = config, selection
         if config.val:
             self.best_of = ("val_top_1", 1)

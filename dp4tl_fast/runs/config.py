@@ -51,6 +51,7 @@ class Plan(Protocol):
     schedule: str
     warmup_epochs: float
     tensorboard: bool
+    track: str
     profile: bool
     resume: bool
     stop_signals: str

@@ -15,6 +15,8 @@ from dp4tl_fast.common.errors import CheckpointError, UsageError
 from dp4tl_fast.common.files import write_atomically
 from dp4tl_fast.common.lock import Owner
 from dp4tl_fast.reporting.runs import flat, read_metrics
+from dp4tl_fast.runs.config import Plan
+from dp4tl_fast.runs.trackers import Callback, Trackers
 from dp4tl_fast.training.ranks import on_rank_zero, rank, world_size
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 # Settings of every run that may differ between it and its continuation: they do not change what is computed, or, the last two, do
 # so only where a run without them would end.
-FREE = {"resume", "out", "workers", "tensorboard", "profile", "stop_signals", "on_bad_record", "max_bad"}
+FREE = {"resume", "out", "workers", "tensorboard", "track", "profile", "stop_signals", "on_bad_record", "max_bad"}
 
 
 def defaults_of(config: type) -> dict[str, Any]:
@@ -99,20 +101,28 @@ def owned(out: Path) -> Iterator[Callable[[], None]]:
 
 
 class Log:
-    """Progress bar, metrics.jsonl and TensorBoard of one run."""
+    """Progress bar, metrics.jsonl, trackers and callback of one run.
 
-    def __init__(self, out: Path, epochs: int, total: int, run: Run, tensorboard: bool) -> None:
-        self._path, self._epochs = out / "metrics.jsonl", epochs
-        keep = [row for row in read_metrics(self._path) if row["epoch"] < run.epoch]
-        write_atomically(
-            self._path, "".join(json.dumps(row) + "\n" for row in keep)
-        )  # a resumed run may have lost some
+    Args:
+        settings: The run's, for the trackers.
+        callback: Called with the folder and the metrics of every epoch.
+
+    Attributes:
+        finished: Whether the run has reached its end; set by who knows it.
+
+    Raises:
+        UsageError: A tracker cannot be opened; nothing is written then.
+    """
+
+    def __init__(
+        self, out: Path, plan: Plan, total: int, run: Run, settings: Mapping[str, Any], callback: Callback | None = None
+    ) -> None:
+        self._out, self._path, self._epochs, self._callback = out, out / "metrics.jsonl", plan.epochs, callback
+        self.finished = False
+        keep = [row for row in read_metrics(self._path) if row["epoch"] < run.epoch]  # a resumed run may have lost some
+        self._trackers = Trackers(out, plan, settings, keep, run.epoch)
+        write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in keep))
         self._bar = cli.progress(None, desc=out.name, unit="step", total=total, initial=run.step)
-        self._board: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(out), purge_step=run.epoch)
         self._shown, self._ranks = 0.0, world_size()
 
     def step(self, run: Run) -> None:
@@ -130,21 +140,23 @@ class Log:
     def epoch(self, metrics: dict[str, float]) -> None:
         with open(self._path, "a") as file:
             file.write(json.dumps(metrics) + "\n")
-        if self._board is not None:
-            for name, value in metrics.items():
-                self._board.add_scalar(name, value, int(metrics["epoch"]))
+        self._trackers.epoch(metrics)
+        if self._callback is not None:
+            self._callback(self._out, dict(metrics))
 
     def __enter__(self) -> Log:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         self._bar.close()
-        if self._board is not None:
-            self._board.close()
+        how = "stopped" if kind is None or issubclass(kind, KeyboardInterrupt) else "failed"
+        self._trackers.close("finished" if self.finished else how)
 
 
 class Quiet:
     """In place of ``Log``, and of the profiler, where nothing is written."""
+
+    finished = False
 
     def step(self, run: Run) -> None:
         pass

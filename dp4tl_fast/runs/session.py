@@ -19,6 +19,7 @@ from dp4tl_fast.runs import energy
 from dp4tl_fast.runs.bad_records import BadRecords
 from dp4tl_fast.runs.config import Plan, signals
 from dp4tl_fast.runs.folder import Log, Quiet
+from dp4tl_fast.runs.trackers import Callback
 from dp4tl_fast.training import checkpoint, loop, memory
 from dp4tl_fast.training.loop import Normalise, Stepping
 from dp4tl_fast.training.ranks import Votes, all_reduce_max, is_lost_peer, on_rank_zero, rank, world_size
@@ -91,14 +92,16 @@ class Session:
         plan: Epochs, rates, when to save.
         settings: All that decides what the run computes: config.yaml.
         guard: Called before anything is written: raises where the folder is another process's by now (``folder.owned``).
+        callback: Called on the first rank with the folder and the metrics of every epoch.
     """
 
     best_of: tuple[str, int] = ("loss", -1)  # the metric that tells the best epoch, and whether more of it is better
 
     def __init__(
         self, out: Path, plan: Plan, settings: dict[str, Any], learner: Learner, loader: Source,
-        guard: Callable[[], None] = lambda: None,
+        guard: Callable[[], None] = lambda: None, callback: Callback | None = None,
     ) -> None:  # fmt: skip
+        self.callback = callback
         self.out, self.plan, self.settings, self.learner, self.loader = out, plan, settings, learner, loader
         self.guard = guard
         self.first = rank() == 0
@@ -125,25 +128,14 @@ class Session:
 
     def run(self) -> None:
         """Train to the end, or save and raise ``cli.Terminated``."""
-        import yaml
-
         plan, run = self.plan, self.learner.run
         if plan.resume:
             self._resume()
         self.begin_epoch()
-        if self.first:  # only now: all input is good
-            self.guard()
-            write_atomically(self.out / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
         with contextlib.ExitStack() as stack:
             self.stopped = stack.enter_context(loop.graceful_stop(signals(plan.stop_signals)))
-            if self.first:
-                self.log = stack.enter_context(Log(self.out, plan.epochs, self.total, run, plan.tensorboard))
-            if self.first and plan.profile:
-                from dp4tl_fast.runs.profiling import Profiler
-
-                device = self.learner.normalise.device
-                self.profiler = Profiler(self.out, run, self.loader, device, self.total - run.step)
-            done = self._train()
+            on_rank_zero(lambda: self._open(stack))  # only now: all input is good
+            done = self.log.finished = self._train()
             self.votes.close()
         if not done:
             self._save()
@@ -151,6 +143,19 @@ class Session:
         self.bad.check(self.out)
         if not done:
             raise cli.Terminated(f"{self.out}: saved at step {run.step} of {self.total}; continue with `resume`")
+
+    def _open(self, stack: contextlib.ExitStack) -> None:
+        """What the first rank writes to while the run goes on."""
+        import yaml
+
+        plan, run = self.plan, self.learner.run
+        self.guard()
+        self.log = stack.enter_context(Log(self.out, plan, self.total, run, self.settings, self.callback))
+        write_atomically(self.out / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
+        if plan.profile:
+            from dp4tl_fast.runs.profiling import Profiler
+
+            self.profiler = Profiler(self.out, run, self.loader, self.learner.normalise.device, self.total - run.step)
 
     def _train(self) -> bool:
         """Whether the end was reached. What stops the loop is put into words here."""
