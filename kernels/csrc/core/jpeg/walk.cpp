@@ -99,15 +99,44 @@ int difference(const WalkTable& table, uint64_t buffer) {
 
 // -- tables -----------------------------------------------------------------------------------------------------------
 
+namespace {
+
+struct Code {
+  int code, length, bits;  // bits: with the value's
+  uint16_t entry;
+};
+
+// Entries for every content of a window of `bits` bits: as many symbols as have their codes in it, 0 if none has. `shorter[n]`: those of
+// windows of n bits.
+void fill_window(const std::vector<Code>& codes, int bits, const uint16_t* const* shorter, uint16_t* to) {
+  std::fill(to, to + (1 << bits), uint16_t{0});
+  for (const Code& c : codes) {
+    if (c.length > bits) break;  // the others are longer still
+    uint16_t *at = to + (c.code << (bits - c.length)), *end = at + (1 << (bits - c.length));
+    const int left = bits - c.bits;
+    if (left <= 0 || c.entry & kWalkEnds) {
+      std::fill(at, end, c.entry);
+      continue;
+    }
+    while (at < end) {  // for each value
+      const uint16_t* rest = shorter[left];
+      for (int i = 0; i < 1 << left; ++i) {
+        const auto both = static_cast<uint16_t>(c.entry + rest[i]);
+        *at++ = (both & 63) > kWalkMost || (both >> 6 & 127) > 62 ? c.entry : both;
+      }
+    }
+  }
+}
+
+}  // namespace
+
 bool WalkTable::build(const HuffmanSpec& spec, bool ac) {
   const uint8_t* counts = spec.bytes;
   std::memset(symbols, 0, sizeof symbols);
   std::memcpy(symbols, spec.bytes + 16, static_cast<size_t>(spec.symbols));
-  // The first symbol alone, in as many bits as are looked up.
-  struct First {
-    uint8_t code, bits;
-    uint16_t entry;
-  } first[1 << kWalkBits] = {};
+  std::fill(std::begin(next.single), std::end(next.single), uint16_t{0});
+  std::vector<Code> codes;
+  codes.reserve(static_cast<size_t>(spec.symbols));
   int code = 0, at = 0;
   for (int length = 1; length <= 16; ++length, code <<= 1) {
     offset[length] = at - code;
@@ -116,24 +145,22 @@ bool WalkTable::build(const HuffmanSpec& spec, bool ac) {
       const int size = symbols[at] & 15, run = symbols[at] >> 4, bits = length + size;
       if (length > kWalkBits || bits > kWalkMost) continue;
       const uint32_t what = !ac ? kWalkEnds | static_cast<uint32_t>(size) << 6 : size == 0 && run != 15 ? kWalkEnds : static_cast<uint32_t>(run + 1) << 6;
-      const auto entry = static_cast<uint16_t>(static_cast<uint32_t>(bits) | what);
-      const int same = kWalkBits - length;
-      std::fill(first + (code << same), first + ((code + 1) << same), First{static_cast<uint8_t>(length), static_cast<uint8_t>(bits), entry});
+      codes.push_back({code, length, bits, static_cast<uint16_t>(static_cast<uint32_t>(bits) | what)});
+      if (what & kWalkEnds) continue;
+      std::fill(next.single + (code << (kWalkBits - length)), next.single + ((code + 1) << (kWalkBits - length)), codes.back().entry);
     }
     limit[length] = static_cast<uint32_t>(code) << (16 - length);
   }
-  for (int i = 0; i < 1 << kWalkBits; ++i) {
-    uint32_t all = 0;
-    int bits = 0;
-    while (bits < kWalkBits && !(all & kWalkEnds)) {
-      const First& f = first[i << bits & ((1 << kWalkBits) - 1)];
-      if (f.code == 0 || bits + f.code > kWalkBits || bits + f.bits > kWalkMost || (all >> 6) + (f.entry >> 6 & 63) > 62) break;
-      all += f.entry;
-      bits += f.bits;
+  uint16_t windows[1 << kWalkBits];
+  const uint16_t* shorter[kWalkBits] = {};
+  if (ac) {
+    for (int bits = 1; bits < kWalkBits; ++bits) {
+      fill_window(codes, bits, shorter, windows + (1 << bits));
+      shorter[bits] = windows + (1 << bits);
     }
-    next.several[i] = static_cast<uint16_t>(all ? all : kWalkUnsettled);
-    next.single[i] = first[i].entry & kWalkEnds ? 0 : first[i].entry;
   }
+  fill_window(codes, kWalkBits, shorter, next.several);
+  for (uint16_t& entry : next.several) entry = entry ? entry : static_cast<uint16_t>(kWalkUnsettled);
   return true;
 }
 
