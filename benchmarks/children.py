@@ -112,7 +112,7 @@ def quasi_random_labels(path: str) -> list[int]:
 
 
 def cost(task: str, **arguments: str) -> list[float]:
-    """Seconds of a task of ``TASKS``, its imports included (of ``AFTER_TORCH`` not torch's), and the process's peak memory in MiB."""
+    """Seconds of a task of ``TASKS``, its imports included (of ``AFTER_TORCH`` not torch's); the process's peak memory in MiB."""
     if task in AFTER_TORCH:
         import torch  # noqa: F401
     start = time.perf_counter()
