@@ -96,7 +96,8 @@ class BadRecords:
             first = next(iter(self.known.values()))[-1]
             listed = f"{FILE} lists them; " if (Path(where) / FILE).exists() else ""
             raise TrainingError(
-                f"{where}: {len(self.known)} records cannot be decoded, more than `max_bad={self._limit}`. {listed}the first: {first}"
+                f"{where}: {len(self.known)} records cannot be decoded, more than `max_bad={self._limit}`. {listed}the first: "
+                f"{first}"
             )
 
     def write(self, out: Path) -> None:
