@@ -58,8 +58,8 @@ class LoaderSpec:
         with_index: Also yield each sample's ``index`` field.
         views: Independently augmented views of each image from one read.
         max_ram: Upper bound in bytes on the loader's own buffers; 0 leaves the choice to the backend. It changes no order.
-        shuffle_buffer: With ``shuffle``: bytes of records that are mixed among themselves at a time, blocks of 1 MiB from all over the
-            file. So slow storage has long reads, and classes that lie together mix less well. 0 mixes all records alike.
+        shuffle_buffer: With ``shuffle``: bytes of records that are mixed among themselves at a time, blocks of 1 MiB from all over
+            the file. So slow storage has long reads, and classes that lie together mix less well. 0 mixes all records alike.
         on_error: ``raise``, or ``skip`` a record that cannot be decoded and report it.
         exact: JPEG pixels as libjpeg makes them (smooth chroma, colours converted before the resize): within one level
             of PIL and torchvision. Backends that resize otherwise refuse it.
