@@ -3,8 +3,8 @@ into tensors."""
 
 from __future__ import annotations
 
-import ctypes
 import os
+import threading
 import warnings
 import weakref
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ import numpy as np
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.checks import distinct_numbers, require
 from dp4tl_fast.common.errors import BackendError, SelectionError, UsageError
-from dp4tl_fast.loaders import order
+from dp4tl_fast.loaders import lifetime, order
 from dp4tl_fast.loaders.capabilities import Capabilities
 from dp4tl_fast.loaders.checks import check_device, check_memory, check_tables
 from dp4tl_fast.loaders.contract import B, Batch, Images, IndexedBatch, State
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 ESSENTIAL = ("global_batch_size", "records")  # every version's states have them
 
 Epochs: TypeAlias = "int | np.ndarray"  # that the augmentation of a batch is drawn for: one, or one per record (int64)
-
-_open: weakref.WeakSet[BaseLoader] = weakref.WeakSet()
-
 
 class BaseLoader(ABC, Generic[B]):
     """Bookkeeping of a loader over ``beton``; see ``loaders.contract.Loader`` for the contract.
@@ -71,6 +68,7 @@ class BaseLoader(ABC, Generic[B]):
         self._finished = False  # the consumer has had all of them by iterating
         self._closed = False
         self._running: weakref.ref[Iteration[B]] | None = None
+        self._takers: set[threading.Thread] = set()  # of batches, since it was opened
         self._draws: order.Draws | None = None
         self._all = records is None  # in file order, each once
         self.records = self._checked(np.arange(beton.num_samples) if records is None else records)
@@ -78,7 +76,7 @@ class BaseLoader(ABC, Generic[B]):
         check_device(self.name, spec.device)
         # Read now: the tables are mapped, and touching the map of a file that shrank kills the process.
         self._columns = (beton.labels, beton.index) if spec.with_index else (beton.labels,)
-        _open.add(self)
+        lifetime.register(self)
 
     # -- what to load -------------------------------------------------------------------------------------------------
 
@@ -195,6 +193,8 @@ class BaseLoader(ABC, Generic[B]):
 
         One epoch runs at a time: a new one ends the one before it, and closing the loader ends it, too.
         """
+        lifetime.hold()
+        lifetime.come_first(self.name)
         self._check_usable()
         self._stop("a new iteration over the same loader")
         if self._finished:
@@ -321,6 +321,7 @@ class BaseLoader(ABC, Generic[B]):
         if os.getpid() != self._process:
             return  # the threads are the parent's
         self._closed = True
+        self._takers.clear()
         running = self._iteration()
         if running is None or running.stop("closing the loader"):
             self._release()
@@ -343,13 +344,3 @@ class BaseLoader(ABC, Generic[B]):
             f"{self.name} loader of {self.beton.path} cannot be pickled or copied: it has threads and open files. Pickle its "
             "Beton, Selection and LoaderSpec, and open it in the other process"
         )
-
-
-def _leave_to_the_parent() -> None:
-    """In a child after a fork: never finalise the parent's loaders, which would wait for threads that do not exist here."""
-    for loader in list(_open):
-        for thing in (loader, loader._iteration(), *loader._with_threads()):
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
-
-
-os.register_at_fork(after_in_child=_leave_to_the_parent)
