@@ -58,7 +58,7 @@ class NativeLoader(BaseLoader):
             super().__init__(beton, records, spec)
         spec = self.spec
         try:
-            self._tables = tables.result()
+            self._tables: _native.Beton | None = tables.result()
         except RuntimeError as error:
             raise BetonError(str(error).replace(beton.open_path, str(beton.path))) from None
         self._allocate = pinned_allocator() if spec.pinned or spec.device != "cpu" else None
@@ -143,6 +143,7 @@ class NativeLoader(BaseLoader):
         options.threads = spec.workers or cores()
         options.skip, options.exact = spec.on_error == "skip", spec.exact
         options.lent, options.isa = self._allocate is not None, self.isa
+        assert self._tables is not None  # it is not closed
         try:
             self._core, self._core_spec = _native.Loader(self._tables, options), spec
         except RuntimeError as error:
@@ -209,7 +210,9 @@ class NativeLoader(BaseLoader):
         return self._core.profile() if self._core is not None else {}
 
     def _release(self) -> None:
-        """End the threads. Tensors already delivered stay valid."""
+        """End the threads; of a closed loader, give the file back, too. Tensors already delivered stay valid."""
         if self._core is not None:
             self._core.close()
             self._core = None
+        if self._closed:
+            self._tables = None
