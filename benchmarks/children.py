@@ -72,6 +72,11 @@ def read_cold(path: str, keep: float, subject: str, max_ram: int, seed: int) -> 
     return {"seconds": seconds, "read": _proc("io", "read_bytes") - before, "wanted": wanted, "file": beton.file_size}
 
 
+def shuffle_buffer(max_ram: int) -> int:
+    """Two of them, and batches of 256 images of 32 pixels, take ``max_ram``."""
+    return max_ram // 2 - (6 << 20) if max_ram else 0
+
+
 def _loader(beton: Beton, kept: np.ndarray, subject: str, max_ram: int) -> Any:
     """The loader of these classes: ``ours``, our FFCV and DALI backends (``backend-NAME``), or FFCV's own (``ffcv...``)."""
     import numpy as np
@@ -89,7 +94,10 @@ def _loader(beton: Beton, kept: np.ndarray, subject: str, max_ram: int) -> Any:
         )  # fmt: skip
     from dp4tl_fast.loaders import LoaderSpec, open_loader
 
-    spec = LoaderSpec(batch_size=256, size=32, transform="random_resized_crop", shuffle=True, workers=2, max_ram=max_ram)
+    spec = LoaderSpec(
+        batch_size=256, size=32, transform="random_resized_crop", shuffle=True, workers=2, max_ram=max_ram,
+        shuffle_buffer=shuffle_buffer(max_ram),
+    )  # fmt: skip
     backend = "native" if subject == "ours" else subject.removeprefix("backend-")
     return open_loader(beton, records, spec, backend)
 

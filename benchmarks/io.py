@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.child import call
-from benchmarks.children import quasi_random_labels, read_cold
+from benchmarks.children import quasi_random_labels, read_cold, shuffle_buffer
 from benchmarks.harness import ROUNDS, Suite
 from benchmarks.loaders import Images
 from dp4tl_fast.beton import Beton, BetonWriter
@@ -29,7 +29,7 @@ from dp4tl_fast.loaders.native import NativeLoader
 FILE_BYTES, CLASSES, KEEP = 2 << 30, 1000, (1.0, 0.6, 0.4, 0.2)
 LAYOUTS = ("class", "shuffled")
 RAM = 512 << 20
-# backend-*: our FFCV and DALI backends; ffcv: its own loader
+# ours-max-ram: with shuffle buffers, two of which fit into RAM; backend-*: our FFCV and DALI backends; ffcv: its own loader
 SUBJECT_ROUNDS = {"ours": ROUNDS, "ours-max-ram": 2, "backend-ffcv": 1, "backend-dali": 1, "ffcv": 1, "ffcv-quasi-random": 1}
 
 def write_layouts(images: Images, by_class: Path, shuffled: Path) -> None:
@@ -65,7 +65,7 @@ def mixing(labels: np.ndarray, classes: int, batch: int = 256) -> tuple[list[flo
 def label_mixing(suite: Suite, by_class: Path) -> None:
     """How well batches of a class layout mix the classes; a true shuffle has a chi-square of 1."""
     beton = Beton(by_class)
-    loaders = {name: NativeLoader(beton, None, LoaderSpec(size=32, shuffle=True, workers=1, max_ram=ram))
+    loaders = {name: NativeLoader(beton, None, LoaderSpec(size=32, shuffle=True, workers=1, shuffle_buffer=shuffle_buffer(ram)))
                for name, ram in (("ours", 0), ("ours-max-ram", RAM))}  # fmt: skip
     orders = {name: beton.labels[loader.epoch_order()] for name, loader in loaders.items()}
     orders["ffcv-quasi-random"] = np.array(call(quasi_random_labels, path=str(by_class)))

@@ -1,14 +1,17 @@
 """A small pipeline under random misfortune, its end compared with that of an undisturbed one, bit by bit.
 
 Each round converts, pretrains and prunes in folders of its own. Every command is killed, stopped by a signal, given a full disk,
-forked beside, or finds a checkpoint cut short, at random moments, and is then given again with ``--resume``, until it is left in
-peace. What must not happen is counted as a failure: another exit code than the misfortune explains, or other bits at the end.
+forked beside, suspended now and then, made to read slowly, or finds a checkpoint cut short, at random moments, and is then given
+again with ``--resume``, until it is left in peace. What must not happen is counted as a failure: another exit code than the
+misfortune explains, or other bits at the end. ``--work DIR`` keeps the folders of such rounds there; Ctrl-C ends the soak with the
+figures so far.
 Between the rounds sequences of mutated JPEGs go through the decoders under AddressSanitizer, where that test has been built
 (``make soak`` builds it): each by decoders that live on, and by new ones.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -37,7 +40,8 @@ from dp4tl_fast.training import checkpoint
 
 SEQUENCES = Path("build/sanitize/test_jpeg_sequences")
 IMAGES_PER_ROUND = 2000
-MISFORTUNES = ("kill", "terminate", "interrupt", "full disk", "forks", "truncated checkpoint")
+ENDURED = ("forks", "pauses", "slow reader")  # what ends no command
+MISFORTUNES = ("kill", "terminate", "interrupt", "full disk", "truncated checkpoint", *ENDURED)
 PRETRAIN = ["--arch=small-4", "--size=16", "--batch-size=8", "--epochs=6", "--lr=0.05", "--precision=fp32", "--workers=2",
             "--no-tensorboard", "--ema-decay=0.9", "--checkpoint.keep-last=3", "--device=cpu"]  # fmt: skip
 ENDS = {  # exit codes, besides 0, that each explains; 1 is Python's own for Ctrl-C before the command has begun
@@ -60,8 +64,18 @@ class Findings:
 def run(suite: Suite) -> None:
     start = time.monotonic()
     minutes = suite.minutes or 60.0
-    with tempfile.TemporaryDirectory(prefix="dp4tl-soak-", dir=suite.work) as name:
-        found = soak(Path(name), lambda rounds: time.monotonic() - start < 60 * minutes, seed=int(start), sequences=SEQUENCES)
+    found = Findings()
+
+    def more(rounds: int) -> bool:
+        passed = (time.monotonic() - start) / 60
+        told = f"{sum(found.survived.values())} survived, {len(found.failures)} failures"
+        print(f"soak: {passed:.1f} of {minutes:g} minutes, {rounds} rounds, {told}", file=sys.stderr, flush=True)
+        return passed < minutes
+
+    if suite.work is not None:
+        suite.work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="dp4tl-soak-", dir=suite.work) as name, contextlib.suppress(KeyboardInterrupt):
+        soak(Path(name), more, int(start), found, sequences=SEQUENCES, keep=suite.work)
     suite.settings |= {"seed": int(start), "rounds": found.rounds, "images in a round": IMAGES_PER_ROUND if found.images else 0}
     for what in MISFORTUNES:
         suite.add(what, {"survived": [found.survived[what]]}, "times")
@@ -72,30 +86,36 @@ def run(suite: Suite) -> None:
         print(failure, file=sys.stderr)
 
 
-def soak(root: Path, more: Callable[[int], bool], seed: int, sequences: Path | None = None) -> Findings:
-    """Rounds in ``root`` while ``more(rounds so far)``."""
-    draw, found = random.Random(seed), Findings()
+def soak(
+    root: Path, more: Callable[[int], bool], seed: int, found: Findings, sequences: Path | None = None, keep: Path | None = None
+) -> None:
+    """Rounds in ``root`` while ``more(rounds so far)``, told in ``found``. ``keep``: where the folders of failed ones stay."""
+    draw = random.Random(seed)
     images(root / "images")
     quiet = Pipeline(root / "undisturbed", root, found, None)
     quiet.run()
+    if quiet.failed:
+        return
     shutil.copytree(quiet.out, root / "given")  # every round reads the same source and surrogate
     expected = quiet.result()
     while more(found.rounds) and len(found.failures) < 10:
         one = Pipeline(root / "round", root, found, draw)
         one.durations = quiet.durations
+        before = len(found.failures)
         one.run()
         if not one.failed:
             for name, value in one.result().items():
                 if value != expected[name]:
                     found.failures.append(f"seed {seed}, round {found.rounds}: {name} is not that of the undisturbed pipeline")
         found.rounds += 1
+        if keep is not None and len(found.failures) > before:
+            shutil.copytree(one.out, keep / f"failed-{seed}-{found.rounds}", symlinks=True)
         shutil.rmtree(one.out, ignore_errors=True)
         if sequences is not None and sequences.exists():
             done = subprocess.run([sequences, str(IMAGES_PER_ROUND), str(draw.randrange(2**31))], capture_output=True, text=True)
             found.images += IMAGES_PER_ROUND
             if done.returncode:
                 found.failures.append(f"{sequences}: {done.stderr[-2000:]}")
-    return found
 
 
 class Pipeline:
@@ -131,7 +151,7 @@ class Pipeline:
             if code not in {EXIT_OK} | ENDS.get(what, set()):
                 self.failed = True
                 self.found.failures.append(f"{name}, {what or 'in peace'}: exit code {code}\n{self.log.read_text()[-3000:]}")
-            elif (what and code != EXIT_OK) or what == "forks":
+            elif (what and code != EXIT_OK) or what in ENDURED:
                 self.found.survived[what] += 1
             if what == "truncated checkpoint" and code == EXIT_USAGE:  # the message's advice
                 shutil.rmtree(checkpoint.checkpoints(self.out / "run/checkpoint")[-1])
@@ -143,7 +163,7 @@ class Pipeline:
         if name != "pretrain":
             return False
         again = ["--resume"] if (self.out / "run/config.yaml").exists() else []
-        process = self._start(name, [*arguments, *again], 0, False)
+        process = self._start(name, [*arguments, *again], 0, "")
         while process.is_alive() and len(checkpoint.checkpoints(folder)) < 2:
             time.sleep(0.005)
         process.kill()
@@ -157,12 +177,14 @@ class Pipeline:
 
     def _attempt(self, name: str, arguments: list[str], what: str) -> int:
         limit = self.draw.randrange(200, 400_000) if self.draw and what == "full disk" else 0
-        process = self._start(name, arguments, limit, what == "forks")
+        process = self._start(name, arguments, limit, what)
         number = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}.get(what)
         if number is not None and self.draw:
             wait([process.sentinel], self.draw.uniform(0, 1.2 * self.durations.get(name, 1.0)))
             if process.is_alive() and process.pid:
                 os.kill(process.pid, number)
+        if what == "pauses":
+            self._pause(process, self.durations.get(name, 1.0))
         process.join(600)
         if process.exitcode is None:
             process.kill()
@@ -171,10 +193,20 @@ class Pipeline:
             self.failed = True
         return process.exitcode or 0
 
-    def _start(self, name: str, arguments: list[str], limit: int, forks: bool) -> Any:
+    def _pause(self, process: Any, duration: float) -> None:
+        """Suspend it some times, as a scheduler does, or a file system that does not answer."""
+        assert self.draw is not None
+        for _ in range(5):
+            wait([process.sentinel], self.draw.uniform(0, 0.4 * duration))
+            if process.is_alive() and process.pid:
+                os.kill(process.pid, signal.SIGSTOP)
+                time.sleep(self.draw.uniform(0, 0.5))
+                os.kill(process.pid, signal.SIGCONT)
+
+    def _start(self, name: str, arguments: list[str], limit: int, what: str) -> Any:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["dp4tl_fast.training.loop", "dp4tl_fast.pruning.run", "dp4tl_fast.pretraining.training"])
-        process = context.Process(target=child, args=(name, arguments, str(self.log), limit, forks))
+        process = context.Process(target=child, args=(name, arguments, str(self.log), limit, what))
         process.start()
         return process
 
@@ -193,7 +225,7 @@ class Pipeline:
         }
 
 
-def child(name: str, arguments: list[str], log: str, limit: int, forks: bool) -> None:
+def child(name: str, arguments: list[str], log: str, limit: int, what: str) -> None:
     """One command, in a process of its own."""
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
@@ -205,8 +237,10 @@ def child(name: str, arguments: list[str], log: str, limit: int, forks: bool) ->
     torch.set_num_threads(1)
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    if forks:
+    if what == "forks":
         threading.Thread(target=fork_often, daemon=True).start()
+    if what == "slow reader":
+        read_slowly([argument.partition("=")[2] for argument in arguments if argument.endswith(".beton")])
     sys.exit(importlib.import_module(f"dp4tl_fast.{name}").main(arguments))
 
 
@@ -218,6 +252,27 @@ def fork_often() -> None:
             os._exit(0)
         os.waitpid(pid, 0)
         time.sleep(0.02)
+
+
+def read_slowly(files: list[str]) -> None:
+    """Batches are taken late, and the page cache forgets the files again and again."""
+    from dp4tl_fast.loaders.iteration import Iteration
+
+    taken, draw = Iteration.__next__, random.Random(0)
+
+    def late(iteration: Any) -> Any:
+        time.sleep(draw.uniform(0, 0.02))
+        return taken(iteration)
+
+    def forget() -> None:
+        while True:
+            for name in filter(os.path.exists, files):
+                with open(name, "rb") as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            time.sleep(0.005)
+
+    Iteration.__next__ = late  # type: ignore[method-assign, assignment]
+    threading.Thread(target=forget, daemon=True).start()
 
 
 def images(root: Path) -> None:

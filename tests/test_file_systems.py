@@ -15,6 +15,7 @@ import pytest
 from small_runs import noisy_colours, run
 
 from dp4tl_fast.beton import Beton
+from dp4tl_fast.common.errors import BetonError
 from dp4tl_fast.common.files import write_atomically
 from dp4tl_fast.conversion.run import convert
 from dp4tl_fast.pruning import cache
@@ -68,6 +69,36 @@ def test_converting_without_locks(data, tmp_path, poor):
     shutil.copytree(data.parent / "s", tmp_path / "s")
     convert(str(tmp_path / "s"), str(tmp_path / "s.beton"))
     assert Beton(tmp_path / "s.beton").records_sha256 == Beton(data).records_sha256
+
+
+WRITE = """
+import errno, fcntl, sys
+from dp4tl_fast.beton import BetonWriter
+
+def no_flock(*_):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+fcntl.flock = no_flock
+with BetonWriter(sys.argv[1], 1):
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_second_writer_is_noticed_without_locks(data, tmp_path, poor, killed):
+    shutil.copytree(data.parent / "s", tmp_path / "s")
+    out = tmp_path / "s.beton"
+    other = subprocess.Popen([sys.executable, "-c", WRITE, out], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "writing\n"
+    with pytest.raises(BetonError, match=rf"s\.beton: its writing is still going on: process {other.pid} on "):
+        convert(str(tmp_path / "s"), str(out))
+    if killed:
+        other.kill()
+    other.communicate()
+    convert(str(tmp_path / "s"), str(out))
+    assert Beton(out).records_sha256 == Beton(data).records_sha256
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_an_error_that_is_no_lack_is_still_an_error(tmp_path, monkeypatch):

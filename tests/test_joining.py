@@ -1,5 +1,6 @@
 """What a process does that cannot join the others: one line that says why, within the stated time, or at once on a signal."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -58,6 +59,45 @@ def test_a_signal_ends_the_wait(port, rank, stop):
     process.send_signal(stop)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in said
+
+
+HANGS = """
+import signal, sys
+import torch
+from dp4tl_fast.common import cli
+from dp4tl_fast.training import loop, ranks, waiting
+
+waiting.PATIENCE_S = waiting.SECOND_S = 0.5
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+def wait(*, asked: bool = False) -> None:
+    "Wait; asked: as a training does, which saves first."
+    with ranks.process_group() as rank:
+        if rank == 1:
+            print("waiting", file=sys.stderr, flush=True)
+            sys.stdin.read()
+        with loop.graceful_stop() if asked else ranks.process_group():
+            ranks.all_reduce_sum(torch.zeros(1))
+sys.exit(ranks.run_command(wait, sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_wait_for_one_that_hangs(port, stop, asked):
+    """Process 1 has joined and stands still; process 0 is in a call that waits for it."""
+    command = [sys.executable, "-c", HANGS, *(["--asked"] if asked else [])]
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    other, process = (subprocess.Popen(command, env=os.environ | environment(port, rank), **pipes) for rank in (1, 0))
+    assert other.stderr.readline() == "waiting\n"
+    for _ in range(30):  # it may not have come to that call yet
+        if process.poll() is None:
+            process.send_signal(stop)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(2)
+    process.kill()
+    other.kill()
+    assert process.wait() == 130 and "Traceback" not in process.stderr.read()
 
 
 WAIT = """

@@ -156,3 +156,17 @@ def test_unknown_instruction_set_is_refused(beton: Beton, monkeypatch: pytest.Mo
     monkeypatch.setattr(NativeLoader, "isa", "mmx")
     with pytest.raises(Exception, match="'mmx' is unknown"):
         open_loader(beton)
+
+
+def test_closing_gives_the_file_back(beton: Beton) -> None:
+    """While the loader is still there: in a cycle of garbage, say, which commands do not look for at their end."""
+
+    def descriptors() -> int:
+        return sum(fd.resolve() == beton.path.resolve() for fd in Path("/proc/self/fd").iterdir() if fd.exists())
+
+    before = descriptors()
+    loader = open_loader(beton)
+    next(iter(loader))
+    assert descriptors() > before
+    loader.close()
+    assert descriptors() == before

@@ -17,8 +17,9 @@ import numpy as np
 
 from dp4tl_fast.beton import format as fmt
 from dp4tl_fast.beton.sidecars import Contents, put_in_place, sidecar, stamp, write_partial
-from dp4tl_fast.common.errors import BetonError
+from dp4tl_fast.common.errors import BetonError, UsageError
 from dp4tl_fast.common.files import commit, naming, partial_path, suppress_no_locks, through_links
+from dp4tl_fast.common.lock import Owner
 
 FIELDS = (("image", fmt.TYPE_RGB), ("label", fmt.TYPE_INT), ("index", fmt.TYPE_INT))
 ROW = fmt.metadata_dtype([type_id for _, type_id in FIELDS])
@@ -53,17 +54,22 @@ class BetonWriter:
         self._table_start = 24 + fmt.FIELD.itemsize * len(FIELDS)
         self.position = fmt.round_up(self._table_start + self.metadata.nbytes, page_size)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.fd = self._open()
+        self._owner: Owner | None = None
+        self.fd, locked = self._open()
+        if not locked:
+            self._own()
         if not resume:
             os.ftruncate(self.fd, 0)
 
-    def _open(self) -> int:
-        """The partial file, locked. What another process renamed or removed between opening and locking is not it."""
+    def _open(self) -> tuple[int, bool]:
+        """The partial file, and whether it is locked, as the file system has locks. What another process renamed or removed
+        between opening and locking is not it."""
         for _ in range(100):
-            fd, ours = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), False
+            fd, ours, locked = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), False, False
             try:
                 with naming(self.partial), suppress_no_locks():
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with its process, however that ends
+                    locked = True
                 with suppress(FileNotFoundError):
                     ours = os.path.samestat(os.fstat(fd), self.partial.stat())
             except BlockingIOError:
@@ -72,8 +78,17 @@ class BetonWriter:
                 if not ours:
                     os.close(fd)
             if ours:
-                return fd
+                return fd, locked
         raise BetonError(f"{self.path}: another process is writing it. Wait for it, or stop it")
+
+    def _own(self) -> None:
+        """Say in a file beside it who writes: in place of ``flock``."""
+        owner = Owner(self.path, "writing", self.path.with_name(f".{self.path.name}.lock"))
+        try:
+            self._owner = owner.__enter__()
+        except UsageError as error:
+            self.release()
+            raise BetonError(str(error)) from None
 
     def append(self, payload: bytes | memoryview, mode: int, width: int, height: int, label: int, index: int) -> int:
         """Write one record and return its number. ``mode`` is ``format.MODE_JPEG`` or ``MODE_RAW`` (RGB rows)."""
@@ -215,6 +230,9 @@ class BetonWriter:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+        if self._owner is not None:
+            self._owner.__exit__(None, None, None)
+            self._owner = None
 
     def __enter__(self) -> BetonWriter:
         return self

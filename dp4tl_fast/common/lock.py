@@ -1,4 +1,4 @@
-"""One owner for a folder, on any file system: nothing but exclusive creation and renaming is asked of it, no ``flock``.
+"""One owner for a folder or file, on any file system: nothing but exclusive creation and renaming is asked of it, no ``flock``.
 
 The lock is a small file that says who holds it and is rewritten every few seconds. On its own machine an owner that died is
 known at once, by process number and start; on another, once its file stayed unchanged for ``STALE_S`` seconds, by nobody's clock
@@ -30,13 +30,19 @@ LOCK = ".lock"  # in the folder that is owned
 class Owner:
     """This process as the owner of a folder, until the end of the ``with`` statement. Makes the folder where there is none.
 
+    Args:
+        owned: The folder; or a file, with a ``lock`` of its own.
+        what: Goes on in it: for messages.
+        lock: The file that says who holds it; the default is ``.lock`` in the folder.
+
     Raises:
         UsageError: Another process owns it; the message names it. Or the folder cannot be written.
     """
 
-    def __init__(self, folder: str | Path, what: str = "run") -> None:
-        self.folder, self._what = Path(folder), what
-        self._path = self.folder / LOCK
+    def __init__(self, owned: str | Path, what: str = "run", lock: Path | None = None) -> None:
+        self.owned, self._what = Path(owned), what
+        self._path = lock or self.owned / LOCK
+        self.folder = self._path.parent
         self._me = {**_here(), "pid": os.getpid(), "started": _started(os.getpid()), "token": secrets.token_hex(8)}
         self._made: list[Path] = []  # folders, the innermost first
         self._end = threading.Event()
@@ -75,7 +81,7 @@ class Owner:
         now, _ = _read(self._path)
         if now.get("token") != self._me["token"]:
             by = _name(now) if now else "somebody"
-            raise UsageError(f"{self.folder}: taken over by {by} while this process stood still. Nothing more is written")
+            raise UsageError(f"{self.owned}: taken over by {by} while this process stood still. Nothing more is written")
 
     def _create(self) -> bool:
         try:
@@ -101,9 +107,10 @@ class Owner:
         if there.get("started") and _same_machine(there, self._me):
             alive = _started(int(there["pid"])) == there["started"]
         else:
-            alive = _changes(self._path, raw, there)
+            cli.message(f"{self.owned}: owned by {_name(there)}; looking for {STALE_S:.0f} s whether it is alive")
+            alive = _changes(self._path, raw)
         if alive:
-            raise UsageError(f"{self.folder}: its {self._what} is still going on: {_name(there)}. {_remedy(os.environ)}")
+            raise UsageError(f"{self.owned}: its {self._what} is still going on: {_name(there)}. {_remedy(os.environ)}")
         with contextlib.suppress(FileNotFoundError):
             if _read(self._path)[1] == raw:  # and not that of another process which came first
                 aside = self._path.with_name(f"{LOCK}.{self._me['token']}")
@@ -115,12 +122,11 @@ def _remedy(environment: Mapping[str, str]) -> str:
     tasks = environment.get("SLURM_NTASKS", "1")
     if tasks != "1" and "WORLD_SIZE" not in environment:
         return f"Slurm started {tasks} tasks of this command: start one task per machine, with torchrun (`srun torchrun ...`)"
-    return "Wait for its end, stop it, or give another folder"
+    return "Wait for its end, stop it, or write elsewhere"
 
 
-def _changes(path: Path, raw: bytes, there: dict[str, Any]) -> bool:
+def _changes(path: Path, raw: bytes) -> bool:
     """Does the owner, whose process cannot be looked at, rewrite its file?"""
-    cli.message(f"{path.parent}: owned by {_name(there)}; looking for {STALE_S:.0f} s whether it is alive")
     deadline = time.monotonic() + STALE_S
     while time.monotonic() < deadline:
         time.sleep(min(1.0, STALE_S / 10))

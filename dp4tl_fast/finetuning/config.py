@@ -149,8 +149,6 @@ class FinetuneConfig(Placement, BadRecordsConfig, TrackingConfig):
             raise UsageError("`from_scratch`: trains random weights of `arch` in `mode=ff`; give these two and no `checkpoint`")
         if not self.from_scratch and not self.checkpoint:
             raise UsageError("`checkpoint`: which network? Give a run folder, a checkpoint folder or a weights file")
-        if self.on_bad_record != "raise" and self.mode != "ff":
-            raise UsageError(f"`on_bad_record={self.on_bad_record}`: is of `mode=ff`; {self.mode} needs every record's features")
         if self.val and self.val_share:
             raise UsageError("`val` and `val_share`: both choose the best epoch. Drop one")
         if self.optimizer == "sgd" and not self.lr:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from dp4tl_fast.inference import passes
 from dp4tl_fast.loaders.base import BaseLoader
 from dp4tl_fast.loaders.contract import Batch
+from dp4tl_fast.runs.bad_records import Known
 from dp4tl_fast.training import models
 
 KNN_ROWS = 1024  # test features compared at a time: bounds the memory of the similarities
@@ -24,14 +25,16 @@ class Result:
     Attributes:
         last: Top-1 after the last epoch.
         best: After the best epoch: of the validation set where there is one, else of the test set, which flatters.
-        predicted: Classes after the last epoch, int64 ``[n]``, on the CPU.
+        predicted: Classes after the last epoch, int64 ``[n]``, on the CPU; -1 where a record cannot be decoded.
         ema: Top-1 of the averaged weights after the last epoch, if they were asked for.
+        bad: Records that this seed could not decode.
     """
 
     last: float
     best: float
     predicted: torch.Tensor
     ema: float | None = None
+    bad: Known = field(default_factory=dict)
 
 
 def features(model: nn.Module, loader: BaseLoader[Batch], prepare: Any, watch: Any = iter) -> torch.Tensor:
@@ -42,7 +45,8 @@ def features(model: nn.Module, loader: BaseLoader[Batch], prepare: Any, watch: A
     """
     model.eval()
     with models.FeatureTap(model) as tap:
-        return passes.rows(lambda images: tap(images)[1], loader, prepare, lambda rows: rows, watch)
+        nothing = torch.zeros(0, models.head(model)[1].in_features)
+        return passes.rows(lambda images: tap(images)[1], loader, prepare, lambda rows: rows, watch, nothing)
 
 
 def knn_probe(

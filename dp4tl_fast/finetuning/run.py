@@ -123,6 +123,7 @@ def _work(
         "best_on": "val" if config.val or config.val_share else "test",
         **_over_seeds(results),
         **accuracy.summary(np.stack([r.predicted.numpy() for r in results]), test_set, groups),
+        "bad_records": len(work.bad.known),
         "processes": world_size(),
         "seconds": time.perf_counter() - start,
     }

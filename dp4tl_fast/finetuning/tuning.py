@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dp4tl_fast.common.errors import CheckpointError
+from dp4tl_fast.common.errors import CheckpointError, TrainingError
 from dp4tl_fast.common.files import npy_bytes, write_atomically
 from dp4tl_fast.finetuning.config import FinetuneConfig
 from dp4tl_fast.finetuning.probes import Result
@@ -40,7 +40,8 @@ class Tuning(Session):
 
     Args:
         predict: ``(part, model, watch) -> classes``, int64 ``[n]`` on the CPU, for ``part`` in test and val: what the network of a
-            run, or its average, predicts for the records of that part, whose batches go through ``watch``.
+            run, or its average, predicts for the records of that part, whose batches go through ``watch``; -1 where one cannot be
+            decoded.
         truth: Labels, int64 ``[n]``, of ``test``, and of ``val`` where the best epoch is chosen there.
     """
 
@@ -54,7 +55,10 @@ class Tuning(Session):
         self.best_of = ("val_top_1" if "val" in truth else "test_top_1", 1)
 
     def _top_1(self, part: str, predicted: torch.Tensor) -> float:
-        return int((predicted == self._truth[part]).sum()) / len(predicted)
+        read = int((predicted >= 0).sum())
+        if read == 0:
+            raise TrainingError(f"{self.out}: none of the {len(predicted)} records of the {part} set can be decoded")
+        return int((predicted == self._truth[part]).sum()) / read
 
     def measure(self, run: Run, metrics: dict[str, float]) -> dict[str, float]:
         """Top-1 of the network, and of its average where there is one."""
@@ -76,9 +80,10 @@ class Tuning(Session):
             name = self.best_of[0]
             rows = read_metrics(self.out / "metrics.jsonl")
             best, last = max(rows, key=lambda row: row[name]), rows[-1]
-            result = Result(last["test_top_1"], best["test_top_1"], predicted, last.get("test_ema_top_1"))
+            result = Result(last["test_top_1"], best["test_top_1"], predicted, last.get("test_ema_top_1"), self.bad.known)
             write_atomically(self.out / PREDICTED, npy_bytes(predicted.numpy()))
-            numbers = {"last": result.last, "best": result.best, "best_epoch": best["epoch"], "ema": result.ema}
+            bad = [[part, *row] for (part, _), row in result.bad.items()]
+            numbers = {"last": result.last, "best": result.best, "best_epoch": best["epoch"], "ema": result.ema, "bad_records": bad}
             write_atomically(self.out / RESULT, json.dumps(numbers) + "\n")  # last: a seed that has it is done
             return result
 
@@ -94,7 +99,8 @@ def finished(out: Path, records: int) -> Result | None:
         predicted = torch.from_numpy(np.load(out / PREDICTED, allow_pickle=False))
         if predicted.shape != (records,) or predicted.dtype != torch.int64:
             raise ValueError(f"holds {list(predicted.shape)} {predicted.dtype}")
-        return Result(numbers["last"], numbers["best"], predicted, numbers["ema"])
+        bad = {(part, row[0]): tuple(row) for part, *row in numbers.get("bad_records", [])}
+        return Result(numbers["last"], numbers["best"], predicted, numbers["ema"], bad)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{out}: its result cannot be read ({error}). Remove {out / RESULT} to compute it again") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import nn
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common import cli
-from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.common.errors import RecordError, UsageError
 from dp4tl_fast.common.files import write_atomically
 from dp4tl_fast.finetuning import kept, probes, tuning
 from dp4tl_fast.finetuning.config import FinetuneConfig
@@ -25,6 +26,7 @@ from dp4tl_fast.finetuning.start import Start
 from dp4tl_fast.loaders import BaseLoader, LoaderSpec, open_loader
 from dp4tl_fast.loaders.epoch import sharding
 from dp4tl_fast.loaders.order import rank_batches
+from dp4tl_fast.runs.bad_records import BadRecords
 from dp4tl_fast.runs.config import signals
 from dp4tl_fast.runs.session import Learner, Unmeasured, agreed
 from dp4tl_fast.runs.trackers import Callback
@@ -63,12 +65,24 @@ class Work:
         self.normalise = self.pixels.normalise(self.device)
         self.classes = files["train"].num_classes
         self._share = loader_share(config.batch_size, config.accumulate, config.workers, self.device)
+        self.bad = BadRecords(config.max_bad)
         self._begun = False
 
     def result(self, seed: int, records: np.ndarray | None, held: np.ndarray | None) -> Result:
         """One seed, trained on ``records`` of the training file (``None``: all), its best epoch chosen on ``held``."""
-        if self.config.mode == "knn":
-            return self._neighbours(records)
+        found = self._neighbours(records) if self.config.mode == "knn" else self._trained(seed, records, held)
+        self.bad.add(found.bad)
+        self._check_bad()
+        return found
+
+    def _check_bad(self) -> None:
+        """List what could not be decoded so far, and stop where that is too much."""
+        on_rank_zero(lambda: self.bad.write(self.out))
+        if self.config.on_bad_record == "raise" and self.bad.known:  # of a run that left them out, and goes on
+            raise RecordError(next(iter(self.bad.known.values()))[-1])
+        self.bad.check(self.out)
+
+    def _trained(self, seed: int, records: np.ndarray | None, held: np.ndarray | None) -> Result:
         out = self.out / SEED.format(seed)
         done = on_rank_zero(lambda: tuning.finished(out, self.files["test"].num_samples) if self.config.resume else None)
         if done is not None:
@@ -100,9 +114,11 @@ class Work:
         model = self.origin.fresh(seed, self.classes, self.pixels.size)
         return tuning.learner(self.config, model, self.normalise, self._meta(seed), seed)
 
-    def _tuned(self, out: Path, seed: int, learner: Learner, loader: Any, predict: Any, truth: dict[str, torch.Tensor]) -> Result:
+    def _tuned(
+        self, out: Path, seed: int, learner: Learner, loader: Any, predict: Any, truth: dict[str, torch.Tensor]
+    ) -> tuning.Tuning:
         settings = self.settings | {"seed": seed}
-        return tuning.Tuning(out, self.config, settings, learner, loader, predict, truth, self.guard, self.callback).result()
+        return tuning.Tuning(out, self.config, settings, learner, loader, predict, truth, self.guard, self.callback)
 
     def _meta(self, seed: int) -> dict[str, Any]:
         """What the checkpoints of a seed say of their network."""
@@ -118,13 +134,14 @@ class Work:
     def _loader(self, beton: Beton, records: np.ndarray | None = None) -> BaseLoader:
         """Each record once, in file order, over all processes."""
         share = {**self._share, "batch_size": self._share["batch_size"] // self.config.accumulate}
-        return open_loader(beton, records, self.pixels.spec(**share), self.config.backend)
+        return open_loader(beton, records, self.pixels.spec(**share, on_error=self.config.on_bad_record), self.config.backend)
 
     # -- frozen -------------------------------------------------------------------------------------------------------
 
     @cached_property
     def _features(self) -> dict[str, torch.Tensor]:
-        """Of each file, float32 ``[n, d]`` on the device; what is computed is kept in the folder, whose run begins with it."""
+        """Of each file, float32 ``[n, d]`` on the device, NaN where a record cannot be decoded; what is computed is kept in the
+        folder, whose run begins with it."""
         model = self.origin.model
         assert model is not None  # only full finetuning starts from scratch
         model.to(self.device)
@@ -133,7 +150,13 @@ class Work:
             loaders = {name: stack.enter_context(self._loader(beton)) for name, beton in self.files.items()}
             self._begin()
             stopped = stack.enter_context(loop.graceful_stop(signals(self.config.stop_signals)))
-            return {name: self._pass(name, model, loader, stopped).to(self.device) for name, loader in loaders.items()}
+            found = {name: self._pass(name, model, loader, stopped).to(self.device) for name, loader in loaders.items()}
+            for name, loader in loaders.items():
+                self.bad.note(name, loader)
+        self.bad.pooled()
+        self._check_bad()
+        self.bad.tell()
+        return found
 
     def _pass(self, name: str, model: nn.Module, loader: BaseLoader, stopped: Callable[[], bool]) -> torch.Tensor:
         """Features of a file on the CPU; those that the folder holds already are not computed again."""
@@ -146,31 +169,56 @@ class Work:
         except Unmeasured as end:
             raise end.reason or cli.Terminated(f"{self.out}: the features so far are saved; continue with `resume`") from None
 
-    def _labelled(self, name: str, records: np.ndarray | None) -> tuple[torch.Tensor, torch.Tensor]:
-        x, y = self._features[name], torch.from_numpy(self.files[name].labels).to(self.device)
-        return (x, y) if records is None else (x[records], y[records])
+    def _rows(self, name: str, records: np.ndarray) -> torch.Tensor:
+        """Features of these records, ascending; no copy of all of them."""
+        features = self._features[name]
+        return features if len(records) == len(features) else features[torch.from_numpy(records)]
+
+    def _labelled(self, name: str, records: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._rows(name, records), torch.from_numpy(self.files[name].labels[records]).to(self.device)
+
+    def _readable(self, name: str, records: np.ndarray | None) -> np.ndarray:
+        """Of these records (``None``: all), those that have features."""
+        total = len(self._features[name])  # before it is asked which are bad
+        chosen = np.arange(total) if records is None else records
+        kept = chosen[~self.bad.of(name, chosen)]
+        if len(kept) == 0:
+            raise UsageError(f"{self.files[name].path}: none of {len(chosen)} records can be decoded. Convert its source again")
+        return kept
+
+    def _measured(self, name: str, records: np.ndarray | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features of these records (``None``: all), and which of them have none: bool ``[n]`` on the CPU."""
+        chosen = np.arange(self.files[name].num_samples) if records is None else records
+        return self._rows(name, chosen), torch.from_numpy(self.bad.of(name, chosen))
 
     def _neighbours(self, records: np.ndarray | None) -> Result:
-        config = self.config
-        train, test = self._labelled("train", records), self._labelled("test", None)
-        return probes.knn_probe(train, test, self.classes, neighbours=config.neighbours, temperature=config.temperature)
+        config, test = self.config, self._readable("test", None)
+        train = self._labelled("train", self._readable("train", records))
+        found = probes.knn_probe(
+            train, self._labelled("test", test), self.classes, neighbours=config.neighbours, temperature=config.temperature
+        )
+        predicted = torch.full((self.files["test"].num_samples,), -1)
+        predicted[torch.from_numpy(test)] = found.predicted
+        return replace(found, predicted=predicted)
 
     def _probe(self, out: Path, seed: int, records: np.ndarray | None, val: Any, truth: dict[str, torch.Tensor]) -> Result:
         train = self.files["train"]
-        numbers = np.arange(train.num_samples) if records is None else records
         spec = LoaderSpec(**self._share, seed=seed, drop_last=world_size() > 1)  # an incomplete batch cannot be shared evenly
-        self._check_batches(len(numbers), spec)
+        self._check_batches(train.num_samples if records is None else len(records), spec)
         learner = self._learner(seed)
-        parts = {"test": self._features["test"]}
+        numbers = self._readable("train", records)
+        self._check_batches(len(numbers), spec)
+        parts = {"test": self._measured("test", None)}
         if val is not None:
-            parts["val"] = self._labelled("val" if "val" in self.files else "train", val[1])[0]
+            parts["val"] = self._measured("val" if "val" in self.files else "train", val[1])
 
         @torch.inference_mode()
         def predict(part: str, model: torch.nn.Module, watch: Any) -> torch.Tensor:
-            return models.head(model)[1](parts[part]).argmax(1).cpu()
+            features, bad = parts[part]
+            return torch.where(bad, -1, models.head(model)[1](features).argmax(1).cpu())
 
-        loader = Rows(*self._labelled("train", records), train, numbers, spec)
-        return self._tuned(out, seed, learner, loader, predict, truth)
+        loader = Rows(*self._labelled("train", numbers), train, numbers, spec)
+        return self._tuned(out, seed, learner, loader, predict, truth).result()
 
     # -- all weights --------------------------------------------------------------------------------------------------
 
@@ -192,9 +240,12 @@ class Work:
             self._begin()
 
             def predict(part: str, model: torch.nn.Module, watch: Any) -> torch.Tensor:
-                return tuning.predicted_by(model, loaders[part], self.normalise, config.tta, watch)
+                found = tuning.predicted_by(model, loaders[part], self.normalise, config.tta, watch)
+                run.bad.note(part, loaders[part])
+                return found
 
-            return self._tuned(out, seed, learner, loader, predict, truth)
+            run = self._tuned(out, seed, learner, loader, predict, truth)
+            return run.result()
 
     def _check_batches(self, records: int, spec: LoaderSpec) -> int:
         """Images of the smallest part of a batch that will be trained on.

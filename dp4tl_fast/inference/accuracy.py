@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from typing import Any
 
 import numpy as np
@@ -63,21 +64,24 @@ def read_groups(path: str, beton: Beton) -> tuple[list[str], np.ndarray]:
 
 
 def summary(predicted: np.ndarray, beton: Beton, groups: tuple[list[str], np.ndarray] | None) -> dict[str, Any]:
-    """What the last epochs' predictions, int64 ``[runs, records]``, say beyond the mean; means over runs.
+    """What the last epochs' predictions, int64 ``[runs, records]`` (-1: of a record that cannot be decoded), say beyond the mean;
+    means over runs.
 
     Returns:
         ``per_class``: accuracy by class name. With groups: ``per_group``, and ``worst_group_mean`` and ``worst_group_std``
         of each run's lowest group.
     """
-    right = predicted == beton.labels
-    classes = by_key(right, beton.labels, beton.num_classes).mean(0)
-    present = np.flatnonzero(beton.class_counts)
+    read = (predicted >= 0).all(0)
+    right, labels = (predicted == beton.labels)[:, read], beton.labels[read]
+    classes = by_key(right, labels, beton.num_classes).mean(0)
+    present = np.flatnonzero(np.bincount(labels, minlength=beton.num_classes))
     result: dict[str, Any] = {"per_class": {beton.class_names[c]: float(classes[c]) for c in present.tolist()}}
     if groups is not None:
         names, keys = groups
-        accuracy = by_key(right, keys, len(names))
-        worst = accuracy.min(1)
-        result["per_group"] = dict(zip(names, accuracy.mean(0).tolist(), strict=True))
+        accuracy = by_key(right, keys[read], len(names))
+        worst = np.nanmin(accuracy, axis=1)
+        means = zip(names, accuracy.mean(0).tolist(), strict=True)
+        result["per_group"] = {name: mean for name, mean in means if not math.isnan(mean)}
         result["worst_group_mean"] = float(worst.mean())
         result["worst_group_std"] = float(worst.std(ddof=1)) if len(worst) > 1 else 0.0
     return result

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dp4tl_fast.common.checks import require, require_one_of
 from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.runs.bad_records import BadRecordsConfig
 from dp4tl_fast.training.placement import Placement
 
 TTA = ("none", "flip")
@@ -57,7 +58,7 @@ class PassConfig(NetworkConfig, Placement):
 
 
 @dataclass(kw_only=True)
-class EvaluateConfig(PassConfig):
+class EvaluateConfig(PassConfig, BadRecordsConfig):
     """What to measure, on which images.
 
     Args:
@@ -83,6 +84,7 @@ class EvaluateConfig(PassConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        BadRecordsConfig.__post_init__(self)
         require(self.attack_steps >= 1, "attack_steps", self.attack_steps, "at least 1")
         require(self.attack_eps >= 0 or self.attack_eps == -1, "attack_eps", self.attack_eps, "at least 0, or -1")
         if self.attack_norm:

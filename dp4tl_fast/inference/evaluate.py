@@ -16,6 +16,7 @@ from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.files import check_outputs, write_atomically
 from dp4tl_fast.inference import accuracy
 from dp4tl_fast.inference.config import EvaluateConfig
+from dp4tl_fast.runs.bad_records import FILE, BadRecords
 from dp4tl_fast.training.ranks import on_rank_zero, process_group
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Measure a network on labelled images: top-1 and top-5, by class and by group, confusion, calibration, robustness.
 
     Returns:
+        ``images`` that were measured, ``bad_records`` that could not be,
         ``top_1``, ``top_5``, ``loss`` (cross entropy), ``calibration_error`` (expected, 15 bins), ``per_class``, ``per_group``,
         ``most_confused``, and under attack ``robust_top_1``.
 
@@ -37,10 +39,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     out = Path(config.out)
     if config.out:
-        names = ("evaluation.json", "per_class.csv", "confusion.csv")
+        names = ("evaluation.json", "per_class.csv", "confusion.csv", FILE)
         check_outputs([("out", out / name) for name in names], [config.data])
     beton = Beton(config.data)
     groups = accuracy.read_groups(config.groups, beton) if config.groups else None
+
+    import torch
 
     from dp4tl_fast.inference.network import open_network
     from dp4tl_fast.inference.scores import logits_of, robust_top_1, scores
@@ -53,12 +57,21 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     network.pixels = network.pixels.as_loaded(config.checkpoint)
     try_forward(network.model, network.meta["arch"], network.pixels.size, network.device)
     share = loader_share(config.batch_size, 1, config.workers, network.device)
-    logits = logits_of(network, beton, records, share, config.backend, config.tta)
+    bad = BadRecords(config.max_bad)
+    how = share | {"on_error": config.on_bad_record}
+    logits = logits_of(network, beton, records, how, config.backend, config.tta, bad)
+    bad.pooled()
+    if config.out:
+        on_rank_zero(lambda: bad.write(out))
+    bad.check(config.out or beton.path)
+    bad.tell()
+    left_out, good = beton.num_samples - len(records), ~bad.of("data", records)
+    records, logits = records[good], logits[torch.from_numpy(good)]
     labels = truth[beton.labels[records]]
     result: dict[str, Any] = {
         "kind": "evaluate", "checkpoint": str(Path(config.checkpoint).resolve()), "checkpoint_sha256": network.sha256,
         "arch": network.meta["arch"], "data": str(beton.path), "data_records_sha256": beton.records_sha256,
-        "images": len(records), "left_out": beton.num_samples - len(records), "tta": config.tta, **network.pixels.meta(),
+        "images": len(records), "left_out": left_out, "bad_records": len(bad.known), "tta": config.tta, **network.pixels.meta(),
     }  # fmt: skip
     result |= scores(logits, labels)
     predicted = logits.argmax(1).numpy()

@@ -13,6 +13,7 @@ from dp4tl_fast.inference import passes
 from dp4tl_fast.inference.network import Network
 from dp4tl_fast.loaders import open_loader
 from dp4tl_fast.loaders.order import rank_batches
+from dp4tl_fast.runs.bad_records import BadRecords
 from dp4tl_fast.training import ranks
 from dp4tl_fast.training.adversarial import Adversarial
 
@@ -20,13 +21,15 @@ BINS = 15  # of the calibration error, as Guo et al. 2017 have them
 
 
 def logits_of(
-    network: Network, beton: Beton, records: np.ndarray, share: dict[str, Any], backend: str, tta: str
+    network: Network, beton: Beton, records: np.ndarray, share: dict[str, Any], backend: str, tta: str, bad: BadRecords
 ) -> torch.Tensor:
-    """float32 ``[n, outputs]`` of ``records``, ascending, on every rank's CPU."""
+    """float32 ``[n, outputs]`` of ``records``, ascending, on every rank's CPU. ``bad`` learns which have none."""
     with open_loader(beton, records, network.pixels.spec(**share), backend) as loader:
-        return passes.rows(
+        found = passes.rows(
             passes.TTA[tta](network.model), loader, network.pixels.normalise(network.device), lambda logits: logits
         )
+        bad.note("data", loader)
+    return found
 
 
 def scores(logits: torch.Tensor, labels: np.ndarray) -> dict[str, float]:

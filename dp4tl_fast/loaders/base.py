@@ -3,8 +3,8 @@ into tensors."""
 
 from __future__ import annotations
 
-import ctypes
 import os
+import threading
 import warnings
 import weakref
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ import numpy as np
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.checks import distinct_numbers, require
 from dp4tl_fast.common.errors import BackendError, SelectionError, UsageError
-from dp4tl_fast.loaders import order
+from dp4tl_fast.loaders import lifetime, order
 from dp4tl_fast.loaders.capabilities import Capabilities
 from dp4tl_fast.loaders.checks import check_device, check_memory, check_tables
 from dp4tl_fast.loaders.contract import B, Batch, Images, IndexedBatch, State
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 ESSENTIAL = ("global_batch_size", "records")  # every version's states have them
 
 Epochs: TypeAlias = "int | np.ndarray"  # that the augmentation of a batch is drawn for: one, or one per record (int64)
-
-_open: weakref.WeakSet[BaseLoader] = weakref.WeakSet()
-
 
 class BaseLoader(ABC, Generic[B]):
     """Bookkeeping of a loader over ``beton``; see ``loaders.contract.Loader`` for the contract.
@@ -71,6 +68,7 @@ class BaseLoader(ABC, Generic[B]):
         self._finished = False  # the consumer has had all of them by iterating
         self._closed = False
         self._running: weakref.ref[Iteration[B]] | None = None
+        self._takers: set[threading.Thread] = set()  # of batches, since it was opened
         self._draws: order.Draws | None = None
         self._all = records is None  # in file order, each once
         self.records = self._checked(np.arange(beton.num_samples) if records is None else records)
@@ -78,7 +76,7 @@ class BaseLoader(ABC, Generic[B]):
         check_device(self.name, spec.device)
         # Read now: the tables are mapped, and touching the map of a file that shrank kills the process.
         self._columns = (beton.labels, beton.index) if spec.with_index else (beton.labels,)
-        _open.add(self)
+        lifetime.register(self)
 
     # -- what to load -------------------------------------------------------------------------------------------------
 
@@ -146,16 +144,24 @@ class BaseLoader(ABC, Generic[B]):
         """The order of epoch ``self.epoch`` over all ranks, int64 ``[n]``. The same for every backend."""
         epoch = self._next()
         records = epoch.drawn()[0]
-        return self._at(records, self._places(epoch, records))
+        return self._at(records, self._places(epoch, records)[0])
 
     def _at(self, records: np.ndarray, places: np.ndarray) -> np.ndarray:
         """``records[places]``; of all records in file order, places are their numbers."""
         return places if self._all else records[places]
 
-    def _places(self, epoch: Epoch, records: np.ndarray) -> np.ndarray:
-        """Places in ``records``, the epoch's in file order, in the order in which they are loaded: int64 ``[n]``."""
+    def _places(self, epoch: Epoch, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Places in ``records``, the epoch's in file order, in the order in which they are loaded: int64 ``[n]``; and where another
+        ``shuffle_buffer`` of them begins, int64, empty without one."""
         spec = epoch.spec
-        return order.epoch_places(len(records), seed=spec.seed, epoch=epoch.number, shuffle=spec.shuffle)
+        if not (spec.shuffle and spec.shuffle_buffer):
+            none = np.zeros(0, np.int64)
+            return order.epoch_places(len(records), seed=spec.seed, epoch=epoch.number, shuffle=spec.shuffle), none
+        ordered, bounds = order.block_buffers(
+            np.arange(len(records)), self.beton.sizes[records], seed=spec.seed, epoch=epoch.number, block_bytes=order.BLOCK_BYTES,
+            buffer_bytes=spec.shuffle_buffer,
+        )  # fmt: skip
+        return ordered, bounds[:-1]
 
     # -- what code written for torch's DataLoader looks for -------------------------------------------------------------
 
@@ -187,6 +193,8 @@ class BaseLoader(ABC, Generic[B]):
 
         One epoch runs at a time: a new one ends the one before it, and closing the loader ends it, too.
         """
+        lifetime.hold()
+        lifetime.come_first(self.name)
         self._check_usable()
         self._stop("a new iteration over the same loader")
         if self._finished:
@@ -194,7 +202,7 @@ class BaseLoader(ABC, Generic[B]):
         check_memory(self.name, self.spec)
         now = self._next()
         records, epochs = now.drawn()
-        places = self._places(now, records)
+        places, _ = self._places(now, records)
 
         def mine(values: np.ndarray) -> list[np.ndarray]:
             return order.rank_batches(values, **sharding(now.spec))[self._start :]
@@ -279,30 +287,24 @@ class BaseLoader(ABC, Generic[B]):
             "records": at.size,
             "seed": spec.seed,
             "shuffle": int(spec.shuffle),
-            "buffer_bytes": self._buffer_bytes(at) if spec.shuffle else 0,
+            "shuffle_buffer": spec.shuffle_buffer if spec.shuffle else 0,
             "file_sha256": self.beton.records_sha256,
             "records_sha256": at.kept_sha256(),
         }
-
-    def _buffer_bytes(self, epoch: Epoch) -> int:
-        """Bytes that are shuffled among themselves (``order.block_buffers``); 0 for all of them."""
-        return 0
 
     def load_state_dict(self, state: State) -> None:
         """Continue after the last delivered batch; costs no decoding. After a whole epoch, nothing of it is left.
 
         Raises:
-            UsageError: The state is of a loader with another order: of other records, another file, seed, shuffle or global batch
-                size (batch size times ranks), or shuffled within another ``max_ram``. The same number of batches is another place
-                there.
+            UsageError: The state is of a loader with another order: of other records, another file, seed, shuffle, shuffle_buffer
+                or global batch size (batch size times ranks). The same number of batches is another place there.
         """
         here = self._place(self._next())
         # What a state of an earlier version does not have is not compared.
         other = {k: state.get(k) for k in here if state.get(k, here[k]) != here[k] or (k not in state and k in ESSENTIAL)}
         if other:
             mine = {name: here[name] for name in other}
-            more = ", which follows from max_ram and the size of a batch" if "buffer_bytes" in other else ""
-            raise UsageError(f"loader state is of {other}, but this loader has {mine}{more}. Resume with the same settings")
+            raise UsageError(f"loader state is of {other}, but this loader has {mine}. Resume with the same settings")
         batch = int(state["batch"])
         if not 0 <= batch <= len(self):
             raise UsageError(f"loader state says {batch} batches were delivered, but this epoch has {len(self)}")
@@ -319,6 +321,7 @@ class BaseLoader(ABC, Generic[B]):
         if os.getpid() != self._process:
             return  # the threads are the parent's
         self._closed = True
+        self._takers.clear()
         running = self._iteration()
         if running is None or running.stop("closing the loader"):
             self._release()
@@ -341,13 +344,3 @@ class BaseLoader(ABC, Generic[B]):
             f"{self.name} loader of {self.beton.path} cannot be pickled or copied: it has threads and open files. Pickle its "
             "Beton, Selection and LoaderSpec, and open it in the other process"
         )
-
-
-def _leave_to_the_parent() -> None:
-    """In a child after a fork: never finalise the parent's loaders, which would wait for threads that do not exist here."""
-    for loader in list(_open):
-        for thing in (loader, loader._iteration(), *loader._with_threads()):
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
-
-
-os.register_at_fork(after_in_child=_leave_to_the_parent)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dp4tl_fast.common.errors import BackendError
+from dp4tl_fast.loaders import lifetime
 from dp4tl_fast.loaders.contract import B
 
 if TYPE_CHECKING:
@@ -34,6 +35,14 @@ class Iteration(Iterator[B]):
         self.tells_position = True
 
     def __next__(self) -> B:
+        lifetime.hold()
+        self._loader._takers.add(threading.current_thread())
+        try:
+            return self._take()
+        finally:
+            lifetime.hold()
+
+    def _take(self) -> B:
         loader = self._loader
         with self._lock:
             self._check_running()

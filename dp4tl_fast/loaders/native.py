@@ -1,12 +1,11 @@
 """The native backend: C++ threads (``kernels/csrc/core/loader/loader.h``) decode records straight into batch memory.
 
-Records come in ``BaseLoader``'s order (with ``max_ram`` smaller than the data, in that of ``order.block_buffers``), and what
-a view shows is ``loaders/augment.py``'s pure function of (seed, epoch, record, view): the same batches come out for any
-number of threads and after a resume.
+Records come in ``BaseLoader``'s order, and what a view shows is ``loaders/augment.py``'s pure function of (seed, epoch, record,
+view): the same batches come out for any number of threads and after a resume.
 
-Records are used where the page cache has them; the system is asked for each one 64 records ahead, by its exact range. With
-``max_ram`` smaller than the data, blocks of 1 MiB from the whole file are read ahead into two buffers instead, and batches
-are drawn from a buffer.
+Records are used where the page cache has them; the system is asked for each one 64 records ahead, by its exact range. With a
+``shuffle_buffer``, or ``max_ram`` smaller than the data, windows of the order are read ahead instead, in the order of the file: one
+window while the one before it is decoded. A window is a shuffle buffer, which has long reads, or what fits into ``max_ram``.
 
 Batches for a GPU (``LoaderSpec.pinned``) are decoded straight into page-locked memory of torch's (``loaders/pinned.py``),
 others into memory of the C++ loader's own, in huge pages.
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
     import torch
 
 DEPTH = 3  # batches that are decoded ahead
-BLOCK_BYTES = 1 << 20  # one read of slow storage; small, so that a buffer holds many places of the file
 
 
 class NativeLoader(BaseLoader):
@@ -60,10 +58,11 @@ class NativeLoader(BaseLoader):
             super().__init__(beton, records, spec)
         spec = self.spec
         try:
-            self._tables = tables.result()
+            self._tables: _native.Beton | None = tables.result()
         except RuntimeError as error:
             raise BetonError(str(error).replace(beton.open_path, str(beton.path))) from None
         self._allocate = pinned_allocator() if spec.pinned or spec.device != "cpu" else None
+        self._window_bytes(self.now)  # too little memory is refused now
         self._core: _native.Loader | None = None
         self._core_spec = spec
         self._open_core(spec)
@@ -78,54 +77,51 @@ class NativeLoader(BaseLoader):
         """Batches ahead: fewer if they would take more than a quarter of ``max_ram``."""
         return DEPTH if not spec.max_ram else max(1, min(DEPTH, spec.max_ram // 4 // self._held_bytes(spec)))
 
-    def _buffer_bytes(self, epoch: Epoch) -> int:
-        """Bytes of one of the two record buffers; 0 if each record is read when its turn comes.
+    def _room(self, spec: LoaderSpec) -> int:
+        """Bytes of ``max_ram`` that are left for records."""
+        # Besides those in the ring, a batch is with the consumer and one is kept for use again.
+        return spec.max_ram - (self._depth(spec) + 2) * self._held_bytes(spec)
+
+    def _window_bytes(self, epoch: Epoch) -> int:
+        """The most bytes of records that are read ahead together, where that bounds them: two such windows are in memory. 0: each
+        record is read when its turn comes, or with its shuffle buffer.
 
         Raises:
-            UsageError: ``max_ram`` holds not even the batches and two blocks.
+            UsageError: ``max_ram`` holds not even the batches and a few reads, or not two shuffle buffers.
         """
         spec = epoch.spec
         if not spec.max_ram:
             return 0
-        # Besides those in the ring, a batch is with the consumer and one is kept for use again.
-        batches = (self._depth(spec) + 2) * self._held_bytes(spec)
-        room = spec.max_ram - batches
-        sizes = self.beton.sizes[epoch.records]
+        sizes, room = self.beton.sizes[epoch.records], self._room(spec)
         if sizes.sum() <= room:
             return 0
-        block = max(BLOCK_BYTES, int(sizes.max()))
-        if room < 4 * block:
-            need = batches + 4 * block
-            raise UsageError(f"`max_ram={spec.max_ram}`: batches and buffers need at least {need} bytes")
-        return room // 2 - block
+        largest = int(sizes.max())
+        buffered = spec.shuffle and spec.shuffle_buffer
+        needed = 4 * max(order.BLOCK_BYTES, largest)
+        if buffered:
+            needed = min(2 * (spec.shuffle_buffer + order.BLOCK_BYTES + largest), int(sizes.sum()))
+        if room < needed:
+            what = f"two of `shuffle_buffer={spec.shuffle_buffer}`" if buffered else "buffers"
+            raise UsageError(f"`max_ram={spec.max_ram}`: batches and {what} need at least {spec.max_ram - room + needed} bytes")
+        return 0 if buffered else room // 2
 
     # -- order --------------------------------------------------------------------------------------------------------
 
-    def _places(self, epoch: Epoch, records: np.ndarray) -> np.ndarray:
-        return self._ordered(epoch, records)[0]
-
-    def _ordered(self, epoch: Epoch, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Places in ``records`` in the order in which they are loaded, and where another buffer begins (empty: no buffers)."""
-        buffer_bytes = self._buffer_bytes(epoch)
-        if not buffer_bytes:
-            return super()._places(epoch, records), np.zeros(0, np.int64)
-        sizes, places = self.beton.sizes[records], np.arange(len(records))
-        if not epoch.spec.shuffle:
-            buffer_of = (np.cumsum(sizes) - sizes) // buffer_bytes
-            return places, np.flatnonzero(np.diff(buffer_of, prepend=-1))
-        ordered, bounds = order.block_buffers(
-            places, sizes, seed=epoch.spec.seed, epoch=epoch.number, block_bytes=BLOCK_BYTES, buffer_bytes=buffer_bytes
-        )
-        return ordered, bounds[:-1]
-
     def _windows(self, batches: list[np.ndarray]) -> np.ndarray:
-        """Where, in the records of ``batches`` one after another, another buffer begins: int64, empty without buffers."""
-        if not self._buffer_bytes(self.now):
+        """Where, in the records of ``batches`` one after another, another window begins: int64, empty without windows."""
+        now = self.now
+        most = self._window_bytes(now)
+        if not most and not now.spec.shuffle_buffer:
             return np.zeros(0, np.int64)
-        _, starts = self._ordered(self.now, self.now.drawn()[0])
-        places = order.rank_batches(np.arange(self.now.size), **sharding(self.now.spec))[-len(batches) :]
-        buffer_of = np.searchsorted(starts, np.concatenate(places), side="right")
-        return np.append(np.flatnonzero(np.diff(buffer_of, prepend=-1)), len(buffer_of)).astype(np.int64)
+        records = now.drawn()[0]
+        ordered, starts = self._places(now, records)
+        if most:
+            starts = order.windows(self.beton.sizes[records[ordered]], most)
+        if len(starts) == 0:
+            return starts
+        places = order.rank_batches(np.arange(now.size), **sharding(now.spec))[-len(batches) :]
+        window_of = np.searchsorted(starts, np.concatenate(places), side="right")
+        return np.append(np.flatnonzero(np.diff(window_of, prepend=-1)), len(window_of)).astype(np.int64)
 
     # -- running ------------------------------------------------------------------------------------------------------
 
@@ -147,6 +143,7 @@ class NativeLoader(BaseLoader):
         options.threads = spec.workers or cores()
         options.skip, options.exact = spec.on_error == "skip", spec.exact
         options.lent, options.isa = self._allocate is not None, self.isa
+        assert self._tables is not None  # it is not closed
         try:
             self._core, self._core_spec = _native.Loader(self._tables, options), spec
         except RuntimeError as error:
@@ -213,7 +210,9 @@ class NativeLoader(BaseLoader):
         return self._core.profile() if self._core is not None else {}
 
     def _release(self) -> None:
-        """End the threads. Tensors already delivered stay valid."""
+        """End the threads; of a closed loader, give the file back, too. Tensors already delivered stay valid."""
         if self._core is not None:
             self._core.close()
             self._core = None
+        if self._closed:
+            self._tables = None

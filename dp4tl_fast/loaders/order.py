@@ -8,6 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 
+BLOCK_BYTES = 1 << 20  # one read of slow storage; small, so that a shuffle buffer holds many places of the file
+
 
 def generator(seed: int, epoch: int) -> np.random.Generator:
     """A counter-based generator keyed by (seed, epoch): no epoch's stream depends on another's."""
@@ -82,7 +84,7 @@ def epoch_places(n: int, *, seed: int, epoch: int, shuffle: bool) -> np.ndarray:
 def block_shuffle(
     records: np.ndarray, sizes: np.ndarray, *, seed: int, epoch: int, block_bytes: int, buffer_bytes: int
 ) -> np.ndarray:
-    """Shuffle for data that does not fit in memory: a permutation of ``records`` that reads long runs.
+    """Shuffle for slow storage: a permutation of ``records`` that reads long runs.
 
     Blocks of consecutive records of about ``block_bytes`` are visited in random order from the whole file; every
     ``buffer_bytes`` worth of blocks is permuted as one buffer. With one buffer for all it is a uniform shuffle.
@@ -101,7 +103,7 @@ def block_buffers(
 ) -> tuple[np.ndarray, np.ndarray]:
     """``block_shuffle``, and where its buffers lie: buffer ``b`` is ``order[bounds[b] : bounds[b + 1]]``.
 
-    A buffer holds at most ``buffer_bytes`` plus one block.
+    A buffer holds at most ``buffer_bytes`` plus one block, a block at most ``block_bytes`` plus one record.
     """
     random = generator(seed, epoch)
     if len(records) == 0:
@@ -122,6 +124,16 @@ def block_buffers(
     order = records[visited[np.lexsort((random.random(len(visited)), buffer_of))]]
     bounds = np.append(np.flatnonzero(np.diff(buffer_of, prepend=-1)), len(records))
     return order, bounds
+
+
+def windows(sizes: np.ndarray, most: int) -> np.ndarray:
+    """Where runs of records of at most ``most`` bytes each begin, int64; ``sizes``, int64 ``[n]``, in the order of reading.
+
+    ``most`` is at least twice the largest size.
+    """
+    ends = np.cumsum(sizes)
+    window_of = (ends - sizes) // (most - int(sizes.max(initial=0)))
+    return np.flatnonzero(np.diff(window_of, prepend=-1))
 
 
 def num_batches(n: int, *, batch_size: int, rank: int, world_size: int, drop_last: bool, min_batch: int = 1) -> int:

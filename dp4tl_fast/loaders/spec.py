@@ -21,7 +21,7 @@ DTYPES = ("uint8", "float16", "bfloat16", "float32")
 # Fields and the rules of their values
 WHOLE = {
     "batch_size": 2**20, "size": 16384, "seed": 2**63 - 1, "workers": 2**16, "rank": 2**31, "world_size": 2**31, "views": 64,
-    "max_ram": 2**63 - 1, "min_batch": 2**20,
+    "max_ram": 2**63 - 1, "min_batch": 2**20, "shuffle_buffer": 2**63 - 1,
 }  # fmt: skip
 AT_LEAST_ONE = ("batch_size", "size", "world_size", "views", "min_batch")
 FLAGS = ("flip", "shuffle", "drop_last", "pinned", "with_index", "exact")
@@ -57,7 +57,9 @@ class LoaderSpec:
             ``device=cuda`` implies it.
         with_index: Also yield each sample's ``index`` field.
         views: Independently augmented views of each image from one read.
-        max_ram: Upper bound in bytes on the loader's own buffers; 0 leaves the choice to the backend.
+        max_ram: Upper bound in bytes on the loader's own buffers; 0 leaves the choice to the backend. It changes no order.
+        shuffle_buffer: With ``shuffle``: bytes of records that are mixed among themselves at a time, blocks of 1 MiB from all over
+            the file. So slow storage has long reads, and classes that lie together mix less well. 0 mixes all records alike.
         on_error: ``raise``, or ``skip`` a record that cannot be decoded and report it.
         exact: JPEG pixels as libjpeg makes them (smooth chroma, colours converted before the resize): within one level
             of PIL and torchvision. Backends that resize otherwise refuse it.
@@ -85,6 +87,7 @@ class LoaderSpec:
     with_index: bool = False
     views: int = 1
     max_ram: int = 0
+    shuffle_buffer: int = 0
     on_error: str = "raise"
     exact: bool = False
 

@@ -48,5 +48,5 @@ def open_eval(path: str | Path, selection: Selection | None, config: PretrainCon
     beton = Beton(path)
     mine = share(config)
     mine["batch_size"] //= config.accumulate  # what is known to fit in memory
-    spec = LoaderSpec.evaluation(size=eval_size(config), **mine)
+    spec = LoaderSpec.evaluation(size=eval_size(config), on_error=config.on_bad_record, **mine)
     return open_loader(beton, selection.for_split(beton) if selection else None, spec, config.backend)

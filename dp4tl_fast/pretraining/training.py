@@ -53,6 +53,7 @@ class Training(Session):
             for prefix, model in models.items():
                 scores = evaluate(model, self.agreed(val), self.learner.normalise, run.objective.score)  # type: ignore[attr-defined]
                 found |= {f"{prefix}_{name}": value for name, value in scores.items()}
+            self.bad.note("val", val)
         return found
 
     def begin_epoch(self) -> None:

@@ -110,7 +110,7 @@ class Session:
         self.energy = energy.meter(learner.normalise.device)
         self.log: Log | Quiet = Quiet()
         self.profiler: Profiler | Quiet = Quiet()
-        self.bad = BadRecords(loader, plan.max_bad)
+        self.bad = BadRecords(plan.max_bad, loader)
 
     # -- what a subclass says -----------------------------------------------------------------------------------------
 

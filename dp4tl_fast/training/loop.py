@@ -158,6 +158,8 @@ def evaluate(
     model.eval()
     tally = Tally()
     for images, labels in batches:
+        if len(labels) == 0:  # none of them could be decoded
+            continue
         for name, value in count(model(normalise(images)).float(), labels.to(normalise.device)).items():
             tally.add(name, value)
         tally.samples += len(labels)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dp4tl_fast.common.errors import Dp4tlError, UsageError
 from dp4tl_fast.training import joining
+from dp4tl_fast.training.waiting import ended_by_signals
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,8 @@ _was_one_of_several = False  # this process has been in a process group
 def process_group() -> Iterator[int]:
     """Join the others under torchrun (gloo on the CPU, NCCL on GPUs, one GPU per process). Yields this process's rank.
 
-    Alone it does not import torch. Within another ``process_group`` it is that one.
+    Signals end a wait for another process (``waiting``). Alone it does not import torch. Within another ``process_group`` it is
+    that one.
 
     Raises:
         UsageError: More processes on this machine than GPUs; the environment says only half of what torchrun sets; or a
@@ -52,7 +54,8 @@ def process_group() -> Iterator[int]:
     dist.init_process_group(backend, store=joining.meet(), rank=which[0], world_size=which[1], timeout=answer)
     global _was_one_of_several
     _was_one_of_several = True
-    yield dist.get_rank()
+    with ended_by_signals():
+        yield dist.get_rank()
     dist.destroy_process_group()  # after an error the others may be gone: leaving waits for nobody
 
 

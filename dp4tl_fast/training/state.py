@@ -69,7 +69,7 @@ class Run:
     tally: Tally = field(default_factory=Tally)
     best: dict[str, float] = field(default_factory=dict)
     pending: dict[str, float] | None = None
-    bad: dict[int, str] = field(default_factory=dict)
+    bad: dict[tuple[str, int], tuple[Any, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.joint = Joint(self.network or self.model, self.objective)

@@ -27,7 +27,7 @@ class Tally:
 
     def pooled(self, device: torch.device) -> Tally:
         """Over all ranks: sums of what was done, the longest of the times. Called on every rank."""
-        names = ranks.on_rank_zero(lambda: sorted(self.sums))  # a rank may have had no batch, but then not rank 0
+        names = sorted(set().union(*ranks.gather_objects(list(self.sums))))  # a rank may have had no batch
         counts = torch.tensor([self.samples, self.bytes_read, self.energy_j], dtype=torch.double, device=device)
         sums = ranks.all_reduce_sum(torch.cat([counts, *(self.sums.get(n, counts.new_zeros(1)).view(1) for n in names)]))
         times = ranks.all_reduce_max(torch.tensor([self.seconds, self.data_wait_s], dtype=torch.double, device=device)).tolist()

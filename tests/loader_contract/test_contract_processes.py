@@ -212,6 +212,25 @@ def _raise_interrupt(self: Beton) -> None:
     raise KeyboardInterrupt
 
 
+DAEMON = """
+begun = threading.Event()
+def consume():
+    while True:
+        for images, labels in loader:
+            for _ in range(1000):
+                images[0] + 1
+            begun.set()
+threading.Thread(target=consume, daemon=True).start()
+begun.wait()
+"""
+
+
+def test_a_daemon_thread_that_takes_batches_does_not_disturb_the_end_of_the_interpreter(backend: str, jpegs: Beton) -> None:
+    """It works on a batch then: torch aborts a process in which a thread gives a tensor back after the end has begun."""
+    ran = program(jpegs.path, backend, DAEMON)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 def test_a_loader_in_a_thread_that_is_not_the_main_one(backend: str, jpegs: Beton) -> None:
     counts: list[int] = []
 

@@ -9,7 +9,7 @@ from contract_cases import AUGMENTED, BATCH, CLASSES, N, by_index, flat, keep, s
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import SelectionError, UsageError
-from dp4tl_fast.loaders import Batch, IndexedBatch, Loader, open_loader
+from dp4tl_fast.loaders import Batch, IndexedBatch, Loader, open_loader, order
 
 
 def test_a_last_batch_takes_what_it_lacks_from_the_one_before(backend: str, beton: Beton) -> None:
@@ -52,8 +52,12 @@ def test_reads_what_ffcv_wrote(backend: str, by_ffcv: Beton) -> None:
     assert set(flat(batches, 1)) == {0, 2}
 
 
-def test_every_backend_follows_one_order_and_each_epoch_has_its_own(backend: str, jpegs: Beton) -> None:
-    with open_loader(jpegs, None, spec(shuffle=True, seed=11), backend) as loader:
+@pytest.mark.parametrize("buffer", [0, 9_000])
+def test_every_backend_follows_one_order_and_each_epoch_has_its_own(
+    backend: str, jpegs: Beton, buffer: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(order, "BLOCK_BYTES", 3_000)
+    with open_loader(jpegs, None, spec(shuffle=True, seed=11, shuffle_buffer=buffer), backend) as loader:
         orders = []
         for epoch in (0, 1):
             loader.set_epoch(epoch)
@@ -61,6 +65,12 @@ def test_every_backend_follows_one_order_and_each_epoch_has_its_own(backend: str
             assert orders[-1] == jpegs.index[loader.epoch_order()].tolist()
         assert orders[0] != orders[1]
         assert sorted(orders[0]) == sorted(orders[1]) == jpegs.index.tolist()
+        places = order.epoch_order(np.arange(N), seed=11, epoch=0, shuffle=True)
+        if buffer:
+            blocks = {"block_bytes": 3_000, "buffer_bytes": buffer}
+            places, bounds = order.block_buffers(np.arange(N), jpegs.sizes, seed=11, epoch=0, **blocks)
+            assert len(bounds) > 4
+        assert orders[0] == jpegs.index[places].tolist()
 
 
 @pytest.mark.parametrize("shuffle", [False, True])

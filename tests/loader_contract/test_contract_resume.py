@@ -50,6 +50,7 @@ OTHER = {
     "another global batch size": ({"batch_size": 2 * BATCH}, None, "'global_batch_size': 8.*'global_batch_size': 16"),
     "more ranks": ({"rank": 0, "world_size": 2}, None, "'global_batch_size': 8.*'global_batch_size': 16"),
     "another seed": ({"seed": 1}, None, "'seed': 0.*'seed': 1"),
+    "mixed within less": ({"shuffle_buffer": 10**6}, None, "'shuffle_buffer': 0.*'shuffle_buffer': 1000000"),
     "file order": ({"shuffle": False}, None, "'shuffle': 1.*'shuffle': 0"),
     "fewer records": ({}, range(10), "'records': 50.*'records': 10"),
     "as many other records": ({}, range(1, N), "records_sha256"),

@@ -2,7 +2,9 @@
 #include "bindings/register.h"
 
 NB_MODULE(_native, m) {
-  // The interpreter frees nothing that a cycle of garbage holds at its end, which says nothing about our reference counts.
+  // What the check at the interpreter's end would report is kept on purpose: in a child after a fork, the parent's loaders
+  // (loaders/lifetime.py). Elsewhere nothing is left: a loader that is closed, as all are at exit, holds none of our objects, also
+  // where it lies in a cycle of garbage, for which commands do not look at their end (gc.freeze in common/cli.py).
   nanobind::set_leak_warnings(false);
   m.doc() = "Native core of dp4tl_fast. Private: use dp4tl_fast.kernels and dp4tl_fast.loaders.";
   dp4tl::register_isa(m);
