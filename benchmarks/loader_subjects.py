@@ -1,13 +1,16 @@
 """The loaders that suite ``loaders`` compares, each in a process of its own (``benchmarks.child``).
 
 Options: ``file`` (a .beton), ``folder`` (its images as files), ``threads``, ``images`` per epoch (records are repeated) and
-``size``. All deliver random resized crops, mirrored at random, normalised to fp16.
+``size``. All deliver random resized crops, mirrored at random, normalised to fp16 (TurboLoader to fp32: it has no fp16 of JPEGs).
 """
 
 from __future__ import annotations
 
+import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,18 +87,31 @@ def dali(options: dict[str, Any]) -> Callable[[], Iterable]:
     return lambda: iterator
 
 
+def augmented(size: int) -> Callable[[Any], Any]:
+    """torchvision's way, for the loaders that leave pixels to the user."""
+    import torch
+    from torchvision.transforms import v2
+
+    return v2.Compose([
+        v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(), v2.ToImage(),
+        v2.ToDtype(torch.float16, scale=True), v2.Normalize(MEAN, STD),
+    ])  # fmt: skip
+
+
+def decoded(jpeg: bytes) -> Any:
+    import torch
+    from torchvision.io import ImageReadMode, decode_image
+
+    return decode_image(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8), ImageReadMode.RGB)
+
+
 def torchvision(decode: str) -> Callable[[dict[str, Any]], Callable[[], Iterable]]:
     def make(options: dict[str, Any]) -> Callable[[], Iterable]:
         import torch
         from PIL import Image
         from torchvision.io import ImageReadMode, decode_image, read_file
-        from torchvision.transforms import v2
 
-        paths = image_paths(options)
-        transform = v2.Compose([
-            v2.RandomResizedCrop(options["size"], antialias=True), v2.RandomHorizontalFlip(), v2.ToImage(),
-            v2.ToDtype(torch.float16, scale=True), v2.Normalize(MEAN, STD),
-        ])  # fmt: skip
+        paths, transform = image_paths(options), augmented(options["size"])
 
         class Images(torch.utils.data.Dataset):
             def __len__(self) -> int:
@@ -147,6 +163,97 @@ def spdl(options: dict[str, Any]) -> Callable[[], Iterable]:
     return epoch
 
 
+def tf_data(options: dict[str, Any]) -> Callable[[], Iterable]:
+    """The ImageNet input pipeline of TensorFlow's own ResNet: only the crop is decoded."""
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")
+    paths, side = image_paths(options), options["size"]
+    mean, std = (tf.constant(v) * 255 for v in (MEAN, STD))
+
+    def image(path: Any) -> Any:
+        jpeg = tf.io.read_file(path)
+        begin, size, _ = tf.image.sample_distorted_bounding_box(
+            tf.io.extract_jpeg_shape(jpeg), tf.zeros([1, 0, 4]), area_range=(0.08, 1.0), aspect_ratio_range=(3 / 4, 4 / 3),
+            max_attempts=10, use_image_if_no_bounding_boxes=True,
+        )  # fmt: skip
+        window = tf.concat([begin[:2], size[:2]], axis=0)
+        pixels = tf.image.resize(tf.image.decode_and_crop_jpeg(jpeg, window, channels=3), [side, side])
+        return tf.cast((tf.image.random_flip_left_right(pixels) - mean) / std, tf.float16)
+
+    threading = tf.data.Options()
+    threading.threading.private_threadpool_size = options["threads"]
+    threading.deterministic = False
+    dataset = tf.data.Dataset.from_tensor_slices(paths).shuffle(len(paths)).map(image, num_parallel_calls=options["threads"])
+    dataset = dataset.batch(BATCH).prefetch(2).with_options(threading)
+    return dataset.as_numpy_iterator
+
+
+def turboloader(options: dict[str, Any]) -> Callable[[], Iterable]:
+    import os
+
+    # Its pool has a thread per processor of the process, whatever it is told.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options["threads"]])
+    import turboloader as turbo
+
+    tar = scratch(options) / "images.tar"
+    with tarfile.open(tar, "w") as archive:
+        for i, path in enumerate(image_paths(options)):
+            archive.add(path, f"{i:06}.jpg")
+    return lambda: turbo.DataLoader(
+        str(tar), batch_size=BATCH, num_workers=options["threads"], shuffle=True, image_size=options["size"],
+        output_format="pytorch", transform=turbo.ImageNetNormalize(), train_aug=True, antialias=True,
+    )  # fmt: skip
+
+
+def litdata(options: dict[str, Any]) -> Callable[[], Iterable]:
+    import litdata as lit
+
+    folder, transform = scratch(options), augmented(options["size"])
+    samples = list(enumerate(image_paths(options)))
+    lit.optimize(fn=_sample, inputs=samples, output_dir=str(folder), chunk_bytes="64MB", num_workers=1)
+    images = lit.StreamingDataset(str(folder), shuffle=True, transform=partial(_pixels, transform))
+    loader = lit.StreamingDataLoader(images, batch_size=BATCH, num_workers=options["threads"], persistent_workers=True)
+    return lambda: loader
+
+
+# At the top of the module: the processes of litdata and DataLoader import them.
+
+
+def _sample(numbered: tuple[int, str]) -> dict[str, Any]:
+    return {"label": numbered[0], "jpeg": Path(numbered[1]).read_bytes()}
+
+
+def _pixels(transform: Callable[[Any], Any], sample: dict[str, Any]) -> tuple[Any, int]:
+    return transform(decoded(sample["jpeg"])), sample["label"]
+
+
+def _batch(transform: Callable[[Any], Any], samples: list[dict[str, Any]]) -> Any:
+    from torch.utils.data import default_collate
+
+    return default_collate([_pixels(transform, sample) for sample in samples])
+
+
+def mosaicml_streaming(options: dict[str, Any]) -> Callable[[], Iterable]:
+    import streaming
+    import torch
+
+    folder, transform = scratch(options), augmented(options["size"])
+    with streaming.MDSWriter(out=str(folder), columns={"label": "int", "jpeg": "bytes"}) as writer:
+        for sample in map(_sample, enumerate(image_paths(options))):
+            writer.write(sample)
+    images = streaming.StreamingDataset(local=str(folder), shuffle=True, batch_size=BATCH, num_canonical_nodes=1)
+    loader: Any = torch.utils.data.DataLoader(
+        images, BATCH, num_workers=options["threads"], persistent_workers=True, collate_fn=partial(_batch, transform)
+    )
+    return lambda: loader
+
+
+def scratch(options: dict[str, Any]) -> Path:
+    """A folder beside the files, which goes with them."""
+    return Path(tempfile.mkdtemp(dir=Path(options["folder"]).parent))
+
+
 def image_paths(options: dict[str, Any]) -> list[str]:
     paths = sorted(str(p) for p in Path(options["folder"]).iterdir())
     return [paths[i] for i in repeated(len(paths), options["images"])]
@@ -154,12 +261,36 @@ def image_paths(options: dict[str, Any]) -> list[str]:
 
 SUBJECTS = {
     "ours": native, "ffcv": ffcv, "dali-cpu": dali, "torchvision-pil": torchvision("pil"),
-    "torchvision-io": torchvision("io"), "spdl": spdl,
+    "torchvision-io": torchvision("io"), "spdl": spdl, "tf.data": tf_data, "turboloader": turboloader, "litdata": litdata,
+    "mosaicml-streaming": mosaicml_streaming,
 }  # fmt: skip
 
 
+def images_of(batch: Any) -> Any:
+    """The images of a batch of any of the loaders: a tensor ``[n, 3, size, size]``."""
+    import torch
+
+    while not hasattr(batch, "shape"):
+        batch = batch["images"] if isinstance(batch, dict) else batch[0]
+    images = torch.as_tensor(batch)
+    return images if images.shape[1] == 3 else images.permute(0, 3, 1, 2)
+
+
+def check_images(name: str, images: Any, size: int) -> None:
+    """Raise SystemExit unless these are normalised images of that size, and not one and the same."""
+    shape, values = tuple(images.shape[1:]), images.float()
+    limits = [(0 - m) / s for m, s in zip(MEAN, STD, strict=True)], [(1 - m) / s for m, s in zip(MEAN, STD, strict=True)]
+    low, high = values.amin((0, 2, 3)).tolist(), values.amax((0, 2, 3)).tolist()
+    inside = all(lo >= least - 0.05 for lo, least in zip(low, limits[0], strict=True)) and all(
+        hi <= most + 0.05 for hi, most in zip(high, limits[1], strict=True)
+    )
+    varied = len(images) == 1 or float((values[0] - values[1]).abs().max()) > 0
+    if shape != (3, size, size) or not inside or not varied or images.element_size() not in (2, 4):
+        raise SystemExit(f"{name}: a batch {tuple(images.shape)} of {images.dtype} from {low} to {high} is not what was asked for")
+
+
 def subject(name: str, options: dict[str, Any]) -> Callable[[int], float]:
-    """What runs an epoch of the loader of that name and returns its seconds."""
+    """What runs an epoch of the loader of that name and returns its seconds. A batch of epoch 0, the warm-up, is looked at."""
     epoch = SUBJECTS[name](options)
 
     def seconds(number: int) -> float:
@@ -167,7 +298,11 @@ def subject(name: str, options: dict[str, Any]) -> Callable[[int], float]:
         loader = epoch()
         if hasattr(loader, "set_epoch"):
             loader.set_epoch(number)
-        batches = sum(1 for _ in loader)
+        batches = 0
+        for batch in loader:
+            if number == batches == 0:
+                check_images(name, images_of(batch), options["size"])
+            batches += 1
         spent = time.perf_counter() - start
         if batches != -(-options["images"] // BATCH):
             raise SystemExit(f"{name}: {batches} batches of {BATCH} are not {options['images']} images")

@@ -21,7 +21,7 @@ from dp4tl_fast.beton.entry_points import add_entry_points
 from dp4tl_fast.beton.format import MODE_JPEG
 
 EPOCH, SLOW_EPOCH, SIZE, MAX_SIDE, QUALITY = 10_000, 1_536, 224, 500, 90
-SLOW = ("torchvision-pil", "torchvision-io", "spdl")
+SLOW = ("torchvision-pil", "torchvision-io", "spdl", "tf.data", "turboloader", "litdata", "mosaicml-streaming")
 
 
 class Images:  # what FFCV's writer takes
@@ -119,7 +119,7 @@ def run(suite: Suite) -> None:
         write_indexed(jpeg, indexed)
         write_files(jpeg, files)
 
-        peers = ("ffcv", "dali-cpu", "torchvision-pil", "torchvision-io", "spdl")
+        peers = ("ffcv", "dali-cpu", *SLOW)
         subjects = {"ours": ("ours", jpeg, files, 2), "ours-entry-points": ("ours", indexed, files, 2)}
         subjects |= {peer: (peer, jpeg, files, 2) for peer in peers}
         samples = case(suite, "jpeg-2-threads", subjects, "ffcv")

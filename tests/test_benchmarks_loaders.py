@@ -1,0 +1,91 @@
+"""The loaders that are compared deliver what they are timed for: every image of the folder, cropped, normalised, at random."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from native_files import jpeg, write
+
+from benchmarks import loader_subjects
+from benchmarks.child import call
+from benchmarks.harness import Suite
+from benchmarks.loader_subjects import MEAN, STD, SUBJECTS, check_images, images_of
+from benchmarks.loaders import Loading, case
+
+COLOURS = ((250, 10, 10), (10, 250, 10), (10, 10, 250), (240, 240, 240), (20, 20, 20), (128, 30, 200))
+LIBRARIES = {
+    "ffcv": "ffcv", "dali-cpu": "nvidia.dali", "spdl": "spdl", "tf.data": "tensorflow", "turboloader": "turboloader",
+    "litdata": "litdata", "mosaicml-streaming": "streaming",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """JPEGs of one colour each, as a .beton and as files."""
+    root = tmp_path_factory.mktemp("subjects")
+    jpegs = [jpeg(np.full((90, 120, 3), colour, np.uint8)) for colour in COLOURS]
+    beton = write(root / "colours.beton", jpegs)
+    (root / "files").mkdir()
+    for i, data in enumerate(jpegs):
+        (root / "files" / f"{i:06}.jpg").write_bytes(data)
+    return {"file": str(beton.path), "folder": str(root / "files")}
+
+
+def colours_of(name: str, options: dict) -> list[list[float]]:
+    """Runs in the child: the mean colour of every image of an epoch, and its largest distance from it."""
+    found = []
+    for batch in SUBJECTS[name](options)():
+        images = images_of(batch).float()
+        mean = images.mean((2, 3))
+        found += torch.cat([mean, (images - mean[:, :, None, None]).abs().amax((1, 2, 3))[:, None]], 1).tolist()
+    return found
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_every_image_arrives_once_in_its_colours(name: str, files: dict[str, str]) -> None:
+    if name in LIBRARIES and find_spec(LIBRARIES[name].split(".")[0]) is None:
+        pytest.skip(f"{LIBRARIES[name]} is not installed")
+    options = {**files, "threads": 1, "images": 2 * len(COLOURS), "size": 32}
+    try:
+        found = call(colours_of, name=name, options=options)
+    except RuntimeError as error:
+        if name in LIBRARIES and ("ModuleNotFoundError" in str(error) or "libav" in str(error)):
+            pytest.skip("something that it needs is not installed")
+        raise
+    rows = np.array(found)
+    # A JPEG of one colour keeps it within two levels (a level is below 0.02), and fp16 rounds below 0.001.
+    assert rows[:, 3].max() < 0.05
+    wanted = np.repeat((np.array(COLOURS) / 255 - MEAN) / STD, 2, axis=0)
+    nearest = np.abs(rows[:, None, :3] - wanted[None, ::2]).max(2)
+    assert nearest.min(1).max() < 0.06
+    assert np.bincount(nearest.argmin(1)).tolist() == [2] * len(COLOURS)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.zeros(4, 3, 32, 31, dtype=torch.float16),
+        torch.randn(4, 3, 32, 32, dtype=torch.float64),
+        torch.zeros(4, 3, 32, 32, dtype=torch.float16),  # all alike
+        torch.rand(4, 3, 32, 32) * 255,  # not normalised
+    ],
+    ids=["size", "dtype", "alike", "range"],
+)
+def test_a_wrong_batch_is_not_timed(images: torch.Tensor) -> None:
+    with pytest.raises(SystemExit, match="is not what was asked for"):
+        check_images("peer", images, 32)
+    check_images("peer", torch.rand(4, 3, 32, 32).half(), 32)
+
+
+def test_a_subject_that_is_not_installed_is_left_out_by_name(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Loading, "__call__", lambda self: 1.0)
+    suite = Suite(name="loaders")
+    one = (Path(files["file"]), Path(files["folder"]), 1)
+    case(suite, "jpeg", {"ours": ("ours", *one), "peer": ("no such loader", *one)}, "ours")
+    assert [row.subject for row in suite.rows] == ["ours"]
+    assert "no such loader" in suite.left_out["peer"]
+    assert set(loader_subjects.SUBJECTS) > {"tf.data", "turboloader", "litdata", "mosaicml-streaming"}
