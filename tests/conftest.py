@@ -1,6 +1,7 @@
 """Without a GPU the Triton kernels run under Triton's interpreter, which must be chosen before triton is imported."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,13 @@ if not torch.cuda.is_available():
 # Hypothesis would fail an example that took 200 ms: a first import or a compilation does, and a busy machine.
 settings.register_profile("no clock", deadline=None)
 settings.load_profile("no clock")
+
+
+@pytest.fixture
+def tests_on_the_childs_path(monkeypatch):
+    """For functions of a test module that run in a process of ``benchmarks.child``."""
+    here = Path(__file__).parent
+    monkeypatch.setenv("PYTHONPATH", f"{here}{os.pathsep}{here.parent}")
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,17 +15,13 @@ from benchmarks import children, io, scale
 from benchmarks.child import Child, call, call_within
 from dp4tl_fast.beton import Beton
 
+pytestmark = pytest.mark.usefixtures("tests_on_the_childs_path")
+
 
 @pytest.fixture(scope="module")
 def beton(tmp_path_factory: pytest.TempPathFactory) -> Beton:
     folder = tmp_path_factory.mktemp("children")
     return write(folder / "small.beton", [jpeg(picture(60, 50, i)) for i in range(300)])
-
-
-@pytest.fixture(autouse=True)
-def this_folder_is_on_the_childs_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    here, root = Path(__file__).parent, Path(__file__).parent.parent
-    monkeypatch.setenv("PYTHONPATH", f"{here}{os.pathsep}{root}")
 
 
 def whole_numbers(below: int) -> list[int]:

@@ -16,6 +16,7 @@ from benchmarks.harness import Suite
 from benchmarks.loader_subjects import MEAN, STD, SUBJECTS, check_images, images_of
 from benchmarks.loaders import Loading, case
 
+pytestmark = pytest.mark.usefixtures("tests_on_the_childs_path")
 COLOURS = ((250, 10, 10), (10, 250, 10), (10, 10, 250), (240, 240, 240), (20, 20, 20), (128, 30, 200))
 LIBRARIES = {
     "ffcv": "ffcv", "dali-cpu": "nvidia.dali", "spdl": "spdl", "tf.data": "tensorflow", "turboloader": "turboloader",
