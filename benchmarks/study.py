@@ -173,7 +173,7 @@ class Study:
         on, for the runs themselves may have met whatever else the machine did in those hours."""
         source, subjects = Beton(self.files["source"]).num_samples, {}
         for cell in cells:
-            options = self._options(cell, self.targets[0], 0)
+            options = self._options(cell, "" if cell.shared else self.targets[0], 0)
             runs = cell.budget * self.network["epochs"] * source / CLOCK_IMAGES  # of CLOCK_IMAGES each
             subjects[cell.slug] = partial(self._seconds_per_image, {**options, "epochs": max(2, round(options["epochs"] / runs))})
         for name, options in self.surrogates.items():
