@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.cells import Outcome
-from benchmarks.end_to_end import LABELS, LARGE, LOSS, QUARTER, WHOLE, chosen, full
+from benchmarks.end_to_end import LABELS, LARGE, LOSS, QUARTER, SPEED_UP_GOAL, WHOLE, chosen, full
 from benchmarks.paired import Outcomes
 
 if TYPE_CHECKING:
@@ -43,8 +43,9 @@ def markdown(result: dict[str, Any]) -> str:
 def _headline(tables: dict[str, Any], targets: Sequence[str]) -> str:
     """What was found, in two sentences."""
     alike = [s for s in tables.get("speed-ups", []) if s["counted"] == "surrogate shared by all targets"]
-    faster = {s["target"]: s["speed_up"] for s in alike if s["speed_up"] > 1}
-    slower = [t for t in targets if t not in faster]
+    speed_ups = {s["target"]: s["speed_up"] for s in alike}
+    faster = {t: x for t, x in speed_ups.items() if x >= SPEED_UP_GOAL}
+    slower = [f"{t} ({x:.1f} times)" if x else f"{t} (not reached)" for t, x in speed_ups.items() if t not in faster]
     points = {key: _range(tables.get("differences", []), *key) for key in (
         (MAIN.id, chosen("random", LARGE, budget=QUARTER).id), (chosen("lm", LARGE, budget=WHOLE).id, full(WHOLE).id)
     )}  # fmt: skip
@@ -54,7 +55,7 @@ def _headline(tables: dict[str, Any], targets: Sequence[str]) -> str:
         times = f"{min(faster.values()):.1f} to {max(faster.values()):.1f} times"
         sentences.append(
             f"**Pretraining on a selection reaches the full run's linear-probe accuracy, less {LOSS} points, {times} as fast on "
-            f"{len(faster)} of {len(targets)} targets, everything counted**{'; not on ' + ' and '.join(slower) if slower else ''}."
+            f"{len(faster)} of {len(targets)} targets, everything counted**{'; not on ' + ', '.join(slower) if slower else ''}."
         )
     if at_quarter:
         main = f"At {LABELS[QUARTER]} of the full run's steps {_shown(MAIN.name)}"

@@ -1,4 +1,5 @@
-"""Fill the README's generated blocks, and draw its pictures, from committed files: ``python -m benchmarks.readme [DEMO_FOLDER]``.
+"""Fill the generated blocks of the README and of docs/, and draw the picture, from committed files:
+``python -m benchmarks.readme [DEMO_FOLDER]``.
 
 With a folder that ``dp4tl-fast demo`` wrote, its summary and pictures are first copied to ``docs/demo``.
 """
@@ -22,18 +23,16 @@ from dp4tl_fast.reporting.tables import table_rows
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "docs/demo"
 RESULTS = ROOT / "benchmarks/results"
-# The first that is committed; the last is of an older form: a sweep over the share of the classes for one broad target.
-END_TO_END = ("end_to_end-small-32.json", "end_to_end-small-16.json", "end_to_end-cpu.json")
+END_TO_END = ("end_to_end-small-32.json", "end_to_end-small-16.json")  # the first that is committed
 FILES = ("summary.json", "class-scores.png", "linear-probe.png", "full-finetuning.png")
 
 
-def blocks() -> dict[str, str]:
-    """``{block name: Markdown}``."""
+def blocks() -> dict[str, dict[str, str]]:
+    """``{file: {block name: Markdown}}``."""
     return {
-        "demo": _demo(),
-        "end_to_end": end_to_end(_newest()),
-        "backends": markdown_table(capabilities()),
-        "loaders": _loaders(),
+        "README.md": {"end_to_end": end_to_end_page.markdown(_newest()), "loaders": _loaders()},
+        "docs/demo.md": {"demo": _demo()},
+        "docs/backends.md": {"backends": markdown_table(capabilities())},
     }
 
 
@@ -72,63 +71,6 @@ def _newest() -> dict[str, Any]:
     return json.loads(next(path for name in END_TO_END if (path := RESULTS / name).exists()).read_text())
 
 
-def end_to_end(result: dict[str, Any]) -> str:
-    """Tables and picture of the newest committed result."""
-    return end_to_end_page.markdown(result) if "tables" in result else _sweep(result)
-
-
-def _sweep(result: dict[str, Any]) -> str:
-    """A row for each share of the classes, a column for each method and way to finetune."""
-    methods, modes = ("lm", "fm", "random"), {"lp": "LP %", "ff": "FF %"}
-    settings, machine = result["settings"]["end_to_end"], result["environment"]["machine"]
-    epochs = settings["network"]["epochs"]
-    full = next(r for r in result["comparison"] if r["name"] == "full")
-    rules = {
-        row["value"]: f"`--keep {row['subject'].removeprefix('lm ')}`"
-        for row in result["rows"]
-        if row["case"] == "classes" and "auto" in row["subject"]
-    }
-
-    def accuracy(row: dict[str, Any] | None, mode: str) -> str:
-        return f"{100 * row[f'{mode}_mean']:.1f} ± {100 * row[f'{mode}_std']:.1f}" if row else ""
-
-    def times(row: dict[str, Any]) -> str:
-        with_pruning = row["pretrain_s"] + row["pruning_s"]
-        return f"{full['pretrain_s'] / row['pretrain_s']:.2f}x | {full['pretrain_s'] / with_pruning:.2f}x"
-
-    header = ["classes", "speed-up", "with pruning", *(f"{m} {name}" for name in modes.values() for m in methods)]
-    lines = ["| " + " | ".join(header) + " |", "| :-- |" + " --: |" * (len(header) - 1)]
-    same = " | ".join(f"full: **{accuracy(full, mode)}** | | " for mode in modes)
-    lines.append(f"| {full['classes_kept']}, all | 1.00x | 1.00x | {same} |")
-    kept = {(r["epochs"], r["classes_kept"]) for r in result["comparison"] if r["name"] == "lm"}
-    for length, classes in sorted(kept, key=lambda key: (key[0] != epochs, -key[1])):
-        found = {
-            r["name"]: r for r in result["comparison"] if (r["epochs"], r["classes_kept"]) == (length, classes) and r is not full
-        }
-        note = f", {length} epochs" if length != epochs else f", {rules[classes]}" if classes in rules else ""
-        cells = [accuracy(found.get(m), mode) for mode in modes for m in methods]
-        lines.append(f"| {classes}{note} | {times(found['lm'])} | {' | '.join(cells)} |")
-    return "\n".join([
-        *lines, "",
-        f"Tiny-ImageNet ({settings['source']}) to CIFAR-10 ({settings['target']}); {settings['network']['arch']} at "
-        f"{settings['network']['size']} pixels, {epochs} epochs; mean ± standard deviation over {settings['seeds']} seeds; "
-        f"times of label mapping, medians. {machine}.",
-        "",
-    ])  # fmt: skip
-
-
-def draw_end_to_end() -> None:
-    """The accuracy over time of the newest committed result, in the pictures that the README shows."""
-    from dp4tl_fast.reporting import plots
-
-    result = _newest()
-    if "tables" in result:
-        end_to_end_page.draw(result, ROOT / end_to_end_page.PICTURE)
-        return
-    for mode in ("lp", "ff"):
-        plots.save(plots.tradeoff(result["comparison"], mode), ROOT / f"docs/end-to-end-{mode}.png")
-
-
 def _demo() -> str:
     summary = json.loads((DEMO / "summary.json").read_text())
     header, cells = table_rows(summary["rows"])
@@ -147,13 +89,18 @@ def _between(body: str, marks: re.Match[str]) -> str:
     return marks[1] + body + marks[2]
 
 
-def fill(text: str) -> str:
-    """The README with its blocks made anew."""
-    for name, body in blocks().items():
-        pattern = rf"(<!-- generated: {name} -->\n).*?(<!-- /generated -->)"
+def fill(name: str) -> str:
+    """A file with its blocks made anew.
+
+    Args:
+        name: As in ``blocks``.
+    """
+    text = (ROOT / name).read_text()
+    for block, body in blocks()[name].items():
+        pattern = rf"(<!-- generated: {block} -->\n).*?(<!-- /generated -->)"
         text, count = re.subn(pattern, partial(_between, body), text, flags=re.S)
         if count != 1:
-            raise SystemExit(f"README.md has {count} blocks named {name!r}; exactly one is needed")
+            raise SystemExit(f"{name} has {count} blocks named {block!r}; exactly one is needed")
     return text
 
 
@@ -162,5 +109,6 @@ if __name__ == "__main__":
         DEMO.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             shutil.copyfile(Path(sys.argv[1]) / name, DEMO / name)
-    draw_end_to_end()
-    write_atomically(ROOT / "README.md", fill((ROOT / "README.md").read_text()))
+    end_to_end_page.draw(_newest(), ROOT / end_to_end_page.PICTURE)
+    for name in blocks():
+        write_atomically(ROOT / name, fill(name))

@@ -1,5 +1,5 @@
 """What a backend can do, declared beside it as data: read by ``open_loader`` (which refuses the rest), ``doctor`` and
-the README, without importing the backend's library."""
+docs/backends.md, without importing the backend's library."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Capabilities:
 
 
 def table(backends: dict[str, Capabilities]) -> list[list[str]]:
-    """For ``doctor`` and the README: a head with the backends' names, then a row for each property."""
+    """For ``doctor`` and docs/backends.md: a head with the backends' names, then a row for each property."""
 
     def yes(value: bool) -> str:
         return "yes" if value else "no"
@@ -106,6 +106,6 @@ def table(backends: dict[str, Capabilities]) -> list[list[str]]:
 
 
 def markdown_table(backends: dict[str, Capabilities]) -> str:
-    """The README's table of backends."""
+    """The table of docs/backends.md."""
     head, *rows = table(backends)
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *rows))
