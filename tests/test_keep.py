@@ -75,7 +75,7 @@ def test_the_budget_cut_is_the_best_of_all_cuts_that_fit(votes, images, seed):
     for k in range(2, len(votes) + 1):
         records = int(sizes[order[:k]].sum())
         if records <= images and votes.sum():
-            worth[k] = votes[order[:k]].sum() / votes.sum() * (1 - np.exp(-images / records / 30))
+            worth[k] = votes[order[:k]].sum() / votes.sum() * (1 - np.exp(-images / records / 12))
     if not worth:
         message = "not one epoch of the first two classes" if votes.sum() else "no target image voted"
         with pytest.raises(UsageError, match=message):
