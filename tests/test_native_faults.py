@@ -118,6 +118,39 @@ def test_the_core_reads_no_further_than_a_file_that_shrank(path: Path, windows: 
     assert batch is not None and batch[0] >= first_lost and "truncated" in batch[1]
 
 
+SHRINKS = """
+import os, signal, sys
+from dp4tl_fast.loaders import LoaderSpec, open_loader
+from dp4tl_fast.common.errors import BetonError
+
+def reset():  # as Lightning does at the end of a fit: what Python knows of signals, which is nothing of handlers set in C
+    signal.signal(signal.SIGBUS, signal.SIG_DFL)
+
+spec = LoaderSpec(batch_size=2, size=16)
+with open_loader(sys.argv[1], spec=spec) as first:
+    next(iter(first))
+    reset()  # the next one sets it again ...
+    with open_loader(sys.argv[1], spec=spec) as second:
+        if sys.argv[2] == "first":
+            reset()  # ... and so does the next iteration
+        loader = first if sys.argv[2] == "first" else second
+        records = range(second.beton.num_samples)
+        place = int(second.beton.images["data_ptr"][len(records) // 2])
+        import numpy as np
+        os.truncate(sys.argv[1], place)
+        loader._core.start(np.arange(len(records)), np.arange(0, len(records) + 1, 2), np.zeros(0, np.int64), 0)
+        while (batch := loader._core.next()) is not None and len(batch) != 2:
+            pass
+        print(batch[1])
+"""
+
+
+@pytest.mark.parametrize("which", ["first", "second"])
+def test_a_handler_that_another_library_removed_is_set_again(path: Path, which: str) -> None:
+    done = subprocess.run([sys.executable, "-c", SHRINKS, str(path), which], capture_output=True, text=True)
+    assert done.returncode == 0 and "truncated" in done.stdout, done.stderr
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_flipped_bits_in_header_and_tables_end_in_an_error_or_a_whole_epoch(path: Path, data: st.DataObject) -> None:

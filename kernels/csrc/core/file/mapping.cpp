@@ -32,35 +32,43 @@ bool Mapping::patch(void* address) {
   return false;
 }
 
-void Mapping::on_sigbus(int signal, void* info, void* context) {
+void Mapping::on_sigbus(int signal, void* info, void*) {
   auto* details = static_cast<siginfo_t*>(info);
   if (patch(details->si_addr)) return;
-  // Not ours: pass it on. Without an earlier handler the default one is restored; the fault then happens again and ends the process.
-  if (g_previous.sa_flags & SA_SIGINFO) {
-    g_previous.sa_sigaction(signal, details, context);
-  } else if (g_previous.sa_handler != SIG_DFL && g_previous.sa_handler != SIG_IGN) {
-    g_previous.sa_handler(signal);
-  } else {
+  // Not ours: whoever was here before gets it, as the fault happens again. If it comes back to us, the default ends the process.
+  static std::atomic<bool> passed_on{false};
+  if (passed_on.exchange(true)) {
     ::signal(SIGBUS, SIG_DFL);
+  } else {
+    ::sigaction(SIGBUS, &g_previous, nullptr);
   }
+  if (details->si_code <= 0) ::raise(signal);  // sent by a process: it does not happen again by itself
 }
 
-void install_handler() {
+// Lightning, for one, sets all signals at its end to what Python knew of at its start.
+void Mapping::guard() {
+  const auto ours = [](int signal, siginfo_t* info, void* context) { Mapping::on_sigbus(signal, info, context); };
+  static void (*const handler)(int, siginfo_t*, void*) = ours;
+  static std::mutex mutex;
+  const std::lock_guard<std::mutex> lock(mutex);
+  struct sigaction now {};
+  ::sigaction(SIGBUS, nullptr, &now);
+  if ((now.sa_flags & SA_SIGINFO) && now.sa_sigaction == handler) return;
+  g_previous = now;
   struct sigaction action {};
-  action.sa_sigaction = [](int signal, siginfo_t* info, void* context) { Mapping::on_sigbus(signal, info, context); };
+  action.sa_sigaction = handler;
   action.sa_flags = SA_SIGINFO | SA_ONSTACK;
   sigemptyset(&action.sa_mask);
-  ::sigaction(SIGBUS, &action, &g_previous);
+  ::sigaction(SIGBUS, &action, nullptr);
 }
 
 Mapping::Mapping(int fd, uint64_t size) : size_(static_cast<size_t>(size)) {
-  static std::once_flag installed;
   if (size == 0) return;
   void* p = ::mmap(nullptr, size_, PROT_READ, MAP_SHARED, fd, 0);
   if (p == MAP_FAILED) return;
   ::madvise(p, size_, MADV_RANDOM);  // a fault reads its own page, not those of pruned records behind it
   data_ = static_cast<uint8_t*>(p);
-  std::call_once(installed, install_handler);
+  guard();
   for (auto& slot : g_mappings) {
     Mapping* free = nullptr;
     if (slot.compare_exchange_strong(free, this)) return;

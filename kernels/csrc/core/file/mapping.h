@@ -21,10 +21,12 @@ class Mapping {
 
   static constexpr size_t kMost = 256;
 
+  // See to it that missing pages are ours to handle; called again before reading, as another library may have set the handler.
+  static void guard();
+
  private:
   static bool patch(void* address);
   static void on_sigbus(int signal, void* info, void* context);
-  friend void install_handler();
 
   uint8_t* data_ = nullptr;
   const size_t size_;

@@ -8,6 +8,7 @@
 #include <system_error>
 
 #include "core/error.h"
+#include "core/file/mapping.h"
 
 namespace dp4tl {
 
@@ -82,6 +83,7 @@ void Loader::start(std::vector<int64_t> records, std::vector<int64_t> bounds, st
   const auto partition = [&](const std::vector<int64_t>& b) {
     return !b.empty() && b.front() == 0 && b.back() == static_cast<int64_t>(records.size()) && std::is_sorted(b.begin(), b.end());
   };
+  Mapping::guard();
   if (!partition(bounds) || !(windows.empty() || partition(windows))) throw Error("bounds do not partition the records");
   for (size_t b = 1; b < bounds.size(); ++b) {
     if (bounds[b] == bounds[b - 1] || bounds[b] - bounds[b - 1] > options_.batch_size) throw Error("a batch is empty or too large");
