@@ -257,7 +257,7 @@ def test_prune_with_a_surrogate(data, tmp_path):
     with pytest.raises(UsageError, match="needs `target`"):
         prune(PruneConfig(source=common["source"], out=str(tmp_path / "x.json"), keep="0.5"))
     with pytest.raises(CheckpointError, match="not a small-8"):
-        prune(PruneConfig(**common, out=str(tmp_path / "x.json"), keep="0.5", arch="small-4"))
+        prune(PruneConfig(**common, out=str(tmp_path / "x.json"), keep="0.5", arch="small-8"))
     assert not (tmp_path / "x.json").exists()
 
 
