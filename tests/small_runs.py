@@ -27,3 +27,11 @@ def noisy_colours(root, name, per_class):
 
 def run(source, out, callback=None, **changes):
     return pretrain(PretrainConfig(source=str(source), out=str(out), **{**FAST, **changes}), callback=callback)
+
+
+def to_tune(root, epochs=1):
+    """``root`` with a target's ``train.beton`` and ``test.beton``, and in ``run`` a network pretrained on the first."""
+    noisy_colours(root, "train", (10, 9, 12, 7))
+    noisy_colours(root, "test", (5, 6, 4, 7))
+    run(root / "train.beton", root / "run", epochs=epochs)
+    return root

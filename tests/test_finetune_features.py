@@ -12,31 +12,21 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from small_runs import noisy_colours, run
+from small_runs import to_tune
 from test_distributed import ONE_THREAD, TORCHRUN
-from test_finetune_run import SMALL, same, tensors
+from test_finetune_run import config, same, tensors
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.cli import Terminated
 from dp4tl_fast.common.errors import CheckpointError, UsageError
 from dp4tl_fast.finetuning import kept, work
-from dp4tl_fast.finetuning.config import FinetuneConfig
 from dp4tl_fast.finetuning.run import finetune
 from dp4tl_fast.loaders import LoaderSpec, open_loader
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("features")
-    noisy_colours(root, "train", (10, 9, 12, 7))
-    noisy_colours(root, "test", (5, 6, 4, 7))
-    run(root / "train.beton", root / "run", epochs=1)
-    return root
-
-
-def config(data, out, **changes):
-    files = {"train": str(data / "train.beton"), "test": str(data / "test.beton"), "checkpoint": str(data / "run")}
-    return FinetuneConfig(out=str(out), **{**files, **SMALL, **changes})
+    return to_tune(tmp_path_factory.mktemp("features"))
 
 
 @pytest.fixture

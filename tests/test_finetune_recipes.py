@@ -4,18 +4,19 @@ file, compilation."""
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
+import test_finetune_run
 import torch
-from small_runs import noisy_colours, run
-from test_finetune_run import SMALL, metrics, same, tensors
+from small_runs import noisy_colours, to_tune
+from test_finetune_run import metrics, same, tensors
 from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.finetuning.config import FinetuneConfig
 from dp4tl_fast.finetuning.run import finetune
 from dp4tl_fast.inference.config import EvaluateConfig
 from dp4tl_fast.inference.evaluate import evaluate
@@ -28,17 +29,12 @@ from dp4tl_fast.training.schedule import learning_rate
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("recipes")
-    noisy_colours(root, "train", (10, 9, 12, 7))
-    noisy_colours(root, "test", (5, 6, 4, 7))
+    root = to_tune(tmp_path_factory.mktemp("recipes"))
     noisy_colours(root, "val", (8, 3, 6, 4))
-    run(root / "train.beton", root / "run", epochs=1)
     return root
 
 
-def config(data, out, **changes):
-    files = {"train": str(data / "train.beton"), "test": str(data / "test.beton"), "checkpoint": str(data / "run")}
-    return FinetuneConfig(out=str(out), **{**files, **SMALL, "seeds": 1, **changes})
+config = partial(test_finetune_run.config, seeds=1)
 
 
 def normalised(images):

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from small_runs import noisy_colours, run
+from small_runs import noisy_colours, run, to_tune
 from test_distributed import ONE_THREAD, TORCHRUN
 
 from dp4tl_fast.beton import Beton
@@ -32,11 +32,7 @@ SMALL = {"batch_size": 8, "epochs": 3, "seeds": 2, "lr": 0.01, "precision": "fp3
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("tune")
-    noisy_colours(root, "train", (10, 9, 12, 7))
-    noisy_colours(root, "test", (5, 6, 4, 7))
-    run(root / "train.beton", root / "run", epochs=2)
-    return root
+    return to_tune(tmp_path_factory.mktemp("tune"), epochs=2)
 
 
 def config(data, out, **changes):
