@@ -289,7 +289,7 @@ class BaseLoader(ABC, Generic[B]):
             "shuffle": int(spec.shuffle),
             "shuffle_buffer": spec.shuffle_buffer if spec.shuffle else 0,
             "file_sha256": self.beton.records_sha256,
-            "records_sha256": at.kept_sha256(),
+            "records_sha256": at.kept_sha256,
         }
 
     def load_state_dict(self, state: State) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from dp4tl_fast.loaders import order
 from dp4tl_fast.loaders.spec import LoaderSpec
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Epoch:
     """What one iteration loads: the loader's settings as they were when it began.
 
@@ -36,8 +37,9 @@ class Epoch:
         """The epoch's records in file order, and the epochs that they are augmented for, int64 ``[n]``; ``None``: this one."""
         return (self.records, None) if self.draws is None else self.draws.of_epoch(self.spec.seed, self.number)
 
+    @cached_property
     def kept_sha256(self) -> str:
-        """Names the records, and how often each is drawn."""
+        """Names the records, and how often each is drawn. Once per epoch: a state may be taken after every batch."""
         digest = hashlib.sha256()
         groups, counts = ([self.records], [0]) if self.draws is None else (self.draws.groups, self.draws.counts)
         for group, count in zip(groups, counts, strict=True):
