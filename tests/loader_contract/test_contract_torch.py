@@ -91,6 +91,8 @@ everyone = [None, None]
 torch.distributed.all_gather_object(everyone, found)
 if accelerator.is_main_process:
     print(json.dumps(everyone))
+accelerator.wait_for_everyone()  # none leaves while the other still needs it
+accelerator.end_training()
 """
 
 
