@@ -96,6 +96,12 @@ def require_no_nan(row: int, what: str) -> None:
         raise UsageError(f"row {row} of {what} has a NaN: fix what produced it, or skip such rows with nan='skip'")
 
 
+def require_all_counted(counts: torch.Tensor, index: torch.Tensor, what: str) -> None:
+    """Raise UsageError if the counts of ``index`` miss a row, which then has a NaN. Waits for the GPU once."""
+    if int(counts.sum()) < len(index):
+        require_no_nan(int((index < 0).int().argmax()), what)
+
+
 def require_nan_policy(nan: str) -> None:
     if nan not in ("error", "skip"):
         raise UsageError(f"nan={nan!r} is unknown: use 'error' or 'skip'")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.kernels.dispatch import require_matrix, require_nan_policy, require_no_nan
+from dp4tl_fast.kernels.dispatch import require_all_counted, require_matrix, require_nan_policy
 from dp4tl_fast.kernels.linear_argmax import linear_argmax
 
 if TYPE_CHECKING:
@@ -45,6 +45,5 @@ def linear_label_counts(
         raise UsageError(f"bias has shape {list(offset.shape)}: expected [{len(weight)}], one per class")
     winners = linear_argmax(features, weight, offset, group, groups, implementation, names=("features", "weight"))
     if nan == "error":
-        bad = winners.index < 0
-        require_no_nan(int(bad.int().argmax()) if bool(bad.any()) else -1, "features' logits")
+        require_all_counted(winners.counts, winners.index, "features' logits")
     return winners.counts if group is not None else winners.counts[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dp4tl_fast.kernels.dispatch import require_matrix, require_nan_policy, require_no_nan
+from dp4tl_fast.kernels.dispatch import require_all_counted, require_matrix, require_nan_policy
 from dp4tl_fast.kernels.linear_argmax import linear_argmax
 from dp4tl_fast.kernels.precision import squared_norms
 
@@ -55,13 +55,10 @@ def nearest_centroid(
     require_matrix("features", features)
     require_matrix("centroids", centroids)
     require_nan_policy(nan)
-    half_norms = squared_norms(centroids.detach().to(features.dtype)) / 2
-    winners = linear_argmax(
-        features, centroids, -half_norms, group, groups, implementation, names=("features", "centroids")
-    )
+    offset = squared_norms(centroids.detach().to(features.dtype)).mul_(-0.5)
+    winners = linear_argmax(features, centroids, offset, group, groups, implementation, names=("features", "centroids"))
     if nan == "error":
-        bad = winners.index < 0
-        require_no_nan(int(bad.int().argmax()) if bool(bad.any()) else -1, "features' distances")
+        require_all_counted(winners.counts, winners.index, "features' distances")
     distances = None
     if return_distances:
         distances = (squared_norms(features.detach()).to(centroids.device) - 2 * winners.value).clamp_(min=0)
