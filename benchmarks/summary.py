@@ -25,6 +25,9 @@ NOTES = {
     "classified 6 % of the source's validation images correctly. Rows of fewer classes also took fewer steps.",
     "sensitivity-cpu": "An earlier form of this suite, for CIFAR-10 alone; the same holds for it.",
     "objectives-cpu": "An earlier form of this suite, for CIFAR-10 alone, of one seed; rows of fewer images also took fewer steps.",
+    "gpu_day-2": "Features from host memory were measured in an earlier run, on another machine of the same kind.",
+    "gpu_day-3": "Loaders and networks were measured in two runs, on two machines of the same kind: that of the networks had "
+    "neither DALI nor FFCV, and came before the GPU kernels were tuned, which they do not use.",
 }
 
 

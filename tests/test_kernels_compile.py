@@ -36,7 +36,7 @@ def compiled(kernel, arguments, constants, warps, stages):
 results = {}
 for dtype, size, precision in (("bf16", 2, "ieee"), ("fp16", 2, "ieee"), ("fp32", 4, "tf32x3")):
     pointer = f"*{dtype}"
-    tile = tuning.pick(size, 1000, 2048, 232448)  # the shared memory of an H100 or H200
+    tile = tuning.pick(size, 1000, 232448)  # the shared memory of an H100 or H200
     arguments = {"x": f"tensordesc<{dtype}[{tile.rows}, {tile.depth}]>", "w": f"tensordesc<{dtype}[{tile.columns}, {tile.depth}]>",
                  "index": "*i32"} | dict.fromkeys(("offset", "value"), "*fp32")
     arguments |= dict.fromkeys(("rows", "columns", "depth", "parts"), "i32")

@@ -102,8 +102,8 @@ def _loaders(suite: Suite, found: Beton, config: PretrainConfig, steps: int, set
 
 
 def resnet18(suite: Suite, setting: Setting) -> None:
-    network(suite, setting, "resnet18", 160, 1_024, 40, goal=25_000)
+    network(suite, setting, "resnet18", 160, 1_024, 24, goal=25_000)
 
 
 def resnet50(suite: Suite, setting: Setting) -> None:
-    network(suite, setting, "resnet50", 224, 512, 16, goal=3_000)
+    network(suite, setting, "resnet50", 224, 512, 12, goal=3_000)

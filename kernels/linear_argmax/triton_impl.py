@@ -116,7 +116,7 @@ def linear_argmax(
     index = torch.empty(rows, dtype=torch.int64, device=device)
     value = torch.empty(rows, dtype=torch.float32, device=device)
     gpu = _properties(device)
-    tile = tile or pick(w.element_size(), columns, depth, gpu.shared_memory_per_block_optin if gpu else 1 << 30)
+    tile = tile or pick(w.element_size(), columns, gpu.shared_memory_per_block_optin if gpu else 1 << 30)
     programs = gpu.multi_processor_count if gpu else 4
     parts = parts or pick_parts(tile, columns, depth * w.element_size() * programs, gpu.L2_cache_size if gpu else 1 << 30)
     # Whole blocks of columns, filled with copies of the last one, which wins ties against its copies: the kernel needs no mask.

@@ -24,18 +24,17 @@ SCRATCH_BYTES = 17 << 10  # upper bound of what the compiler uses for reductions
 
 # Best first on an H100; the first that fits the GPU's shared memory is taken.
 SMALL = Tile(64, 64, 32, 4, 2)
-DEEP = 1024  # from this depth on, a fourth stage pays
 HALF = (Tile(128, 256, 64, 8, 4), Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3), Tile(128, 128, 32, 8, 3), SMALL)
 SINGLE = (Tile(128, 128, 32, 8, 3), SMALL)  # 3xTF32 keeps two parts of each operand in registers
 NARROW_COLUMNS = 64  # up to this many columns, wide tiles would be mostly padding
-L2_SHARE = 0.5  # of the L2 cache, for blocks of x; on an H100 a quarter more of them is already slower
+L2_SHARE = 0.5  # of the L2 cache, for blocks of x: on an H100 a third fits, and two thirds are already slower
 
 CANDIDATES = (*HALF, Tile(128, 256, 32, 8, 6), Tile(256, 128, 64, 8, 4), Tile(128, 128, 64, 4, 3))
 
 
-def pick(itemsize: int, columns: int, depth: int, shared_bytes: int) -> Tile:
+def pick(itemsize: int, columns: int, shared_bytes: int) -> Tile:
     """The tile for elements of ``itemsize`` bytes on a GPU with ``shared_bytes`` of shared memory per block."""
-    tiles: tuple[Tile, ...] = (HALF if depth >= DEEP else HALF[1:]) if itemsize == 2 else SINGLE
+    tiles: tuple[Tile, ...] = HALF if itemsize == 2 else SINGLE
     if columns <= NARROW_COLUMNS:
         tiles = tuple(tile._replace(columns=NARROW_COLUMNS) for tile in tiles)
     return next((tile for tile in tiles if tile.shared_bytes(itemsize) <= shared_bytes), tiles[-1])
