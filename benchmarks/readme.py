@@ -75,12 +75,14 @@ def _gpu() -> str:
     large, small = (rows[f"resnet{case}-bf16-compile", "native"] for case in ("50-224px", "18-160px"))
     nearest = [g["measured"] for g in kernels["goals"] if g["id"].startswith("gpu_day/nearest") and g["unit"] == "x best peer"]
     return (
-        f"On an H100 with {feeding['environment']['cores']} CPU cores, {native['value']:,.0f} images/s arrive on the GPU (224 pixels, "
-        f"generated photographs of 80 kB): {native['ratio']:.2f} x DALI, which decodes there with nvJPEG, and "
-        f"{native['ratio'] / ffcv['ratio']:.1f} x FFCV.\nIn bf16 with `--compile`, ResNet-50 at 224 pixels trains on {large['value']:,.0f} "
-        f"images/s, {large['ratio']:.0%} of its rate on one batch that stays on the GPU; ResNet-18 at 160 pixels on {small['value']:,.0f}, "
-        f"{small['ratio']:.0%}: there the 16 cores decode too little.\nAssigning 1.28 million features to their nearest centroids is "
-        f"{min(nearest):.1f} to {max(nearest):.1f} times as fast as the best of cuBLAS, flash-kmeans and FlashLib.\n"
+        f"On an H100 with {feeding['environment']['cores']} CPU cores, {native['value']:,.0f} images/s arrive on the GPU (224 "
+        f"pixels, generated photographs of 80 kB): {native['ratio']:.2f} x DALI, which decodes there with nvJPEG, and "
+        f"{native['ratio'] / ffcv['ratio']:.1f} x FFCV.\n"
+        f"In bf16 with `--compile`, ResNet-50 at 224 pixels trains on {large['value']:,.0f} images/s, {large['ratio']:.0%} of "
+        f"its rate on one batch that stays on the GPU; ResNet-18 at 160 pixels on {small['value']:,.0f}, {small['ratio']:.0%}: "
+        "there the 16 cores decode too little.\n"
+        f"Assigning 1.28 million features to their nearest centroids is {min(nearest):.1f} to {max(nearest):.1f} times as fast as "
+        "the best of cuBLAS, flash-kmeans and FlashLib.\n"
     )
 
 
