@@ -13,8 +13,11 @@ from native_files import jpeg, write
 from benchmarks import loader_subjects
 from benchmarks.child import call
 from benchmarks.harness import Suite
+from benchmarks.loader_limits import LIMITS, limit
 from benchmarks.loader_subjects import MEAN, STD, SUBJECTS, check_images, images_of
 from benchmarks.loaders import Loading, case
+from dp4tl_fast.beton import BetonWriter
+from dp4tl_fast.beton.format import MODE_RAW
 
 pytestmark = pytest.mark.usefixtures("tests_on_the_childs_path")
 COLOURS = ((250, 10, 10), (10, 250, 10), (10, 10, 250), (240, 240, 240), (20, 20, 20), (128, 30, 200))
@@ -90,3 +93,22 @@ def test_a_subject_that_is_not_installed_is_left_out_by_name(files: dict[str, st
     assert [row.subject for row in suite.rows] == ["ours"]
     assert "no such loader" in suite.left_out["peer"]
     assert set(loader_subjects.SUBJECTS) > {"tf.data", "turboloader", "litdata", "mosaicml-streaming"}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_the_limits_do_an_epochs_work(name: str, files: dict[str, str], tmp_path: Path) -> None:
+    if name == "limit-copy":
+        images = [np.full((60, 80, 3), colour, np.uint8) for colour in COLOURS]
+        with BetonWriter(tmp_path / "raw.beton", len(images)) as writer:
+            for i, image in enumerate(images):
+                writer.append(image.tobytes(), MODE_RAW, 80, 60, 0, i)
+            writer.close()
+        files = {**files, "file": str(tmp_path / "raw.beton")}
+    assert limit(name, {**files, "threads": 2, "images": 300, "size": 32})(1) > 0
+
+
+def test_a_damaged_jpeg_is_no_limit(tmp_path: Path) -> None:
+    whole = jpeg(np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8))
+    cut = write(tmp_path / "cut.beton", [whole[: len(whole) // 2]])
+    with pytest.raises(SystemExit, match=r"cut\.beton: an image cannot be decoded"):
+        limit("limit-entropy", {"file": str(cut.path), "threads": 1, "images": 4, "size": 32})(1)
