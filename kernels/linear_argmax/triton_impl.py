@@ -155,8 +155,9 @@ def _properties(device: torch.device):
 
 
 def _is_aligned(x: torch.Tensor) -> bool:
-    """Whether a tensor descriptor can read it: a row's elements side by side, rows that begin at multiples of 16 bytes."""
-    return x.stride(1) == 1 and x.stride(0) * x.element_size() % ALIGNMENT == 0 and x.data_ptr() % ALIGNMENT == 0
+    """Whether a tensor descriptor can read it: rows of adjacent elements that do not overlap and begin at multiples of 16 bytes."""
+    pitch = x.stride(0) * x.element_size()
+    return x.stride(1) == 1 and x.stride(0) >= x.shape[1] and pitch % ALIGNMENT == 0 and x.data_ptr() % ALIGNMENT == 0
 
 
 def _aligned(x: torch.Tensor) -> torch.Tensor:
