@@ -3,7 +3,7 @@ PY := .venv/bin/python
 CMAKE := .venv/bin/cmake
 CTEST := .venv/bin/ctest
 NINJA := -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath .venv/bin/ninja)
-.PHONY: help demo test setup lint soak native-test arm64-test cpu-test clean
+.PHONY: help demo test setup lint soak docs native-test arm64-test cpu-test clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -50,6 +50,10 @@ lint:  ## ruff and mypy
 	@scripts/setup.sh all
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+
+docs:  ## the site, in build/site (open build/site/index.html)
+	@scripts/setup.sh all
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 clean:  ## remove what was built; .venv stays
 	rm -rf build dist *.egg-info kernels/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

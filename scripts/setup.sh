@@ -53,7 +53,7 @@ say "Installing the build tools"
 pip install -q "setuptools>=77" wheel cmake ninja "nanobind>=2.10"
 if [ "$what" = all ]; then
   say "Installing dp4tl_fast with FFCV, DALI and the developer's tools (PyTorch is several GB the first time)"
-  pip install -q --no-build-isolation -e ".[dali,dev]"
+  pip install -q --no-build-isolation -e ".[dali,dev,docs]"
   # FFCV compiles against what is installed: its build does not work in isolation.
   pip install -q --no-build-isolation -e ".[ffcv]"
 else

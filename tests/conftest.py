@@ -1,6 +1,7 @@
 """Without a GPU the Triton kernels run under Triton's interpreter, which must be chosen before triton is imported."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,18 @@ def data(tmp_path_factory):
     import pruning_data
 
     return pruning_data.make(tmp_path_factory.mktemp("pruning"))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """The system's chromium."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        needs = "needs chromium: `make setup` installs it, or apt-get install chromium"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(needs)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield opened
+        opened.close()

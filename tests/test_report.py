@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 
 import pytest
 from pruning_data import run
@@ -60,22 +59,6 @@ def test_overlap_of_record_selections_is_of_records(data, tmp_path):
         report(dirs=files, out=str(tmp_path / "r.html"), source=source)
         table = (tmp_path / "r.html").read_text().partition('id="overlap"')[2].partition("</table>")[0]
         assert re.findall(r"<td>(.*?)</td>", table) == expected
-
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if BROWSER is None:
-        needs = "needs chromium: `make setup` installs it, or apt-get install chromium"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(needs)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 def open_page(browser, path, width, height, scheme="light"):

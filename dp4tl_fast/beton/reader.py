@@ -43,7 +43,9 @@ class Beton:
         path: As it was given: for messages.
         real_path: Absolute and free of links, as of opening: for what lies beside it, and for opening it again.
         sidecar: What lies beside it: class names, checksums, how it was made.
-        file_size, page_size, num_samples: As stored.
+        file_size: In bytes.
+        page_size: In bytes, as stored.
+        num_samples: Records, as stored.
         fields: ``{name: Field}`` in file order.
         metadata: Structured array ``[num_samples]``, mapped.
 

@@ -46,7 +46,8 @@ class BaseLoader(ABC, Generic[B]):
             them; ``None`` for all.
 
     Attributes:
-        spec, records: What the next iteration loads.
+        spec: How the next iteration loads.
+        records: What it loads.
         transforms: What is done to each batch before it is delivered.
         epoch: The epoch that runs, or that begins with the next iteration.
         skipped: Records left out so far under ``on_error="skip"``, ``(record, message)`` each.

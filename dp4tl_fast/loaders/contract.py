@@ -31,7 +31,8 @@ class IndexedBatch(NamedTuple):
     """One batch of a loader with ``spec.with_index``: a ``Batch`` that says which samples it holds.
 
     Attributes:
-        images, labels: As in ``Batch``.
+        images: As in ``Batch``.
+        labels: As in ``Batch``.
         index: The records' ``index`` fields, int64 ``[batch]``: the record number where the file has no such field.
     """
 

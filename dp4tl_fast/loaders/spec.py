@@ -39,7 +39,8 @@ class LoaderSpec:
         transform: ``random_resized_crop`` (torchvision's sampling of area and aspect), ``center_crop`` (the centre
             square of side ``crop_ratio * min(h, w)``, resized to ``size``), or ``resize`` (the whole image, aspect not
             kept).
-        scale, aspect: Area and aspect ranges of the random resized crop.
+        scale: Range of the random resized crop's area, as a share of the image's.
+        aspect: Range of its aspect, width over height.
         crop_ratio: Side of the centre crop as a share of the shorter side.
         flip: Horizontal flip with probability 1/2 (useful only with ``shuffle`` or a random crop).
         shuffle: A new order every epoch; else file order.
@@ -49,8 +50,9 @@ class LoaderSpec:
         dtype: ``uint8`` gives raw pixels; a float type gives ``(x / 255 - mean) / std``.
         seed: Order and augmentation are a pure function of (seed, epoch, sample index).
         workers: Decoding threads; 0 means one per core that this process may use.
-        rank, world_size: This process's share of the records. Give both, or neither: ``None`` is what torch.distributed says
+        rank: This process's share of the records. Give ``world_size``, too, or neither: ``None`` is what torch.distributed says
             when the loader is opened, and the whole where no process group is initialised then.
+        world_size: Processes that share the records.
         device: Where batches are delivered, as torch names it.
         pinned: Who takes the batches copies them to a GPU: ``native`` decodes into page-locked memory, which a GPU reads by
             itself, and refuses where there is none. Other backends leave their batches to be page-locked on the way.

@@ -29,13 +29,15 @@ class Selection:
     """Scored and kept source classes, or single records for sample-level methods.
 
     Attributes:
-        method, parameters: How the scores came about; parameters hold everything needed to repeat it.
+        method: How the scores came about.
+        parameters: Everything needed to repeat it.
         source: Fingerprint of the source, ``Beton.fingerprint``; earlier versions wrote less of it.
         scores: One per class; higher is kept first. Where single records are kept: the share of the class that survives.
         tie_breaks: Second key for equal scores, one per class; equal again, the lower class id wins.
         kept_classes: Ascending class ids.
         kept_samples: Records of those classes (or the number of ``records``).
-        surrogate, targets: Identity of the network, with its ``accuracy`` on its own source, and of the target files.
+        surrogate: Identity of the network, with its ``accuracy`` on its own source.
+        targets: Identity of the target files.
         seconds: What the selection cost: ``surrogate`` (its training, where known) and ``scoring``.
         records: Ascending record numbers for sample-level methods; ``None`` means whole classes. Stored beside the JSON.
         weights: Records that every epoch draws of each class, or of each of ``groups``; empty: each epoch reads all that is kept,
@@ -74,7 +76,8 @@ class Selection:
 
         Args:
             kept: Distinct class ids ``[n]`` in any order.
-            scores, tie_breaks: Float ``[num_classes]``.
+            scores: Float ``[num_classes]``.
+            tie_breaks: Likewise, or none.
 
         Raises:
             SelectionError: ``kept`` are not such ids, or have no sample.
