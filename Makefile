@@ -3,7 +3,7 @@ PY := .venv/bin/python
 CMAKE := .venv/bin/cmake
 CTEST := .venv/bin/ctest
 NINJA := -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath .venv/bin/ninja)
-.PHONY: help demo test setup lint soak docs native-test arm64-test cpu-test clean
+.PHONY: help demo test setup lint soak docs native-test arm64-test cpu-test wheels wheels-test clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -45,6 +45,14 @@ cpu-test:  ## the C++ tests as processors with x86-64-v2 alone and with AVX2 run
 	@for cpu in Nehalem Haswell; do for test in build/plain/test_*; do \
 	  printf '%s %s: ' $$cpu $${test##*/}; qemu-x86_64-static -cpu $$cpu $$test 2>build/plain/log || { cat build/plain/log; exit 1; }; echo passed; \
 	done; done
+
+PYTHONS = $(foreach minor,10 11 12,$(shell python3.$(minor) -c 'import sys; print(sys.executable)' 2>/dev/null))
+wheels:  ## manylinux_2_28 wheels in dist/ for the Pythons found (PYTHONS; 3.12's is for all later ones), for ARCHS (this machine's)
+	scripts/wheels.sh dist $(PYTHONS)
+
+wheels-test: setup  ## the wheel for .venv's Python, built and tried in a bare venv
+	scripts/wheels.sh build/wheels/dist $(abspath $(PY))
+	DP4TL_WHEELS=$(abspath build/wheels/dist) $(PY) -m pytest -q tests/test_wheels.py
 
 lint:  ## ruff and mypy
 	@scripts/setup.sh all

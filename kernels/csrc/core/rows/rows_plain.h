@@ -30,8 +30,8 @@ struct Bf16 {
 
 // Rounding of a product to T. One rounded to bfloat16 is off by up to 2^-8 of the exact one; measured from the rounded one
 // a little more.
-template <class T> constexpr float kRounding = kSumRounding;
-template <> constexpr float kRounding<Bf16> = 1.01f / 256;
+template <class T> inline constexpr float kRounding = kSumRounding;
+template <> inline constexpr float kRounding<Bf16> = 1.01f / 256;
 
 inline float from_bits(uint32_t bits) {
   float value;
