@@ -2,8 +2,9 @@
 # Usage: scripts/wheels.sh OUT PYTHON... Builds manylinux_2_28 wheels with libjpeg-turbo inside into the folder OUT, for every PYTHON named
 # (python3.11 or a path) and every machine in ARCHS ("x86_64 aarch64"; this machine's alone when unset). From Python 3.12 on a wheel is for
 # that version and all later ones (abi3).
-# Needs: libjpeg-turbo and its headers for each machine (Debian 12's runs from glibc 2.14 on), the Pythons' headers, PyPI. The compiler is ziglang: it links against
-# the glibc that is asked for, whatever this machine has. No root, and nothing outside of build/wheels and OUT changes.
+# Needs: libjpeg-turbo and its headers for each machine (Debian 12's runs from glibc 2.14 on), the Pythons' headers, PyPI. The compiler
+# is ziglang: it links against the glibc that is asked for, whatever this machine has. No root, and nothing outside of build/wheels and
+# OUT changes.
 set -euo pipefail
 out=$(realpath -m "${1:?a folder for the wheels}")
 shift
@@ -37,11 +38,14 @@ for arch in ${ARCHS:-$(uname -m)}; do
     if [ "${tag#cp3}" -ge 12 ]; then
       abi=(-C "--build-option=--py-limited-api=$tag") suffix=.abi3.so stable=ON
     fi
+    # Named, as CMake, which takes this for another machine, does not ask the interpreter.
+    headers=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
     rm -rf "$work/raw" "$work/unpacked"
     # Where setuptools and CMake hear of another machine than this one.
     CXX="$tools/bin/zig-c++ -target $arch-linux-gnu.$glibc" _PYTHON_HOST_PLATFORM=linux-$arch SETUPTOOLS_EXT_SUFFIX=$suffix \
       CMAKE_ARGS="-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=$arch -DCMAKE_AR=$tools/bin/zig-ar -DCMAKE_RANLIB=$tools/bin/zig-ranlib
-        -DJPEG_LIBRARY=$lib -DJPEG_INCLUDE_DIR=$work/jpeg-$arch -DNB_SUFFIX=$suffix -DNB_SUFFIX_S=$suffix -DDP4TL_ABI3=$stable" \
+        -DJPEG_LIBRARY=$lib -DJPEG_INCLUDE_DIR=$work/jpeg-$arch -DNB_SUFFIX=$suffix -DNB_SUFFIX_S=$suffix -DDP4TL_ABI3=$stable
+        -DPython_INCLUDE_DIR=$headers" \
       "$tools/bin/pip" --python "$python" --disable-pip-version-check wheel -q --no-deps -w "$work/raw" "${abi[@]}" "$work"/sdist/*.tar.gz
     # The licence of what repair puts in goes along.
     "$tools/bin/wheel" unpack -d "$work/unpacked" "$work"/raw/*.whl >/dev/null

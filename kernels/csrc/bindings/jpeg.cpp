@@ -62,7 +62,7 @@ nb::list checked(const std::vector<nb::bytes>& payloads, const std::vector<int>&
     } else {
       PyObject* whole = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(tasks[i].size + tasks[i].segment.size()));
       if (!whole) throw nb::python_error();
-      to[i] = reinterpret_cast<uint8_t*>(PyBytes_AS_STRING(whole));
+      to[i] = reinterpret_cast<uint8_t*>(PyBytes_AsString(whole));
       results.append(nb::steal<nb::bytes>(whole));
     }
   }
