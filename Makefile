@@ -18,7 +18,7 @@ setup:  ## set up everything: FFCV, DALI, the developer's tools
 test: setup lint  ## set up everything and run all tests
 	$(PY) -m dp4tl_fast.doctor --require native,ffcv,dali,triton
 	$(PY) -m pytest -q
-	@$(MAKE) --no-print-directory native-test
+	@$(MAKE) --no-print-directory native-test wheels-test
 
 SOAK_MINUTES := 60
 soak:  ## an hour (SOAK_MINUTES) of kills, full disks and mutated images; figures in build/soak.json
@@ -47,7 +47,7 @@ cpu-test:  ## the C++ tests as processors with x86-64-v2 alone and with AVX2 run
 	done; done
 
 PYTHONS = $(foreach minor,10 11 12,$(shell python3.$(minor) -c 'import sys; print(sys.executable)' 2>/dev/null))
-wheels:  ## manylinux_2_28 wheels in dist/ for the Pythons found (PYTHONS; 3.12's is for all later ones), for ARCHS (this machine's)
+wheels:  ## manylinux_2_28 wheels in dist/, for the Pythons found (or PYTHONS=...; 3.12's is for all later ones)
 	scripts/wheels.sh dist $(PYTHONS)
 
 wheels-test: setup  ## the wheel for .venv's Python, built and tried in a bare venv
