@@ -16,8 +16,12 @@ def squared_norms(x: torch.Tensor) -> torch.Tensor:
     """‖x‖² of each row in float32, whatever the dtype: in float16 it would overflow above 65504."""
     import torch
 
-    parts = [rows.float().square().sum(dim=1) for rows in x.split(NORM_ROWS)]
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+    if len(x) <= NORM_ROWS:
+        return x.float().square().sum(dim=1)
+    norms = torch.empty(len(x), device=x.device)
+    for start in range(0, len(x), NORM_ROWS):
+        norms[start : start + NORM_ROWS] = x[start : start + NORM_ROWS].float().square().sum(dim=1)
+    return norms
 
 
 @contextmanager
