@@ -2,6 +2,7 @@
 PY := .venv/bin/python
 CMAKE := .venv/bin/cmake
 CTEST := .venv/bin/ctest
+WHEELS := $(abspath build/wheels/dist)
 NINJA := -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath .venv/bin/ninja)
 .PHONY: help demo test setup lint soak docs native-test arm64-test cpu-test wheels wheels-test clean
 
@@ -17,8 +18,9 @@ setup:  ## set up everything: FFCV, DALI, the developer's tools
 
 test: setup lint  ## set up everything and run all tests
 	$(PY) -m dp4tl_fast.doctor --require native,ffcv,dali,triton
-	$(PY) -m pytest -q
-	@$(MAKE) --no-print-directory native-test wheels-test
+	scripts/wheels.sh $(WHEELS) $(abspath $(PY))
+	DP4TL_WHEELS=$(WHEELS) $(PY) -m pytest -q
+	@$(MAKE) --no-print-directory native-test
 
 SOAK_MINUTES := 60
 soak:  ## an hour (SOAK_MINUTES) of kills, full disks and mutated images; figures in build/soak.json
@@ -51,8 +53,8 @@ wheels:  ## manylinux_2_28 wheels in dist/, for the Pythons found (or PYTHONS=..
 	scripts/wheels.sh dist $(PYTHONS)
 
 wheels-test: setup  ## the wheel for .venv's Python, built and tried in a bare venv
-	scripts/wheels.sh build/wheels/dist $(abspath $(PY))
-	DP4TL_WHEELS=$(abspath build/wheels/dist) $(PY) -m pytest -q tests/test_wheels.py
+	scripts/wheels.sh $(WHEELS) $(abspath $(PY))
+	DP4TL_WHEELS=$(WHEELS) $(PY) -m pytest -q tests/test_wheels.py
 
 lint:  ## ruff and mypy
 	@scripts/setup.sh all

@@ -1,7 +1,8 @@
-"""What no loader of suite ``loaders`` can undercut on this machine, each in a process of its own, options as ``loader_subjects``.
+"""What this machine allows the loaders of suite ``loaders``, each in a process of its own, with the options of ``loader_subjects``.
 
-``limit-entropy``: JPEGs' entropy-coded data decoded to their ends, nothing else. A loader may stop behind its crop.
 ``limit-copy``: of raw images, the bytes of the crop copied once, and a batch of normalised fp16 written.
+``limit-entropy``: of JPEGs, their entropy-coded data decoded to the end and nothing else. Loaders that stop at the end of the crop, or
+begin at an entry point, decode less of them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The wheel that `make wheels` builds, installed in a bare venv: it works, with the same bits.
+"""The wheel that `make wheels` builds, installed in a bare venv: it works, with the same bits and the same instruction sets.
 
-DP4TL_WHEELS names the folder that it was built into; without it these are skipped (`make wheels-test` builds it and runs them).
+DP4TL_WHEELS names the folder that it was built into: `make test` builds it first, `make wheels-test` runs these alone.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from dp4tl_fast.kernels import _native
+
 ROOT = Path(__file__).parent.parent
 FOLDER = os.environ.get("DP4TL_WHEELS", "")
-pytestmark = pytest.mark.skipif(not FOLDER, reason="`make wheels-test` builds the wheel and runs these")
 
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A venv's Python that has the wheel, and from here what the wheel depends on: PyTorch alone is several GB."""
+    if not FOLDER:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("`make wheels-test` builds the wheel and runs these")
     venv = tmp_path_factory.mktemp("bare") / "venv"
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
     found = venv / "bin/python"
@@ -57,6 +60,12 @@ def test_the_module_is_the_wheels_and_brings_its_libjpeg(python: Path, tmp_path:
     assert all(file.is_relative_to(python.parent.parent) for file in files)
 
 
+def test_the_processors_instructions_are_used(python: Path, tmp_path: Path) -> None:
+    """Asked in a process without torch, whose libraries bring GCC's runtime along."""
+    code = "from dp4tl_fast.kernels import _native as n; print(n.isas(), n.has_bf16_products())"
+    assert run(python, tmp_path, "-c", code).strip() == f"{_native.isas()} {_native.has_bf16_products()}"
+
+
 def test_the_default_install_works(python: Path, tmp_path: Path) -> None:
     run(python, tmp_path, "-m", "dp4tl_fast.doctor", "--require", "torch,native,triton")
 
@@ -75,21 +84,9 @@ def test_images_are_converted_and_read(python: Path, tmp_path: Path) -> None:
 def test_pixels_are_those_of_this_checkout(python: Path, tmp_path: Path) -> None:
     """The JPEG tests compare with Pillow's bits; what they import is the wheel's module, for tests/ has no package beside it."""
     (tmp_path / "tests").symlink_to(ROOT / "tests")
-    where = (
-        "import dp4tl_fast, sys, pytest; assert sys.prefix in dp4tl_fast.__file__; sys.exit(pytest.main(sys.argv[1:]))"
-    )
-    run(
-        python,
-        tmp_path,
-        "-c",
-        where,
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--rootdir",
-        str(tmp_path),
-        "tests/test_native_jpeg.py",
-    )
+    where = "import dp4tl_fast, sys, pytest; assert sys.prefix in dp4tl_fast.__file__; sys.exit(pytest.main(sys.argv[1:]))"
+    options = ("-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path))
+    run(python, tmp_path, "-c", where, *options, "tests/test_native_jpeg.py")
 
 
 # The main thread ends while others compute without Python's lock. Among the interpreter's last deeds it clears `sys`, which takes

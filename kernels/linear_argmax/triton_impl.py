@@ -129,7 +129,7 @@ def linear_argmax(
     cells = groups * columns
     copies = COPIES if cells <= COPIED_CELLS else 1
     counts = torch.zeros(copies, groups, columns, dtype=torch.int64, device=device)
-    for start, chunk in [(0, x)] if x.device == device and _is_aligned(x) else _stream(x, device):
+    for start, chunk in _readable(x, device):
         count, part = len(chunk), slice(start, start + len(chunk))
         if count == 0:
             continue
@@ -170,12 +170,19 @@ def _empty_aligned(x: torch.Tensor, rows: int, device: torch.device) -> torch.Te
     return torch.empty(rows, pitch, dtype=x.dtype, device=device)[:, : x.shape[1]]
 
 
-def _stream(x: torch.Tensor, device: torch.device) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield (start, rows of x on ``device``, aligned): copies run on their own stream, concurrently with the consumer."""
+def _readable(x: torch.Tensor, device: torch.device) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield (start, rows of x on ``device``, aligned): all at once if they are, else copies of some at a time."""
     size = max(1, STREAM_BYTES // (x.shape[1] * x.element_size() * 128)) * 128  # keeps every slice aligned
-    if x.device == device:
+    if x.device != device:
+        yield from _stream(x, device, size)
+    elif _is_aligned(x):
+        yield 0, x
+    else:
         yield from ((start, _aligned(x[start : start + size])) for start in range(0, len(x), size))
-        return
+
+
+def _stream(x: torch.Tensor, device: torch.device, size: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield (start, ``size`` rows of x on ``device``): copies run on their own stream, concurrently with the consumer."""
     copier, consumer = torch.cuda.Stream(device), torch.cuda.current_stream(device)
     shape = (min(size, len(x)), x.shape[1])
     pinned = [torch.empty(shape, dtype=x.dtype, pin_memory=True) for _ in range(2)]

@@ -2,19 +2,44 @@
 
 #include "core/error.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace dp4tl {
 namespace {
 
+#if defined(__x86_64__)
+// The processor itself is asked: what __builtin_cpu_supports reads is filled in by GCC's runtime, and stays empty under zig's.
+struct Features {
+  bool v3 = false, v4 = false, bf16 = false;
+
+  Features() {
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return;
+    const bool fma = c & bit_FMA;
+    unsigned saved, high;  // the registers that the operating system saves; xgetbv has no intrinsic without -mxsave
+    __asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
+    const unsigned subleaves = a;
+    const auto all = [](unsigned bits, unsigned wanted) { return (bits & wanted) == wanted; };
+    // F16C, LZCNT and MOVBE, which x86-64-v3 also requires, exist on every processor that has these.
+    v3 = fma && all(saved, 0x06) && all(b, bit_AVX2 | bit_BMI | bit_BMI2);
+    v4 = v3 && all(saved, 0xe6) && all(b, bit_AVX512F | bit_AVX512BW | bit_AVX512CD | bit_AVX512DQ | bit_AVX512VL);
+    bf16 = v4 && subleaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & bit_AVX512BF16;
+  }
+};
+
+const Features& features() {
+  static const Features found;
+  return found;
+}
+#endif
+
 Isa probe() {
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  // F16C, LZCNT and MOVBE, which x86-64-v3 also requires, exist on every processor that has these, and clang cannot test for them.
-  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-                  __builtin_cpu_supports("bmi2");
-  const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                  __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (v4) return Isa::avx512;
-  if (v3) return Isa::avx2;
+  if (features().v4) return Isa::avx512;
+  if (features().v3) return Isa::avx2;
 #endif
   return Isa::baseline;
 }
@@ -44,8 +69,7 @@ Isa isa_named(const std::string& name) {
 
 bool has_bf16_products() {
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  return __builtin_cpu_supports("avx512bf16");
+  return features().bf16;
 #else
   return false;
 #endif
