@@ -1,8 +1,8 @@
 """What this machine allows the loaders of suite ``loaders``, each in a process of its own, with the options of ``loader_subjects``.
 
 ``limit-copy``: of raw images, the bytes of the crop copied once, and a batch of normalised fp16 written.
-``limit-entropy``: of JPEGs, their entropy-coded data decoded to the end and nothing else. Loaders that stop at the end of the crop, or
-begin at an entry point, decode less of them.
+``limit-entropy``: of JPEGs, their entropy-coded data decoded to the end and nothing else. Loaders that stop at the end of the crop,
+or begin at an entry point, decode less of them.
 """
 
 from __future__ import annotations
