@@ -60,6 +60,10 @@ class Findings:
     rounds: int = 0
     images: int = 0
 
+    def fail(self, what: str) -> None:
+        self.failures.append(what)
+        print(what, file=sys.stderr, flush=True)
+
 
 def run(suite: Suite) -> None:
     start = time.monotonic()
@@ -82,8 +86,6 @@ def run(suite: Suite) -> None:
     suite.add("mutated JPEGs in sequences under ASan", {"as alone": [found.images]}, "images")
     suite.add("time", {"soak": [(time.monotonic() - start) / 3600]}, "hours")
     suite.goal("failures", goal=0, measured=len(found.failures), unit="failures", at_most=True)
-    for failure in found.failures:
-        print(failure, file=sys.stderr)
 
 
 def soak(
@@ -106,7 +108,7 @@ def soak(
         if not one.failed:
             for name, value in one.result().items():
                 if value != expected[name]:
-                    found.failures.append(f"seed {seed}, round {found.rounds}: {name} is not that of the undisturbed pipeline")
+                    found.fail(f"seed {seed}, round {found.rounds}: {name} is not that of the undisturbed pipeline")
         found.rounds += 1
         if keep is not None and len(found.failures) > before:
             shutil.copytree(one.out, keep / f"failed-{seed}-{found.rounds}", symlinks=True)
@@ -115,7 +117,7 @@ def soak(
             done = subprocess.run([sequences, str(IMAGES_PER_ROUND), str(draw.randrange(2**31))], capture_output=True, text=True)
             found.images += IMAGES_PER_ROUND
             if done.returncode:
-                found.failures.append(f"{sequences}: {done.stderr[-2000:]}")
+                found.fail(f"{sequences}: {done.stderr[-2000:]}")
 
 
 class Pipeline:
@@ -150,7 +152,7 @@ class Pipeline:
             self.durations.setdefault(name, time.monotonic() - start)
             if code not in {EXIT_OK} | ENDS.get(what, set()):
                 self.failed = True
-                self.found.failures.append(f"{name}, {what or 'in peace'}: exit code {code}\n{self.log.read_text()[-3000:]}")
+                self.found.fail(f"{name}, {what or 'in peace'}: exit code {code}\n{self.log.read_text()[-3000:]}")
             elif (what and code != EXIT_OK) or what in ENDURED:
                 self.found.survived[what] += 1
             if what == "truncated checkpoint" and code == EXIT_USAGE:  # the message's advice
@@ -181,15 +183,14 @@ class Pipeline:
         number = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}.get(what)
         if number is not None and self.draw:
             wait([process.sentinel], self.draw.uniform(0, 1.2 * self.durations.get(name, 1.0)))
-            if process.is_alive() and process.pid:
-                os.kill(process.pid, number)
+            send(process, number)
         if what == "pauses":
             self._pause(process, self.durations.get(name, 1.0))
         process.join(600)
         if process.exitcode is None:
             process.kill()
             process.join()
-            self.found.failures.append(f"{name}, {what}: hangs\n{self.log.read_text()[-3000:]}")
+            self.found.fail(f"{name}, {what}: hangs\n{self.log.read_text()[-3000:]}")
             self.failed = True
         return process.exitcode or 0
 
@@ -198,10 +199,9 @@ class Pipeline:
         assert self.draw is not None
         for _ in range(5):
             wait([process.sentinel], self.draw.uniform(0, 0.4 * duration))
-            if process.is_alive() and process.pid:
-                os.kill(process.pid, signal.SIGSTOP)
-                time.sleep(self.draw.uniform(0, 0.5))
-                os.kill(process.pid, signal.SIGCONT)
+            send(process, signal.SIGSTOP)
+            time.sleep(self.draw.uniform(0, 0.5))
+            send(process, signal.SIGCONT)
 
     def _start(self, name: str, arguments: list[str], limit: int, what: str) -> Any:
         context = multiprocessing.get_context("forkserver")
@@ -223,6 +223,13 @@ class Pipeline:
             "the best checkpoint": checkpoint.find_weights(self.out / "run/checkpoint/best").parent.name,
             "the selection": {k: v for k, v in selection.items() if k not in ("seconds", "environment")},
         }
+
+
+def send(process: Any, number: int) -> None:
+    """A signal, where the process has not ended."""
+    if process.is_alive():
+        with contextlib.suppress(ProcessLookupError):  # it has ended since
+            os.kill(process.pid, number)
 
 
 def child(name: str, arguments: list[str], log: str, limit: int, what: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from pathlib import Path
 from typing import Any
@@ -140,3 +141,17 @@ def test_a_pipeline_is_rebuilt_when_the_kind_of_records_changes(beton: Beton) ->
             loader.set_records(np.arange(RECORDS)[step])
             index = torch.cat([batch[2] for batch in loader])
             assert index.tolist() == beton.index[step].tolist()
+
+
+def test_a_forked_child_ends_no_pipeline_of_its_parent(beton: Beton) -> None:
+    """DALI shuts down at exit what it knows of, and would wait for threads that only the parent has, or fail."""
+    from nvidia.dali.pipeline import Pipeline
+
+    with open_loader(beton, None, spec(), "dali") as loader:
+        batches = iter(loader)
+        next(batches)
+        child = os.fork()
+        if child == 0:
+            os._exit(sum(bool(pipeline()._pipe) for pipeline in Pipeline._pipes if pipeline() is not None))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert len(list(batches)) == len(loader) - 1  # the parent goes on

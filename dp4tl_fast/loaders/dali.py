@@ -176,8 +176,10 @@ class DaliLoader(BaseLoader):
                 views[i] = bitmap(self._rescued[record])
         return views
 
-    def _with_threads(self) -> Iterator[object]:
-        yield getattr(self._pipeline, "_pipe", None)  # DALI drops it at the end of the interpreter
+    def _leave_to_parent(self) -> Iterator[object]:
+        if self._pipeline is not None:
+            yield self._pipeline._pipe
+            self._pipeline._pipe = None  # or DALI shuts it down at exit
 
     def _release(self) -> None:
         self._pipeline = None
