@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.kernels import _native, nearest_centroid, rates
+from dp4tl_fast.kernels import _native, nearest_centroid, rates, training_step
 from dp4tl_fast.kernels.linear_argmax import native_impl
 from dp4tl_fast.reporting import installed
+from dp4tl_fast.training.device import pick_precision
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +118,8 @@ def test_the_real_race_has_a_rate_for_each_way(cache, dtype):
 def test_doctor_shows_the_rates_and_what_is_taken(capsys):
     installed.rates()
     shown = json.loads(capsys.readouterr().out)
-    assert f"linear_argmax of float32, depth 512, threads {torch.get_num_threads()}" in shown and len(shown) == len(installed.RATES)
+    assert f"linear_argmax of float32, depth 512, threads {torch.get_num_threads()}" in shown
+    assert "training step, one thread" in shown and len(shown) == len(installed.RATES) + 1
     for found in shown.values():
         assert found["chosen"] == max(found["gflops"], key=found["gflops"].get)
 
@@ -126,6 +128,35 @@ def test_doctor_says_so_when_the_kernels_fail(monkeypatch):
     monkeypatch.setenv(rates.VARIABLE, "linear_argmax=float64")
     found, why = installed._run_rates()
     assert found == {} and why.startswith("the CPU kernels failed: ") and "DP4TL_FAST_WAYS=linear_argmax=float64" in why
+
+
+# -- training: the precision that `auto` means on a CPU -----------------------------------------------------------------
+
+
+@pytest.fixture
+def undecided():
+    training_step.faster.cache_clear()
+    yield
+    training_step.faster.cache_clear()
+
+
+@pytest.mark.parametrize(("bf16", "chosen"), [(1.01, torch.bfloat16), (0.99, None)])
+def test_a_cpu_trains_in_what_it_trains_faster_in(monkeypatch, undecided, bf16, chosen):
+    """Having bf16 instructions is not enough: some CPUs are slower with them."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(rates.Race, "_run", lambda race: {"fp32": 1.0, "bf16": bf16})
+    assert pick_precision("auto", torch.device("cpu")) == chosen
+
+
+def test_a_cpu_without_bf16_trains_in_fp32(monkeypatch, undecided):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    assert pick_precision("auto", torch.device("cpu")) is None
+
+
+def test_the_race_of_training_steps_draws_no_random_numbers_of_the_run():
+    before = torch.get_rng_state()
+    assert training_step.race().fastest() in ("fp32", "bf16")
+    assert torch.equal(before, torch.get_rng_state())
 
 
 LARGE = """

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.kernels import training_step
 from dp4tl_fast.loaders.contract import IndexedBatch
 from dp4tl_fast.pretraining.config import OPTIMIZERS, AttackConfig, CheckpointConfig, MocoConfig, PretrainConfig
 from dp4tl_fast.training import checkpoint, models
@@ -154,6 +155,20 @@ def test_half_precision_learns_and_resumes_to_the_same_bits(data, tmp_path, prec
     run(data, tmp_path / "cut", resume=True, **options)
     a, b = (load_file(checkpoint.find_weights(tmp_path / name)) for name in ("whole", "cut"))
     assert all(torch.equal(a[k], b[k]) and a[k].dtype != torch.float16 for k in a)
+
+
+def test_a_run_goes_on_in_the_precision_that_it_began_with(data, tmp_path, monkeypatch):
+    """Where ``auto`` chose it, on a machine that would choose another."""
+    options = {"precision": "auto", "checkpoint": CheckpointConfig(keep_last=5), "flip": False}
+    for name, precision in (("whole", "bf16"), ("other", "fp32")):
+        monkeypatch.setenv("DP4TL_FAST_WAYS", f"training={precision}")
+        training_step.faster.cache_clear()
+        assert run(data, tmp_path / name, **options)["precision"] == {"bf16": "bfloat16", "fp32": "float32"}[precision]
+    cut_after_first_epoch(tmp_path / "whole", tmp_path / "cut")
+    assert run(data, tmp_path / "cut", resume=True, **options)["precision"] == "bfloat16"
+    training_step.faster.cache_clear()
+    whole, cut, other = (load_file(checkpoint.find_weights(tmp_path / name)) for name in ("whole", "cut", "other"))
+    assert all(torch.equal(whole[k], cut[k]) for k in whole) and not all(torch.equal(whole[k], other[k]) for k in whole)
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 1e6])

@@ -23,8 +23,8 @@ from dp4tl_fast.inference import passes
 from dp4tl_fast.reporting.runs import read_metrics
 from dp4tl_fast.runs.session import Learner, Session, Source
 from dp4tl_fast.runs.trackers import Callback
-from dp4tl_fast.training import augment, models
-from dp4tl_fast.training.device import pick_precision
+from dp4tl_fast.training import augment, checkpoint, models
+from dp4tl_fast.training.device import PRECISIONS, precision_of_run
 from dp4tl_fast.training.ema import Ema
 from dp4tl_fast.training.loop import Normalise, Stepping
 from dp4tl_fast.training.optimizer import make_optimizer
@@ -105,8 +105,10 @@ def finished(out: Path, records: int) -> Result | None:
         raise CheckpointError(f"{out}: its result cannot be read ({error}). Remove {out / RESULT} to compute it again") from None
 
 
-def learner(config: FinetuneConfig, model: nn.Module, normalise: Normalise, meta: dict[str, Any], seed: int) -> Learner:
-    """What a seed trains, for a ``model`` with a fresh classifier, on the device of ``normalise``."""
+def learner(
+    config: FinetuneConfig, model: nn.Module, normalise: Normalise, meta: dict[str, Any], seed: int, out: Path
+) -> Learner:
+    """What a seed trains in the folder ``out``, for a ``model`` with a fresh classifier, on the device of ``normalise``."""
     device = normalise.device
     model.to(device)
     frozen = config.mode == "lp"
@@ -123,7 +125,8 @@ def learner(config: FinetuneConfig, model: nn.Module, normalise: Normalise, meta
         scales=None if config.layer_decay == 1 else models.layer_scales(network, config.layer_decay),
     )  # fmt: skip
     ema = Ema(model, config.ema_decay) if config.ema_decay else None
-    precision = None if frozen else pick_precision(config.precision, device)
+    precise = precision_of_run("fp32" if frozen else config.precision, device, out / "checkpoint")
+    precision = PRECISIONS[precise]
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     if config.compile:
         network.compile(dynamic=False)
@@ -131,7 +134,8 @@ def learner(config: FinetuneConfig, model: nn.Module, normalise: Normalise, meta
     prepare: Any = augment.Augment(config.augment, normalise) if config.augment != "none" else normalise
     if frozen:
         prepare = Given(device)
-    return Learner(run, normalise, prepare, Stepping(precision, config.accumulate, config.clip_norm), meta)
+    how = Stepping(precision, config.accumulate, config.clip_norm)
+    return Learner(run, normalise, prepare, how, {**meta, checkpoint.PRECISION: precise})
 
 
 class Given:

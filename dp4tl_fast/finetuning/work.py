@@ -110,9 +110,9 @@ class Work:
             self.origin.keep(self.out)
         write_atomically(self.out / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
 
-    def _learner(self, seed: int) -> Learner:
+    def _learner(self, out: Path, seed: int) -> Learner:
         model = self.origin.fresh(seed, self.classes, self.pixels.size)
-        return tuning.learner(self.config, model, self.normalise, self._meta(seed), seed)
+        return tuning.learner(self.config, model, self.normalise, self._meta(seed), seed, out)
 
     def _tuned(
         self, out: Path, seed: int, learner: Learner, loader: Any, predict: Any, truth: dict[str, torch.Tensor]
@@ -205,7 +205,7 @@ class Work:
         train = self.files["train"]
         spec = LoaderSpec(**self._share, seed=seed, drop_last=world_size() > 1)  # an incomplete batch cannot be shared evenly
         self._check_batches(train.num_samples if records is None else len(records), spec)
-        learner = self._learner(seed)
+        learner = self._learner(out, seed)
         numbers = self._readable("train", records)
         self._check_batches(len(numbers), spec)
         parts = {"test": self._measured("test", None)}
@@ -230,7 +230,7 @@ class Work:
             min_batch=2 * config.accumulate,  # of whose parts none is a single image, which batch normalisation fails on
         )  # fmt: skip
         least = self._check_batches(train.num_samples if records is None else len(records), spec)
-        learner = self._learner(seed)
+        learner = self._learner(out, seed)
         try_out(learner.run.model, self.origin.meta["arch"], self.pixels.size, self.device, least=least)
         with contextlib.ExitStack() as stack:
             loader = stack.enter_context(open_loader(train, records, spec, config.backend))

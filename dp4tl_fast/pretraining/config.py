@@ -101,7 +101,7 @@ class PretrainConfig(Placement, BadRecordsConfig, TrackingConfig):
         moco: Settings of MoCo.
         adv: Settings of the attack in adversarial training.
         forgetting: Also count how often each record is forgotten (forgetting.npy), for `dp4tl-fast prune --method forgetting`.
-        precision: auto, fp32, bf16 or fp16 (with loss scaling).
+        precision: auto (bf16 where it is faster, measured on a CPU), fp32, bf16 or fp16 (with loss scaling).
         compile: Compile the network with torch.compile, once for each resolution.
         seed: Of weights, order and augmentation.
         compact_labels: Renumber the surviving classes 0, 1, ... and shrink the head to them (the paper keeps the ids).

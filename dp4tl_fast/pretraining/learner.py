@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from dp4tl_fast.pretraining.initial import initialise
 from dp4tl_fast.pretraining.objectives import OBJECTIVES, Given
 from dp4tl_fast.runs.session import Learner
 from dp4tl_fast.selection import Selection
-from dp4tl_fast.training import models, norm, ranks, views
-from dp4tl_fast.training.device import pick_device, pick_precision
+from dp4tl_fast.training import checkpoint, models, norm, ranks, views
+from dp4tl_fast.training.device import PRECISIONS, pick_device, precision_of_run
 from dp4tl_fast.training.ema import Ema
 from dp4tl_fast.training.loop import Stepping
 from dp4tl_fast.training.optimizer import make_optimizer
@@ -31,7 +32,8 @@ def build(
     device = pick_device(config.device)
     if device.index is not None and ranks.world_size() > 1:
         raise UsageError(f"`device={config.device}`: torchrun gives each process a GPU of its own. Use `device={device.type}`")
-    precision = pick_precision(config.precision, device)
+    precise = precision_of_run(config.precision, device, Path(config.out) / "checkpoint")
+    precision = PRECISIONS[precise]
     torch.manual_seed(config.seed)
     classes = selection.kept_classes if selection else list(range(source.num_classes))
     num_classes = len(classes) if config.compact_labels else source.num_classes
@@ -76,6 +78,7 @@ def build(
         "objective": config.objective,
         "classifies": facts.classifies,
         **({"attack": asdict(config.adv)} if config.objective == "adversarial" else {}),
+        checkpoint.PRECISION: precise,
         **({"start_sha256": init_sha256} if init_sha256 else {}),
     }
     return Learner(run, normalise, prepare, Stepping(precision, config.accumulate, config.clip_norm), meta)

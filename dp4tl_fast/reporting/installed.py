@@ -108,13 +108,16 @@ def rates() -> None:
     """Measure, and print ``{work: {"gflops": {way: rate}, "chosen": way}}``."""
     import torch
 
+    from dp4tl_fast.kernels import training_step
     from dp4tl_fast.kernels.linear_argmax import native_impl
 
-    found = {}
+    found: dict[str, Any] = {}
     for dtype, depth in RATES:
         race = native_impl.race(getattr(torch, dtype), depth)
         gflops = race.rates(again=True)
         found[race.name] = {"gflops": gflops, "chosen": native_impl.faster_products(getattr(torch, dtype), depth)}
+    race = training_step.race()
+    found[race.name] = {"gflops": race.rates(again=True), "chosen": training_step.faster()}
     print(json.dumps(found))
 
 

@@ -26,6 +26,7 @@ from dp4tl_fast.training import foreign, models
 
 WEIGHTS, EMA, STATE, META = "weights.safetensors", "ema.safetensors", "state.pt", "dp4tl"
 FOREIGN = "foreign"  # in metadata: the weights were not written here
+PRECISION = "precision"  # in metadata: that of the run, by its name
 BEST = "best"  # a link to the checkpoint that validated best; where there are no links, a file with its name
 PUBLISHED = ("torchvision:", "timm:", "hf-hub:")  # weights that torchvision and timm publish: torchvision:DEFAULT, timm:NAME
 PREFIXES = ("module.", "_orig_mod.")  # what DDP and torch.compile put before names

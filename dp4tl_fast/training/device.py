@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.kernels import training_step
+from dp4tl_fast.training import checkpoint, ranks
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -27,12 +31,23 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
-    """Autocast dtype; ``None`` is fp32. ``auto`` is bf16 where the hardware multiplies it natively."""
+    """Autocast dtype; ``None`` is fp32. ``auto`` is bf16 where that is faster: on GPUs that multiply it (else fp16), and on CPUs
+    by a measurement."""
     if name == "auto":
         if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else None
+        return PRECISIONS[training_step.faster()]
     if name not in PRECISIONS:
         raise UsageError(f"`precision={name}`: known are auto, {', '.join(PRECISIONS)}")
     return PRECISIONS[name]
+
+
+def precision_of_run(name: str, device: torch.device, checkpoints: Path) -> str:
+    """The name of ``pick_precision``'s choice, one for all processes and all of a run: what it began with, wherever it goes on."""
+    def pick() -> str:
+        begun = checkpoint.checkpoints(checkpoints) if name == "auto" else []
+        known = str(checkpoint.read_weights(begun[-1])[1].get(checkpoint.PRECISION, name)) if begun else name
+        chosen = pick_precision(known, device)
+        return next(name for name, dtype in PRECISIONS.items() if dtype == chosen)
+
+    return ranks.on_rank_zero(pick)
