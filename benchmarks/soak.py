@@ -237,6 +237,7 @@ def child(name: str, arguments: list[str], log: str, limit: int, what: str) -> N
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where the soak was started in the background
     import importlib
 
     import torch
