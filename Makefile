@@ -1,10 +1,10 @@
-# Two commands: `make demo` shows the whole pipeline, `make test` checks all of it. Both set up what they need.
+# Two commands: `make demo` shows the whole pipeline, `make test` checks it (`make test-all`: all of it). Both set up what they need.
 PY := .venv/bin/python
 CMAKE := .venv/bin/cmake
 CTEST := .venv/bin/ctest
 WHEELS := $(abspath build/wheels/dist)
 NINJA := -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath .venv/bin/ninja)
-.PHONY: help demo test setup lint soak docs native-test arm64-test cpu-test wheels wheels-test clean
+.PHONY: help demo test test-all setup lint soak docs native-test arm64-test cpu-test wheels wheels-test clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -16,10 +16,14 @@ demo:  ## set up the default install and run the pipeline on embedded data (abou
 setup:  ## set up everything: FFCV, DALI, the developer's tools
 	@scripts/setup.sh all
 
-test: setup lint  ## set up everything and run all tests
+test: setup lint  ## set up everything and run the tests but those that take minutes
+	$(PY) -m dp4tl_fast.doctor --require native,ffcv,dali,triton
+	$(PY) -m pytest -q -m "not slow"
+
+test-all: setup lint  ## set up everything and run all tests, the C++ ones under sanitizers and the built wheel's too
 	$(PY) -m dp4tl_fast.doctor --require native,ffcv,dali,triton
 	scripts/wheels.sh $(WHEELS) $(abspath $(PY))
-	DP4TL_WHEELS=$(WHEELS) $(PY) -m pytest -q
+	DP4TL_WHEELS=$(WHEELS) $(PY) -m pytest -q --durations=40 --durations-min=8
 	@$(MAKE) --no-print-directory native-test
 
 SOAK_MINUTES := 60

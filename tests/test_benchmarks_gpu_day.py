@@ -22,6 +22,8 @@ from benchmarks.summary import write_results
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.loaders import LoaderSpec, open_loader
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def beton(tmp_path_factory: pytest.TempPathFactory) -> Beton:

@@ -15,6 +15,8 @@ from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.mapping.registry import METHODS
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"arch": "small-4", "size": 16, "batch_size": 4, "workers": 1}
 
 

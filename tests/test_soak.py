@@ -1,6 +1,10 @@
 """The soak for a few rounds (``make soak`` runs it for hours): what survives misfortune ends with the bits of what met none."""
 
+import pytest
+
 from benchmarks.soak import Findings, soak
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_disturbed_pipeline_ends_as_an_undisturbed_one(tmp_path):

@@ -1,6 +1,6 @@
 """The wheel that `make wheels` builds, installed in a bare venv: it works, with the same bits and the same instruction sets.
 
-DP4TL_WHEELS names the folder that it was built into: `make test` builds it first, `make wheels-test` runs these alone.
+DP4TL_WHEELS names the folder that it was built into: `make test-all` builds it first, `make wheels-test` runs these alone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from dp4tl_fast.kernels import _native
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 FOLDER = os.environ.get("DP4TL_WHEELS", "")
