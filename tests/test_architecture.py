@@ -12,7 +12,7 @@ import dp4tl_fast
 
 ROOT = Path(dp4tl_fast.__file__).parent
 MAP = ROOT.parent / "docs/architecture.md"
-OWNED = {"ffcv": "ffcv", "nvidia": "dali", "triton": "triton"}  # library -> part of the one module that may import it
+OWNED = {"ffcv": "ffcv", "nvidia": "dali", "triton": "triton", "ray": "ray"}  # library -> part of the one module that may import it
 
 
 def rooms():

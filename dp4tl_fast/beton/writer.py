@@ -17,7 +17,7 @@ import numpy as np
 
 from dp4tl_fast.beton import format as fmt
 from dp4tl_fast.beton.sidecars import Contents, put_in_place, sidecar, stamp, write_partial
-from dp4tl_fast.common.errors import BetonError, UsageError
+from dp4tl_fast.common.errors import BetonError, InUseError, UsageError
 from dp4tl_fast.common.files import commit, naming, partial_path, suppress_no_locks, through_links
 from dp4tl_fast.common.lock import Owner
 
@@ -79,7 +79,7 @@ class BetonWriter:
                     os.close(fd)
             if ours:
                 return fd, locked
-        raise BetonError(f"{self.path}: another process is writing it. Wait for it, or stop it")
+        raise InUseError(f"{self.path}: another process is writing it. Wait for it, or stop it")
 
     def _own(self) -> None:
         """Say in a file beside it who writes: in place of ``flock``."""
@@ -88,7 +88,7 @@ class BetonWriter:
             self._owner = owner.__enter__()
         except UsageError as error:
             self.release()
-            raise BetonError(str(error)) from None
+            raise InUseError(str(error)) from None
 
     def append(self, payload: bytes | memoryview, mode: int, width: int, height: int, label: int, index: int) -> int:
         """Write one record and return its number. ``mode`` is ``format.MODE_JPEG`` or ``MODE_RAW`` (RGB rows)."""

@@ -67,8 +67,8 @@ class Parser(jsonargparse.ArgumentParser):
         return found
 
     def _find_config(self, name: str) -> str:
-        """A YAML file, or the path of the shipped recipe of that name; its contents where it has former names, or was written by
-        a run, which adds the hashes of its files."""
+        """A YAML file, or the path of the shipped recipe of that name; its contents where it has former names, was written by
+        a run, which adds the hashes of its files, or has the key ``on``."""
         recipe = RECIPES / f"{name}.yaml"
         path = recipe if not Path(name).exists() and recipe.is_file() else Path(name)
         import yaml
@@ -82,6 +82,9 @@ class Parser(jsonargparse.ArgumentParser):
         hashes = [key for key in settings if str(key).endswith(HASH) and f"--{key}" not in self._option_string_actions]
         for key in hashes:
             del settings[key]
+        flag = True in settings and "--on" in self._option_string_actions
+        if flag:  # how YAML 1.1 reads the key `on`
+            settings["on"] = settings.pop(True)
         former = [key for key in self.renamed if key in settings]
         for key in former:
             self._note(key, f"{path}: ")
@@ -90,7 +93,7 @@ class Parser(jsonargparse.ArgumentParser):
             for group in groups:
                 inner = inner.setdefault(group, {})
             inner[last] = settings.pop(key)
-        return json.dumps(settings) if former or hashes else str(path)
+        return json.dumps(settings) if former or hashes or flag else str(path)
 
     def _note(self, former: str, where: str = "") -> None:
         message(f"note: {where}{former} is now called {self.renamed[former]}")

@@ -20,6 +20,10 @@ class BetonError(Dp4tlError):
     """A ``.beton`` file is malformed, truncated, unfinished or not what the operation needs."""
 
 
+class InUseError(BetonError):
+    """Another process is writing the file."""
+
+
 class RecordError(BetonError):
     """One record of a ``.beton`` file cannot be read or decoded; the message names record, class and file."""
 

@@ -150,7 +150,7 @@ class Conversion:
         journal.close()
         if writer.count == 0 and "shard" not in self.identity:
             self._done = 0  # nothing to go on from
-            raise BetonError(f"{self.out}: not one of {len(self.order)} images could be stored. Nothing is written")
+            raise nothing_stored(self.out, len(self.order))
         classes = self.source.class_names
         summary = {
             "samples": writer.count,
@@ -203,6 +203,10 @@ class BackgroundSync:
             self._running.result()
 
 
+def nothing_stored(out: Path, images: int) -> BetonError:
+    return BetonError(f"{out}: not one of {images} images could be stored. Nothing is written")
+
+
 def finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """The summary of ``out`` when it is the complete result of this very conversion, else ``None``."""
     if not out.exists() or partial_path(out).exists():
@@ -216,15 +220,18 @@ def finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     return {key: value for key, value in made.items() if key not in ("format", "identity")}
 
 
-def check_space(out: Path, needed: int) -> None:
+def check_space(out: Path, needed: int, taken: int = 0) -> None:
     """Refuse to start what cannot fit.
+
+    Args:
+        taken: Bytes that other files of an unfinished ``out`` take.
 
     Raises:
         BetonError: Less than ``needed`` bytes are free where ``out`` goes, counting what an unfinished ``out`` takes: it is
             gone on with, or makes room.
     """
     folder = next(parent for parent in out.absolute().parents if parent.exists())
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder).free + taken
     with suppress(FileNotFoundError):
         free += partial_path(out).stat().st_blocks * 512
     if free < needed:

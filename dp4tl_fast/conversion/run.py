@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import closing, suppress
-from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +11,21 @@ import numpy as np
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton.entry_points import wants_entry_points
-from dp4tl_fast.beton.layout import check_layout, record_order
+from dp4tl_fast.beton.layout import check_layout
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.checks import require, require_one_of
 from dp4tl_fast.common.errors import SourceError
 from dp4tl_fast.common.files import check_outputs, through_links
 from dp4tl_fast.common.machine import cores
 from dp4tl_fast.common.pictures import MAX_PIXELS
-from dp4tl_fast.conversion.conversion import Conversion, check_space, finished
+from dp4tl_fast.conversion import ray
+from dp4tl_fast.conversion.conversion import check_space, finished
 from dp4tl_fast.conversion.images import ImageRule, make_record
 from dp4tl_fast.conversion.listing import as_text, converted_text, listed
-from dp4tl_fast.conversion.shards import parse_shard, shard_path
-from dp4tl_fast.sources import Source, SourceOptions, open_source
+from dp4tl_fast.conversion.parts import count_of, open_parts
+from dp4tl_fast.conversion.plan import Listing, Plan
+from dp4tl_fast.conversion.shards import join, parse_shard, shard_path
+from dp4tl_fast.sources import Source, SourceOptions
 
 
 def convert(
@@ -57,6 +58,8 @@ def convert(
     on_error: str = "fail",
     resume: bool = False,
     shard: str = "",
+    on: str = "here",
+    ray_address: str = "",
     dry_run: bool = False,
 ) -> dict[str, Any]:
     """Convert labelled images to a .beton file that FFCV and dp4tl_fast read. The rules: docs/converting.md.
@@ -97,12 +100,16 @@ def convert(
         entry_points: ``on`` inserts an index (2.5 % of the bytes) into JPEGs of 128 x 128 pixels and more, so that the
             native loader decodes only what a crop needs; other readers pass over it. ``off`` leaves it out.
         seed: Of the random order of records.
-        workers: Threads; 0 means one per core.
+        workers: Threads; 0 means one per core. With ``on=ray``, of each Ray task, which takes as many CPUs; 0 means as many as the
+            smallest machine has.
         on_error: ``fail`` at the first bad image, or ``skip`` it.
         resume: Do nothing when OUT is complete, and fail, instead of starting over, when an unfinished OUT was made
             from other input or flags.
         shard: ``I/N`` converts the I-th of N parts (from 0) to OUT.shard-I-of-N.beton, which can be used as it is;
             ``auto`` takes I and N from Slurm or torchrun. ``dp4tl-fast merge OUT`` joins them to the file of one run.
+        on: ``here``, or ``ray``: on all machines of a Ray cluster, which must see SRC and OUT under the same paths. The parts
+            lie in ``.OUT.parts`` until they are joined to the file of one run. Parts of lost workers are made again.
+        ray_address: HOST:PORT of the cluster; by default that of RAY_ADDRESS or of this machine, or else this machine alone.
         dry_run: Print what would be converted (classes, counts, what is left out and why) and write nothing.
 
     Returns:
@@ -126,32 +133,26 @@ def convert(
         allow_empty=allow_empty, image_column=image_column, label_column=label_column, image_key=image_key, label_key=label_key,
     )  # fmt: skip
     check_layout(layout)
-    _check_flags(on_error, workers)
+    _check_flags(on_error, workers, on, shard, ray_address)
+    plan = Plan(src=src, options=options, rule=rule, layout=layout, seed=seed, skip=on_error == "skip")
     started = time.perf_counter()
     part = parse_shard(shard)
     target = through_links(shard_path(Path(out), *part) if part else Path(out))
     check_outputs([("out", target)], [src])
-    with closing(open_source(src, options, scratch=target.absolute().parent)) as source:
+    with closing(plan.open(target.absolute().parent)) as listing:
+        source = listing.source
         if dry_run:
             result = listed(src, source)
             cli.message(as_text(result))
             return result
-        order = record_order(source.labels, layout, seed)
-        identity: dict[str, Any] = {"input": source.identity(), "layout": layout, "rule": asdict(rule)}
-        identity["pillow"] = version("pillow")  # the bytes depend on its codecs, too
-        if part:
-            (number, parts), n = part, len(order)
-            order = order[n * number // parts : n * (number + 1) // parts]
-            identity["shard"] = list(part)
-        summary = finished(target, identity) if resume else None
-        resumed = len(order)
-        if summary is None:
-            check_space(target, _bytes_needed(source, order, rule))
-            with Progress(len(order)) as bar:
-                conversion = Conversion(
-                    source=source, order=order, rule=rule, out=target, identity=identity, progress=bar.advance,
-                    workers=workers or cores(), skip=on_error == "skip", must_resume=resume,
-                )  # fmt: skip
+        summary = finished(target, listing.identity(part)) if resume else None
+        resumed = len(listing.order(part))
+        if summary is None and on == "ray":
+            summary, resumed = _convert_on_ray(listing, target, workers, resume, ray_address)
+        elif summary is None:
+            check_space(target, _bytes_needed(source, listing.order(part), rule))
+            with Progress(resumed) as bar:
+                conversion = listing.conversion(target, part, workers or cores(), resume, bar.advance)
                 summary, resumed = conversion.run(), conversion.resumed
     size, seconds = target.stat().st_size, time.perf_counter() - started
     result = {"out": str(target), **summary, "bytes": size, "resumed": resumed, "seconds": seconds}
@@ -179,9 +180,31 @@ class Progress:
         self._bar.close()
 
 
-def _check_flags(on_error: str, workers: int) -> None:
+def _convert_on_ray(
+    listing: Listing, out: Path, workers: int, resume: bool, address: str
+) -> tuple[dict[str, Any], int]:
+    """The summary, and how many images earlier runs had done."""
+    order, count = listing.order(), count_of(listing.source.sizes)
+    with open_parts(out, listing.identity(), count, resume) as parts:
+        needed = _bytes_needed(listing.source, order, listing.plan.rule)
+        check_space(out, 2 * needed, parts.bytes())  # the parts, and the file that they are joined to
+        with Progress(len(order)) as bar:
+            resumed = ray.make_parts(listing, parts, address=address, workers=workers, progress=bar.advance)
+        with cli.progress((), desc="merge", unit="image", total=len(order)) as bar:
+            summary = join([parts.path(part) for part in range(count)], out, bar.update)
+        parts.remove()
+    return {key: value for key, value in summary.items() if key != "shards"}, resumed
+
+
+def _check_flags(on_error: str, workers: int, on: str, shard: str, ray_address: str) -> None:
     require_one_of("on_error", on_error, ("fail", "skip"))
     require(workers >= 0, "workers", workers, "0 (one per core) or more")
+    require_one_of("on", on, ("here", "ray"))
+    if on == "ray":
+        ray.library()
+        require(not shard, "shard", shard, "left out with `on=ray`, which makes all parts")
+    else:
+        require(not ray_address, "ray_address", ray_address, "given with `on=ray`")
 
 
 def _bytes_needed(source: Source, order: np.ndarray, rule: ImageRule) -> int:
@@ -194,4 +217,3 @@ def _bytes_needed(source: Source, order: np.ndarray, rule: ImageRule) -> int:
         with suppress(SourceError, OSError):  # a bad image is reported when its turn comes
             before, after = before + int(source.sizes[i]), after + len(make_record(source.read(i), rule, i).payload)
     return int(total * after / before) if before else total
-

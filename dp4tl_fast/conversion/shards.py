@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from dp4tl_fast.beton.copying import copy_records
 from dp4tl_fast.beton.reader import Beton
 from dp4tl_fast.beton.sidecars import AuditRow, sidecar
 from dp4tl_fast.common.errors import BetonError, UsageError
+from dp4tl_fast.conversion.conversion import nothing_stored
 
 ENVIRONMENTS = (  # (part, number of parts, first part's number) as launchers set them
     ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN"),
@@ -51,12 +52,17 @@ def merge_shards(out: Path, progress: Callable[[int], None] | None = None) -> di
     """Join the shards of ``out``, which lie beside it, to what one run would have written. The shards stay.
 
     Raises:
-        BetonError: A shard is missing or unfinished, or they are not parts of one conversion.
+        BetonError: A shard is missing or unfinished, they are not parts of one conversion, or no image could be stored.
     """
     name = re.compile(rf"{re.escape(out.stem)}\.shard-\d+-of-\d+{re.escape(out.suffix)}")
     paths = sorted(path for path in out.parent.glob("*.shard-*") if name.fullmatch(path.name))
     if not paths:
         raise BetonError(f"{shard_path(out, 0, 1).name.replace('0-of-1', 'I-of-N')}: none found beside {out}")
+    return join(paths, out, progress)
+
+
+def join(paths: Sequence[Path], out: Path, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
+    """Join these shards, which lie in one folder, to ``out``; see ``merge_shards``."""
     betons = [Beton(path) for path in paths]
     infos = [_info(beton) for beton in betons]
     parts = infos[0]["identity"]["shard"][1]
@@ -70,6 +76,8 @@ def merge_shards(out: Path, progress: Callable[[int], None] | None = None) -> di
         raise BetonError(f"{first}: missing; {len(missing)} of {parts} shards are yet to be made")
     shards = [beton for _, beton in sorted(by_part.items())]
     summary = _sum(infos)
+    if summary["samples"] == 0:
+        raise nothing_stored(out, summary["listed"])
     records = [(beton, np.arange(beton.num_samples)) for beton in shards]
     audit = _joined_audits(shards)
     copied = copy_records(records, out, summary["listed"], identity, progress, summary, audit)
