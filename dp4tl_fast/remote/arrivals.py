@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Run = tuple[int, int]  # places of records that lie one after another in the file, first and last + 1
+Piece = tuple[Run, bool, "_Job"]  # one request; whether it is a long stretch that nothing waits for yet; whose it is
 
 CONNECTIONS = 32  # requests at a time; one of cloud storage brings 30 to 100 MB/s
 IN_BULK = 8  # of them fetch long stretches, even while batches that come soon need single records
-PIECE = 8 << 20  # bytes of a stretch
+PIECE = 8 << 20  # bytes of a request
 AHEAD = 32 << 20  # bytes of the batches that are next, whose records are asked for first
 TOLD = 1 << 24  # bytes from which on a fetch is told of
 SYNC = 1 << 30  # bytes after which what is there is made to outlast a power failure
@@ -141,35 +142,26 @@ class Arrivals:
             self._running += 1
             asyncio.get_running_loop().create_task(self._work(piece))
 
-    async def _work(self, piece: tuple[Run, bool] | None) -> None:
-        try:
-            while piece:
-                (first, stop), bulk = piece
-                try:
-                    await self._fetch(first, stop)
-                finally:
-                    with self._changed:
-                        self._claimed[first:stop] = False
-                        self._in_bulk -= bulk
-                        unlock(self._lock_fd, first, stop - first)
-                        self._changed.notify_all()
-                piece = self._next()
-        except Exception as error:
-            self._fail(error)
-        finally:
-            self._running -= 1
-        await self._sync()
+    async def _work(self, piece: Piece | None) -> None:
+        while piece:
+            (first, stop), bulk, job = piece
+            try:
+                await self._fetch(first, stop)
+                await self._sync()
+            except Exception as error:
+                job.failure = error  # others who want these records ask for them themselves
+                self.end(job)
+            finally:
+                with self._changed:
+                    self._claimed[first:stop] = False
+                    self._in_bulk -= bulk
+                    unlock(self._lock_fd, first, stop - first)
+                    self._changed.notify_all()
+            piece = self._next()
+        self._running -= 1
 
-    def _fail(self, error: Exception) -> None:
-        """Tell all who want something."""
-        with self._changed:
-            for job in self._jobs:
-                job.failure = error
-            self._jobs.clear()
-            self._changed.notify_all()
-
-    def _next(self) -> tuple[Run, bool] | None:
-        """What to fetch next, locked; and whether it is a long stretch that nothing waits for yet."""
+    def _next(self) -> Piece | None:
+        """What to fetch next, locked."""
         with self._changed:
             late = [job for job in self._jobs if job.has_begun]
             order = [(job, False) for job in self._jobs] + [(job, True) for job in late]
@@ -181,7 +173,7 @@ class Arrivals:
                 run = self._take(job.bulk if bulk else job.soon, job.elsewhere_bulk if bulk else job.elsewhere)
                 if run:
                     self._in_bulk += bulk
-                    return run, bulk
+                    return run, bulk, job
         return None
 
     def _take(self, runs: deque[Run], elsewhere: list[Run]) -> Run | None:
@@ -250,14 +242,12 @@ class Arrivals:
             raise self.file.entry.cache.full(error) from None
 
     async def _sync(self) -> None:
-        enough = self._unsynced >= (SYNC if self._running else PIECE)
-        if not enough or self._syncing:
+        """Now and then, and after the last request of many."""
+        if self._syncing or self._unsynced < (SYNC if self._running > 1 else PIECE):
             return
         self._unsynced, self._syncing = 0, True
         try:
             await asyncio.to_thread(self.file.entry.sync, self._fd, self.have)
-        except Exception as error:
-            self._fail(error)
         finally:
             self._syncing = False
 
