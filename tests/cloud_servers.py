@@ -1,47 +1,14 @@
-"""Real servers for files behind URLs: nginx, moto's S3, and one that misbehaves as it is told."""
+"""Real servers for files behind URLs, besides nginx (``benchmarks.servers``): moto's S3, and one that misbehaves as it is told."""
 
 from __future__ import annotations
 
 import contextlib
 import re
-import shutil
-import socket
-import subprocess
 import threading
 import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-
-NGINX = """daemon off; master_process off; error_log stderr; pid {work}/pid;
-events {{ worker_connections 256; }}
-http {{ access_log off; keepalive_requests 100000;
-client_body_temp_path {work}/1; proxy_temp_path {work}/2; fastcgi_temp_path {work}/3; uwsgi_temp_path {work}/4; scgi_temp_path {work}/5;
-server {{ listen 127.0.0.1:{port}; root {root}; location /whole/ {{ alias {root}/; max_ranges 0; }} }} }}
-"""
-
-
-@contextlib.contextmanager
-def nginx(root: Path, work: Path) -> Iterator[str]:
-    """The URL of ``root``, with a trailing slash; below ``whole/`` the same files without ranges."""
-    program = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin:/opt/homebrew/bin")
-    if program is None:
-        raise RuntimeError("these tests need nginx: `make setup` installs it, or apt-get install nginx-light")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    (work / "nginx.conf").write_text(NGINX.format(root=root, work=work, port=port))
-    process = subprocess.Popen([program, "-p", str(work), "-c", str(work / "nginx.conf")], stderr=subprocess.DEVNULL)
-    try:
-        while True:
-            with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
-                break
-            if process.poll() is not None:
-                raise RuntimeError(f"nginx ended with status {process.returncode}")
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        process.terminate()
-        process.wait()
 
 
 @contextlib.contextmanager
@@ -55,9 +22,8 @@ def s3(root: Path, bucket: str) -> Iterator[dict[str, str]]:
     try:
         host, port = server.get_host_and_port()
         keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
-        client = boto3.client(
-            "s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test"
-        )
+        how = {"region_name": "us-east-1", "aws_access_key_id": "test", "aws_secret_access_key": "test"}
+        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", **how)
         client.create_bucket(Bucket=bucket)
         for path in root.iterdir():
             client.upload_file(str(path), bucket, f"sets/{path.name}")

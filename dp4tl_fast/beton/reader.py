@@ -305,6 +305,11 @@ class Beton:
         """Of a file elsewhere: what tells it from an earlier or later one of its name; else empty."""
         return str(self._remote.entry.version) if self._remote else ""
 
+    @property
+    def bytes_fetched(self) -> int:
+        """What came over the network since a file elsewhere was opened, tables and sidecar included; 0 for a local one."""
+        return self._remote.store.received if self._remote else 0
+
     @cached_property
     def _arrivals(self) -> Arrivals:
         assert self._remote is not None

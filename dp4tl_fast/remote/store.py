@@ -62,7 +62,10 @@ class Version:
 
 
 class Store:
-    """The folder of a URL.
+    """A file behind a URL, and what lies beside it.
+
+    Attributes:
+        received: Bytes that have come so far.
 
     Raises:
         UsageError: obstore is not installed, or the URL is none that it reads.
@@ -78,6 +81,7 @@ class Store:
         except ImportError:
             raise UsageError(f"{url}: URLs need obstore. Install it with `pip install dp4tl_fast[cloud]`") from None
         self._get: Any = obstore.get_async
+        self.received = 0
         how: dict[str, Any] = {"client_options": CLIENT, "retry_config": {"max_retries": 0}}
         try:
             if url.is_http:  # also one of S3's, which may be public or signed
@@ -93,6 +97,7 @@ class Store:
             try:
                 result = await _soon(self._get(self._store, self.url.name, options={"range": (0, FIRST)}))
                 data = bytes(await _soon(result.bytes_async()))
+                self.received += len(data)
                 version = _version(result.meta)
                 if len(data) == min(FIRST, version.size):
                     return version, data
@@ -122,6 +127,7 @@ class Store:
                 async for chunk in _chunks(result):
                     part = memoryview(chunk)[: stop - at]
                     at += len(part)
+                    self.received += len(part)
                     failures = 0
                     yield part
                 if at == stop:
@@ -145,7 +151,7 @@ class Store:
                 result = await _soon(self._get(self._store, name, options=unless))
                 with open(to, "wb") as file:
                     async for chunk in _chunks(result):
-                        file.write(chunk)
+                        self.received += file.write(chunk)
                     if file.tell() == result.meta["size"]:
                         return result.meta["e_tag"] or ""
                 why = f"{file.tell()} of {result.meta['size']} bytes came"
