@@ -5,7 +5,7 @@ Read from the process's own counters (``read_bytes`` in /proc/self/io), after th
 
 What is read does not depend on how fast it is decoded, so that the peers, which need most of the time, read once; the
 rows say how many rounds each had. Epoch times are ours alone, of both layouts: a peer's first epoch has its compiling in
-it, and how fast each decodes is the ``loaders`` suite's. About 15 minutes on 2 cores.
+it, and how fast each decodes is the ``loaders`` suite's. About 15 minutes on 2 cores. The same file behind a URL: ``network``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from benchmarks.child import call
 from benchmarks.children import quasi_random_labels, read_cold, shuffle_buffer
 from benchmarks.harness import ROUNDS, Suite
 from benchmarks.loaders import Images
+from benchmarks.network import network
 from dp4tl_fast.beton import Beton, BetonWriter
 from dp4tl_fast.beton.format import MODE_JPEG
 from dp4tl_fast.loaders import LoaderSpec
@@ -80,6 +81,7 @@ def run(suite: Suite) -> None:
         files = {layout: Path(name) / f"{layout}.beton" for layout in LAYOUTS}
         write_layouts(Images(suite.require_data()), *files.values())
         label_mixing(suite, files["class"])
+        network(suite, files["class"])
         reads = measure_all(files)
     for layout, keep in product(LAYOUTS, KEEP):
         seen = {subject: reads[subject, layout, keep] for subject in SUBJECT_ROUNDS if (subject, layout, keep) in reads}

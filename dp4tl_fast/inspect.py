@@ -14,14 +14,19 @@ from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.inference import describe as checkpoint
 
 
-def inspect(file: str, *, verify: bool = False, decode: bool = False, workers: int = 0) -> dict[str, Any]:
+def inspect(
+    file: str, *, verify: bool = False, decode: bool = False, workers: int = 0, cache_dir: str = "", cache_limit: str = ""
+) -> dict[str, Any]:
     """Show header, fields, layout, label mixing, and samples and bytes of every class; or what a checkpoint says of its network.
 
     Args:
-        file: The .beton, written by dp4tl_fast or by FFCV; or a run folder, checkpoint folder or weights file.
+        file: The .beton, written by dp4tl_fast or by FFCV, or its URL (s3://, gs://, az://, https://); or a run folder,
+            checkpoint folder or weights file.
         verify: Check every pointer, size, JPEG header and (where the sidecar is) checksum.
         decode: Verify, and decode every record as well.
         workers: Threads that verify; 0 means one per core.
+        cache_dir: Folder for what is fetched of a URL; the default is ~/.cache/dp4tl_fast.
+        cache_limit: Most bytes in it, as 500GB; empty: no limit.
     """
     started = time.perf_counter()
     if checkpoint.is_checkpoint(file):
@@ -30,7 +35,7 @@ def inspect(file: str, *, verify: bool = False, decode: bool = False, workers: i
         found = checkpoint.describe(file)
         cli.message(checkpoint.as_text(found))
         return found
-    beton = Beton(file)
+    beton = Beton(file, cache_dir=cache_dir, cache_limit=cache_limit)
     result = describe(beton)
     if verify or decode:
         with cli.progress((), desc="verify", unit="image", total=beton.num_samples) as bar:

@@ -16,20 +16,30 @@ from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.files import check_outputs
 
 
-def subset(src: str, out: str, *, selection: str = "", classes: list[str] = []) -> dict[str, Any]:  # noqa: B006
+def subset(
+    src: str,
+    out: str,
+    *,
+    selection: str = "",
+    classes: list[str] = [],  # noqa: B006
+    cache_dir: str = "",
+    cache_limit: str = "",
+) -> dict[str, Any]:
     """Copy a selection's records, or some classes, to a smaller .beton. Nothing is decoded; labels stay as they are.
 
     Args:
-        src: The .beton to copy from.
+        src: The .beton to copy from, or its URL (s3://, gs://, az://, https://), of which only these records are fetched.
         out: The .beton to write.
         selection: A selection made for SRC by ``dp4tl-fast prune``.
         classes: Names or ids of classes, instead of a selection; ``name:0`` or ``id:0`` where a name is another class's id.
+        cache_dir: Folder for what is fetched of a URL; the default is ~/.cache/dp4tl_fast.
+        cache_limit: Most bytes in it, as 500GB; empty: no limit.
     """
     started = time.perf_counter()
     if bool(selection) == bool(classes):
         raise UsageError("give either `selection=SEL.json` or `classes`")
     check_outputs([("out", out)], [src])
-    beton = Beton(src)
+    beton = Beton(src, cache_dir=cache_dir, cache_limit=cache_limit)
     if selection:
         from dp4tl_fast.selection import Selection
 

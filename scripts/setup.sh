@@ -10,7 +10,8 @@ fail() { say "$*"; exit 2; }
 
 # The reports are tested in a browser. Ubuntu has chromium as a snap alone: there it is the user's to install, or that test is skipped.
 browser() { command -v chromium || command -v chromium-browser || command -v google-chrome || grep -q '^ID=ubuntu' /etc/os-release; } >/dev/null
-ready() { ls kernels/_native*.so >/dev/null 2>&1 && { [ "$what" != all ] || browser; }; }
+nginx() { command -v nginx || [ -x /usr/sbin/nginx ]; } >/dev/null  # files behind URLs are tested with it
+ready() { ls kernels/_native*.so >/dev/null 2>&1 && { [ "$what" != all ] || { browser && nginx; }; }; }
 
 stamp=.venv/.stamp-$what
 inputs=(pyproject.toml setup.py CMakeLists.txt scripts/setup.sh $(git ls-files kernels/csrc 2>/dev/null || find kernels/csrc -type f))
@@ -34,6 +35,7 @@ if [ "$what" = all ]; then
   pkg-config --exists opencv4 2>/dev/null || packages+=(libopencv-dev)
   pkg-config --exists libturbojpeg 2>/dev/null || packages+=(libturbojpeg0-dev)
   browser || packages+=(chromium)
+  nginx || packages+=(nginx-light)
 fi
 if [ ${#packages[@]} -gt 0 ]; then
   root=()

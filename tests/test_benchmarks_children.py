@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from native_files import jpeg, picture, write
 
-from benchmarks import children, io, scale
+from benchmarks import children, io, network, scale
 from benchmarks.child import Child, call, call_within
+from benchmarks.harness import Suite
 from dp4tl_fast.beton import Beton
+from dp4tl_fast.remote import store
 
 pytestmark = pytest.mark.usefixtures("tests_on_the_childs_path")
 
@@ -99,3 +101,16 @@ def test_a_task_on_a_wrong_file_is_not_timed(tmp_path: Path):
     assert set(scale.WHAT) == set(children.TASKS)
     with pytest.raises(RuntimeError, match="cost: "):
         call(children.cost, task="verify", file=str(tmp_path / "nothing.beton"))
+
+
+def test_a_file_behind_a_url_is_measured(beton: Beton, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(network, "ROUNDS", 1)
+    monkeypatch.setattr(network, "KEEP", (0.4,))
+    suite = Suite(name="io")
+    network.network(suite, Path(beton.path))
+    rows = {(row.case, row.subject): row.value for row in suite.rows}
+    assert rows["remote-40%", "ours"] > 0 and rows["remote-40%", "plain parallel download"] > 0
+    tables = store.FIRST + beton.file_size - beton._alloc_ptr  # the file has no sidecar: five answers say so, with a page each
+    assert tables <= round(rows["remote-40%-excess", "ours"] * beton.file_size) < tables + 2000
+    assert rows["remote-40%-first-batch", "ours"] > 0
+    assert [goal.id for goal in suite.goals] == ["io/remote-excess-bytes", "io/remote-throughput-share", "io/remote-first-batch"]

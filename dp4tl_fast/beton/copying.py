@@ -119,6 +119,7 @@ def _payloads(beton: Beton, records: np.ndarray, index_jpegs: bool) -> Iterator[
     fd = os.open(beton.real_path, os.O_RDONLY | os.O_CLOEXEC)
 
     def read(job: np.ndarray) -> Payloads:
+        beton.fetch(job)
         payloads = []
         for i, pointer, size in zip(job.tolist(), pointers[job].tolist(), sizes[job].tolist(), strict=True):
             data = os.pread(fd, size, pointer)
@@ -135,7 +136,8 @@ def _payloads(beton: Beton, records: np.ndarray, index_jpegs: bool) -> Iterator[
 
     try:
         bounds = chunk_bounds(sizes[records], CHUNK_BYTES, CHUNK_RECORDS)
-        yield from ordered_map(read, (records[a:b] for a, b in itertools.pairwise(bounds)))
+        with beton.arriving([], records):
+            yield from ordered_map(read, (records[a:b] for a, b in itertools.pairwise(bounds)))
     finally:
         os.close(fd)
 

@@ -53,6 +53,7 @@ def _entry_points(beton: Beton) -> dict[str, int]:
     """Of up to ``LOOKED_AT`` JPEGs spread over the file: how many have entry points for partial decoding."""
     jpegs = np.flatnonzero(beton.images["mode"] == fmt.MODE_JPEG)
     some = jpegs[np.linspace(0, len(jpegs) - 1, min(LOOKED_AT, len(jpegs)), dtype=np.int64)]
+    beton.fetch(some)
     found = 0
     for i in some.tolist():
         with suppress(ValueError):

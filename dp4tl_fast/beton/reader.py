@@ -9,7 +9,8 @@ import os
 import unicodedata
 import weakref
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +19,10 @@ import numpy as np
 
 from dp4tl_fast.beton import format as fmt
 from dp4tl_fast.beton.fingerprint import CHECKSUMS, CLASS_NAMES, RECORDS, Fingerprint
-from dp4tl_fast.beton.sidecars import Sidecar, Stamp, stamp
+from dp4tl_fast.beton.sidecars import KINDS, Sidecar, Stamp, sidecar, stamp
 from dp4tl_fast.common.content import HEAD_BYTES, what_it_is
 from dp4tl_fast.common.errors import BetonError, RecordError
+from dp4tl_fast.remote import Arrivals, Arriving, RemoteFile, Url, is_url, local
 
 PIECE = 1 << 16  # rows of a table at a time: what is made of them stays in the processor's cache
 SAME_FOLDERS = "Convert both from folders of the same classes"
@@ -39,9 +41,17 @@ class Beton:
     The file stays open: it is still read after it was renamed, replaced or removed, and a relative path after ``chdir``.
     Pickled, it is opened again by its absolute path, and must have the same records then.
 
+    A file may lie elsewhere (``s3://``, ``gs://``, ``az://``, ``https://``): its tables are fetched when it is opened, and records
+    into a local file as long as it before they are read, see ``arriving``. Loaders do so by themselves.
+
+    Args:
+        path: Of the file, or its URL.
+        cache_dir, cache_limit: Where what is fetched is kept, and the most bytes there; see ``remote.CacheConfig``.
+
     Attributes:
         path: As it was given: for messages.
-        real_path: Absolute and free of links, as of opening: for what lies beside it, and for opening it again.
+        real_path: Absolute and free of links, as of opening: for what lies beside it, and for opening it again. Of a file elsewhere
+            the local one.
         sidecar: What lies beside it: class names, checksums, how it was made.
         file_size: In bytes.
         page_size: In bytes, as stored.
@@ -53,9 +63,21 @@ class Beton:
         BetonError: The file is missing, malformed, truncated or unfinished; the message names the offending value.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.real_path = self.path.resolve()
+    def __init__(self, path: str | Path | Url, *, cache_dir: str | Path = "", cache_limit: str | int = "") -> None:
+        self._cache = {"cache_dir": str(cache_dir), "cache_limit": str(cache_limit)}
+        self._remote: RemoteFile | None = None
+        if is_url(path):
+            self.path: Path | Url = path if isinstance(path, Url) else Url(str(path))
+            self._remote = RemoteFile(self.path, cache_dir, cache_limit)  # type: ignore[arg-type]
+            self.real_path = self._remote.path
+        else:
+            self.path = Path(path)  # type: ignore[arg-type]
+            self.real_path = self.path.resolve()
+        with self._remote.opening() if self._remote else nullcontext():
+            self._open()
+
+    def _open(self) -> None:
+        """Map the file, and check its tables against its size."""
         try:
             self._fd = os.open(self.real_path, os.O_RDONLY | os.O_CLOEXEC)
             weakref.finalize(self, os.close, self._fd).atexit = False  # a thread may be reading still
@@ -100,7 +122,11 @@ class Beton:
             self._fail(
                 f"allocation table at {self._alloc_ptr} does not fit a file of {self.file_size} bytes. Is it truncated?"
             )
-        self.sidecar = Sidecar(self.path, self._stamp)
+        if self._remote:
+            self._remote.bring(self._alloc_ptr, self.file_size)
+            names = (sidecar(self._remote.url.name, kind).name for kind in KINDS)
+            self._remote.bring_sidecars({name: sidecar(self.real_path, kind) for name, kind in zip(names, KINDS, strict=True)})
+        self.sidecar = Sidecar(self.real_path if self._remote else self.path, self._stamp)  # type: ignore[arg-type]
 
     def _stamp(self) -> Stamp:
         crc = zlib.crc32(memoryview(self._pages)[: self.data_start])
@@ -114,6 +140,8 @@ class Beton:
         stop = start + dtype.itemsize * count
         if stop > self.file_size:
             self._fail(f"{what} needs bytes {start} to {stop}, but the file ends at {self.file_size}. Is it truncated?")
+        if self._remote:
+            self._remote.bring(start, stop)
         return self._map[start:stop].view(dtype)
 
     def _release(self) -> None:
@@ -263,12 +291,49 @@ class Beton:
         return _sha256(self.labels, self.index, self.sizes, self.images["width"], self.images["height"])
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _reopen, (self.real_path, self.records_sha256)
+        return _reopen, (self.path if self._remote else self.real_path, self.records_sha256, self._cache)
 
     # -- payloads -----------------------------------------------------------------------------------------------------
 
+    @property
+    def url(self) -> Url | None:
+        """Where the file lies, if that is elsewhere."""
+        return self._remote.url if self._remote else None
+
+    @property
+    def version(self) -> str:
+        """Of a file elsewhere: what tells it from an earlier or later one of its name; else empty."""
+        return str(self._remote.entry.version) if self._remote else ""
+
+    @property
+    def bytes_fetched(self) -> int:
+        """What came over the network since a file elsewhere was opened, tables and sidecar included; 0 for a local one."""
+        return self._remote.store.received if self._remote else 0
+
+    @cached_property
+    def _arrivals(self) -> Arrivals:
+        assert self._remote is not None
+        starts = self.images["data_ptr"].astype(np.int64)
+        return Arrivals(self._remote, starts, self.sizes, self.checksums())
+
+    def arriving(self, batches: Sequence[np.ndarray], others: np.ndarray | None = None) -> Arriving:
+        """For who reads the file itself: have the records of these batches before they are read, in this order.
+
+        Args:
+            batches: Record numbers, int64 ``[n]`` each.
+            others: Records that will be wanted later; they are fetched meanwhile, in long stretches.
+        """
+        return self._arrivals.arriving(batches, others) if self._remote else local
+
+    def fetch(self, records: np.ndarray) -> None:
+        """Return once these records may be read."""
+        with self.arriving([records]) as arriving:
+            arriving.wait(0)
+
     def payload(self, i: int) -> np.ndarray:
         """The stored bytes of record ``i``: a JPEG, or raw RGB rows. uint8 ``[size]``, mapped."""
+        if self._remote:
+            self.fetch(np.array([i]))
         start = int(self.images["data_ptr"][i])
         return self._map[start : start + int(self.sizes[i])]
 
@@ -321,9 +386,9 @@ def _sha256(*columns: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _reopen(path: Path, records_sha256: str) -> Beton:
+def _reopen(path: Path | Url, records_sha256: str, cache: dict[str, str]) -> Beton:
     """What unpickling calls."""
-    beton = Beton(path)
+    beton = Beton(path, **cache)
     if beton.records_sha256 != records_sha256:
         raise BetonError(f"{path}: is not the file that was pickled: it has other records. Open it by its path instead")
     return beton

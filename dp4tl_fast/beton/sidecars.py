@@ -32,6 +32,7 @@ CHECKSUM = np.dtype("<u4")  # CRC-32 (zlib) of a record's payload
 ARCHIVE, STAMP, CLASSES, CONVERSION, AUDIT, CHECKSUMS = (
     "info.zip", "beton.json", "classes.json", "convert.json", "audit.csv", "crc32.npy",
 )  # fmt: skip
+KINDS = (ARCHIVE, CLASSES, CONVERSION, AUDIT, CHECKSUMS)
 MAX_MEMBER = 1 << 32  # bytes: the checksums of a thousand million records
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # file names need not be UTF-8
 DAMAGED = (  # what the standard library raises over bytes that are no archive, no JSON, no table
@@ -105,7 +106,7 @@ def write_partial(beton: Path, mark: Stamp, contents: Contents) -> None:
 def put_in_place(beton: Path) -> None:
     """Give what ``write_partial`` wrote its name. It replaces what earlier versions wrote for the same file."""
     commit(partial_path(sidecar(beton)), sidecar(beton))
-    for kind in (CLASSES, CONVERSION, AUDIT, CHECKSUMS):
+    for kind in KINDS[1:]:
         sidecar(beton, kind).unlink(missing_ok=True)
 
 
@@ -213,7 +214,7 @@ class Sidecar:
 
 
 def _kinds(beton: Path) -> Iterator[bool]:
-    return (sidecar(beton, kind).exists() for kind in (ARCHIVE, CLASSES, CONVERSION, AUDIT, CHECKSUMS))
+    return (sidecar(beton, kind).exists() for kind in KINDS)
 
 
 @contextmanager

@@ -36,6 +36,7 @@ def verify(
     fd = os.open(beton.real_path, os.O_RDONLY | os.O_CLOEXEC)
 
     def check(records: np.ndarray) -> int:
+        beton.fetch(records)
         expected = checksums[records].tolist() if checksums is not None else itertools.repeat(None)
         columns = (records.tolist(), pointers[records].tolist(), sizes[records].tolist(), shapes[records].tolist())
         for i, pointer, size, shape, checksum in zip(*columns, expected, strict=False):
@@ -52,9 +53,10 @@ def verify(
     bounds = chunk_bounds(sizes[in_file_order], 8 << 20, 512)
     jobs = (in_file_order[a:b] for a, b in itertools.pairwise(bounds))
     try:
-        for done in ordered_map(check, jobs, workers):
-            if progress is not None:
-                progress(done)
+        with beton.arriving([], in_file_order):
+            for done in ordered_map(check, jobs, workers):
+                if progress is not None:
+                    progress(done)
     finally:
         os.close(fd)
     return {"records": beton.num_samples, "checksums": checksums is not None, "decoded": decode}

@@ -87,7 +87,7 @@ def join(paths: Sequence[Path], out: Path, progress: Callable[[int], None] | Non
 def _info(beton: Beton) -> dict[str, Any]:
     info = beton.sidecar.info()
     if info is None or not isinstance(info["identity"].get("shard"), list) or len(info["identity"]["shard"]) != 2:
-        raise BetonError(f"{sidecar(beton.path)}: missing, or not of a shard. Convert the shard again")
+        raise BetonError(f"{sidecar(str(beton.path))}: missing, or not of a shard. Convert the shard again")
     return info
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from dp4tl_fast.common.checks import require, require_one_of
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.inference.config import TTA
+from dp4tl_fast.remote import CacheConfig
 from dp4tl_fast.runs.bad_records import BadRecordsConfig
 from dp4tl_fast.runs.config import CheckpointConfig, signals
 from dp4tl_fast.runs.trackers import TrackingConfig
@@ -33,13 +34,13 @@ class SaveConfig(CheckpointConfig):
 
 
 @dataclass(kw_only=True)
-class FinetuneConfig(Placement, BadRecordsConfig, TrackingConfig):
+class FinetuneConfig(Placement, BadRecordsConfig, TrackingConfig, CacheConfig):
     """What to train on the target, and how.
 
     Args:
         checkpoint: Run folder, checkpoint folder, or weights file.
-        train: Target training .beton, or a data set of torchvision's: ``torchvision:CIFAR10?root=DIR&split=train``, which is
-            converted once and kept in .dp4tl-cache beside OUT.
+        train: Target training .beton, its URL (s3://, gs://, az://, https://), or a data set of torchvision's:
+            ``torchvision:CIFAR10?root=DIR&split=train``, which is converted once and kept in .dp4tl-cache beside OUT.
         test: Target test .beton, or likewise ``torchvision:CIFAR10?root=DIR&split=test``.
         out: Run folder to make: config.yaml, summary.json, and a folder for each seed with its metrics and checkpoints.
         mode: lp, ff or knn.
@@ -126,6 +127,7 @@ class FinetuneConfig(Placement, BadRecordsConfig, TrackingConfig):
         super().__post_init__()
         BadRecordsConfig.__post_init__(self)
         TrackingConfig.__post_init__(self)
+        CacheConfig.__post_init__(self)
         signals(self.stop_signals)
         require_one_of("mode", self.mode, DEFAULTS)
         for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("augment", AUGMENT), ("mix", MIX), ("tta", TTA)):

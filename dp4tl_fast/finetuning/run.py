@@ -19,7 +19,7 @@ from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.files import write_atomically
 from dp4tl_fast.finetuning.config import FinetuneConfig
 from dp4tl_fast.finetuning.splits import few_shots, hold_out
-from dp4tl_fast.finetuning.targets import open_target
+from dp4tl_fast.finetuning.targets import target_path
 from dp4tl_fast.inference import accuracy
 from dp4tl_fast.runs.folder import FREE, check_folder, defaults_of, owned
 from dp4tl_fast.runs.trackers import Callback
@@ -139,8 +139,8 @@ def _work(
 def _open_files(config: FinetuneConfig) -> dict[str, Beton]:
     """The target's files by their parameter, which must number their classes alike."""
     names = {"train": config.train, "test": config.test} | ({"val": config.val} if config.val else {})
-    paths = on_rank_zero(lambda: {name: str(open_target(spec, config.out).path) for name, spec in names.items()})
-    files = {name: Beton(path) for name, path in paths.items()}
+    paths = on_rank_zero(lambda: {name: target_path(spec, config.out) for name, spec in names.items()})
+    files = {name: Beton(path, **config.cached) for name, path in paths.items()}
     for name in set(files) - {"train"}:
         files["train"].check_split(files[name])
     return files

@@ -6,20 +6,20 @@ import hashlib
 import re
 from pathlib import Path
 
-from dp4tl_fast.beton import Beton
 from dp4tl_fast.common import cli
 
 CACHE = ".dp4tl-cache"  # beside a command's --out
 
 
-def open_target(spec: str, out: str) -> Beton:
-    """``x.beton``, or ``torchvision:NAME?root=DIR&split=test``, whose .beton is kept in the cache beside ``out``.
+def target_path(spec: str, out: str) -> str:
+    """The .beton of a target: ``x.beton`` or its URL as given; of ``torchvision:NAME?root=DIR&split=test`` the one in the cache
+    beside ``out``.
 
     Raises:
-        BetonError, SourceError: It is missing, malformed, or torchvision does not know it.
+        SourceError: torchvision does not know it.
     """
     if not spec.startswith("torchvision:"):
-        return Beton(spec)
+        return spec
     from dp4tl_fast.conversion.run import convert
 
     digest = hashlib.sha256(spec.encode()).hexdigest()[:8]
@@ -28,4 +28,4 @@ def open_target(spec: str, out: str) -> Beton:
     if not path.exists():
         cli.message(f"{spec}: converting it to {path}, once")
     convert(spec, str(path), resume=path.exists())
-    return Beton(path)
+    return str(path)

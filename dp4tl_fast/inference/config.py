@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dp4tl_fast.common.checks import require, require_one_of
 from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.remote import CacheConfig
 from dp4tl_fast.runs.bad_records import BadRecordsConfig
 from dp4tl_fast.training.placement import Placement
 
@@ -58,11 +59,12 @@ class PassConfig(NetworkConfig, Placement):
 
 
 @dataclass(kw_only=True)
-class EvaluateConfig(PassConfig, BadRecordsConfig):
+class EvaluateConfig(PassConfig, BadRecordsConfig, CacheConfig):
     """What to measure, on which images.
 
     Args:
-        data: The .beton to measure on. Its classes are matched with the network's by name; by number where either has none.
+        data: The .beton to measure on, or its URL (s3://, gs://, az://, https://). Its classes are matched with the network's by
+            name; by number where either has none.
         out: Folder for evaluation.json, per_class.csv, confusion.csv (a row per true class, a column per predicted one).
         groups: CSV with columns index and group for the records: the accuracy of each group, and the worst one's.
         known_only: Leave out images of classes that the network does not know, instead of refusing.
@@ -85,6 +87,7 @@ class EvaluateConfig(PassConfig, BadRecordsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         BadRecordsConfig.__post_init__(self)
+        CacheConfig.__post_init__(self)
         require(self.attack_steps >= 1, "attack_steps", self.attack_steps, "at least 1")
         require(self.attack_eps >= 0 or self.attack_eps == -1, "attack_eps", self.attack_eps, "at least 0, or -1")
         if self.attack_norm:

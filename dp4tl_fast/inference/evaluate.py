@@ -41,7 +41,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if config.out:
         names = ("evaluation.json", "per_class.csv", "confusion.csv", FILE)
         check_outputs([("out", out / name) for name in names], [config.data])
-    beton = Beton(config.data)
+    beton = Beton(config.data, **config.cached)
     groups = accuracy.read_groups(config.groups, beton) if config.groups else None
 
     import torch
@@ -63,7 +63,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     bad.pooled()
     if config.out:
         on_rank_zero(lambda: bad.write(out))
-    bad.check(config.out or beton.path)
+    bad.check(config.out or str(beton.path))
     bad.tell()
     left_out, good = beton.num_samples - len(records), ~bad.of("data", records)
     records, logits = records[good], logits[torch.from_numpy(good)]

@@ -49,11 +49,13 @@ def open_loader(
     *,
     transform: Transform | None = None,
     target_transform: Transform | None = None,
+    cache_dir: str | Path = "",
+    cache_limit: str | int = "",
 ) -> BaseLoader:
     """Open a ``.beton`` for reading batches.
 
     Args:
-        source: Path, or an open ``Beton``.
+        source: Path or URL (``s3://``, ``gs://``, ``az://``, ``https://``), or an open ``Beton``.
         selection: What is read: the records of a ``Selection``, distinct record numbers in any order (integers ``[n]``), or
             ``None`` for all records. Of a weighted selection each epoch draws its own records (``order.Draws``).
         spec: What to load; the default is a centre crop of 224 pixels in file order.
@@ -62,6 +64,9 @@ def open_loader(
             returns what is delivered in their place: a transform of torchvision v2, or any callable. Its random numbers, if they
             are torch's, are the same after a resume.
         target_transform: Called likewise with the labels, int64 ``[batch]``.
+        cache_dir: Of a URL: the folder where what was fetched stays for later epochs and runs; the default is
+            ``~/.cache/dp4tl_fast``.
+        cache_limit: Most bytes in it, as ``"500GB"``; without one there is no limit.
 
     Raises:
         BackendError: Unknown backend, or one that cannot work here (the message says why).
@@ -69,7 +74,7 @@ def open_loader(
         UsageError: The spec is bad.
     """
     cls = backend_class(backend)
-    beton = source if isinstance(source, Beton) else Beton(source)
+    beton = source if isinstance(source, Beton) else Beton(source, cache_dir=cache_dir, cache_limit=cache_limit)
     if isinstance(selection, Selection):
         records: np.ndarray | None = selection.indices(beton)
     else:

@@ -27,6 +27,7 @@ from dp4tl_fast.loaders.epoch import Epoch, sharding
 from dp4tl_fast.loaders.iteration import Iteration
 from dp4tl_fast.loaders.spec import LoaderSpec
 from dp4tl_fast.loaders.transforms import Transforms
+from dp4tl_fast.remote import Arriving, local
 
 if TYPE_CHECKING:
     import torch
@@ -232,6 +233,13 @@ class BaseLoader(ABC, Generic[B]):
     def _stop(self, reason: str) -> None:
         if (running := self._iteration()) is not None:
             running.stop(reason)
+
+    def _arriving(self, batches: list[np.ndarray]) -> Arriving:
+        """These batches of the running iteration, on their way if the file lies elsewhere, and what later epochs read."""
+        if self.beton.url is None:
+            return local
+        records = self.now.drawn()[0] if self.now.spec.shuffle else np.concatenate([np.zeros(0, np.int64), *batches])
+        return self.beton.arriving(batches, records)
 
     @abstractmethod
     def _load(self, batches: list[np.ndarray], epochs: list[Epochs]) -> Generator[Batch | IndexedBatch, None, None]:

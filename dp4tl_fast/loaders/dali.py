@@ -91,7 +91,8 @@ class DaliLoader(BaseLoader):
         if self._pipeline is None or self._built_for != (self.now.spec, self._kind(self.now)):
             self._build(self.now)
         pipeline = self._pipeline
-        self._inputs = map(self._feed, self._stored.fetched(batches), epochs)
+        arriving = self._arriving(batches)
+        self._inputs = map(self._feed, arriving.each(self._stored.fetched(batches)), epochs)
         stream = None if self.spec.device == "cpu" else torch.cuda.current_stream()
         try:
             while True:
@@ -108,6 +109,8 @@ class DaliLoader(BaseLoader):
             if "bad_alloc" in str(error):
                 raise MemoryError(reason(error)) from error
             raise _BatchFailedError(reason(error)) from error
+        finally:
+            arriving.close()
 
     def _feed(self, records: np.ndarray, epochs: Epochs) -> tuple[Any, ...]:
         """DALI's inputs for one batch; see ``dali_pipeline.build``."""

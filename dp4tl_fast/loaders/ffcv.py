@@ -90,8 +90,9 @@ class FfcvLoader(BaseLoader):
         from dp4tl_fast.loaders.ffcv_stages import EpochThread
 
         self._epochs = iter(epochs)  # FFCV's thread decodes one batch after another
+        arriving = self._arriving(batches)
         try:
-            thread = EpochThread(self._ffcv, self._stored.fetched(batches), batches)
+            thread = EpochThread(self._ffcv, arriving.each(self._stored.fetched(batches)), batches)
         except (OSError, ValueError) as why:  # FFCV maps the file, for nothing, whenever an epoch begins
             raise BetonError(f"{self.beton.path}: cannot be mapped: {why}") from why
         try:
@@ -100,6 +101,7 @@ class FfcvLoader(BaseLoader):
                     self._skip(record, error)
                 yield self._batch(images, kept)
         finally:
+            arriving.close()  # first: the thread may be waiting for records
             thread.close()
 
     # -- one batch, in FFCV's thread ----------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ Records are used where the page cache has them; the system is asked for each one
 ``shuffle_buffer``, or ``max_ram`` smaller than the data, windows of the order are read ahead instead, in the order of the file: one
 window while the one before it is decoded. A window is a shuffle buffer, which has long reads, or what fits into ``max_ram``.
 
+Of a file that lies elsewhere a batch is begun once its records are there, and those of the next ones meanwhile fetched.
+
 Batches for a GPU (``LoaderSpec.pinned``) are decoded straight into page-locked memory of torch's (``loaders/pinned.py``),
 others into memory of the C++ loader's own, in huge pages.
 
@@ -34,7 +36,7 @@ from dp4tl_fast.loaders.capabilities import Capabilities
 from dp4tl_fast.loaders.contract import Batch, IndexedBatch
 from dp4tl_fast.loaders.decode import bad_record
 from dp4tl_fast.loaders.epoch import Epoch, sharding
-from dp4tl_fast.loaders.pinned import held_bytes, pinned_allocator, views_in
+from dp4tl_fast.loaders.pinned import held_bytes, pinned_allocator, plain_allocator, views_in
 from dp4tl_fast.loaders.spec import LoaderSpec
 
 if TYPE_CHECKING:
@@ -63,8 +65,9 @@ class NativeLoader(BaseLoader):
             raise BetonError(str(error).replace(beton.open_path, str(beton.path))) from None
         self._allocate = pinned_allocator() if spec.pinned or spec.device != "cpu" else None
         self._window_bytes(self.now)  # too little memory is refused now
+        self._lent = self._allocate  # memory of the running, or last, iteration's batches; ``None``: the C++ loader's own
         self._core: _native.Loader | None = None
-        self._core_spec = spec
+        self._core_of = (spec, False)
         self._open_core(spec)
 
     # -- memory -------------------------------------------------------------------------------------------------------
@@ -126,8 +129,8 @@ class NativeLoader(BaseLoader):
     # -- running ------------------------------------------------------------------------------------------------------
 
     def _open_core(self, spec: LoaderSpec) -> _native.Loader:
-        """The C++ loader for ``spec``, which differs from the one before in ``size`` only."""
-        if self._core is not None and self._core_spec == spec:
+        """The C++ loader for ``spec``, which differs from the one before in ``size`` and in whose memory it writes to only."""
+        if self._core is not None and self._core_of == (spec, self._lent is not None):
             return self._core
         self._release()
         options = _native.LoaderOptions()
@@ -142,10 +145,10 @@ class NativeLoader(BaseLoader):
         options.views, options.batch_size, options.depth = spec.views, spec.batch_size, self._depth(spec)
         options.threads = spec.workers or cores()
         options.skip, options.exact = spec.on_error == "skip", spec.exact
-        options.lent, options.isa = self._allocate is not None, self.isa
+        options.lent, options.isa = self._lent is not None, self.isa
         assert self._tables is not None  # it is not closed
         try:
-            self._core, self._core_spec = _native.Loader(self._tables, options), spec
+            self._core, self._core_of = _native.Loader(self._tables, options), (spec, options.lent)
         except RuntimeError as error:
             raise UsageError(f"native loader: {error}") from None
         return self._core
@@ -154,33 +157,47 @@ class NativeLoader(BaseLoader):
         if not batches:
             return
         bounds = np.cumsum([0] + [len(b) for b in batches], dtype=np.int64)
-        spec = self.now.spec
-        core, depth = self._open_core(spec), self._depth(spec)
+        spec, windows = self.now.spec, self._windows(batches)
         records = np.concatenate(batches).astype(np.int64, copy=False)
         own = () if isinstance(epochs[0], int) else (np.concatenate(epochs),)  # type: ignore[arg-type]  # all are of one kind
-        core.start(records, bounds, self._windows(batches), self.now.number, *own)
-        try:
-            later = len(batches) - depth  # batches that get their memory when one before them is done
-            self._lend(core, min(depth, len(batches)))
-            while (batch := core.next()) is not None:
-                if len(batch) == 2:
-                    record, why = batch
-                    raise bad_record(self.beton, record, why) if record >= 0 else MemoryError(why)
-                if later > 0:
-                    self._lend(core, 1)
-                    later -= 1
-                yield self._deliver(*batch)
-        finally:
-            core.stop()
+        with self._arriving(batches) as arriving:
+            if len(windows):  # which are read ahead by themselves
+                for i in range(len(batches)):
+                    arriving.wait(i)
+            # The C++ loader begins no batch that it has no memory for: so none whose records are still on their way.
+            self._lent = self._allocate or (None if arriving.complete or len(windows) else plain_allocator())
+            core, depth, lent = self._open_core(spec), self._depth(spec), 0
+            core.start(records, bounds, windows, self.now.number, *own)
 
-    def _lend(self, core: _native.Loader, batches: int) -> None:
-        """Memory for so many more batches, if the C++ loader has none of its own."""
-        if self._allocate is None:
+            def lend(wanted: int, ahead: int) -> None:
+                """Memory for all batches below ``wanted``, and for up to ``ahead`` more that are there."""
+                nonlocal lent
+                while lent < min(wanted + ahead, len(batches)) and (lent < wanted or arriving.there(lent)):
+                    arriving.wait(lent)
+                    self._lend(core)
+                    lent += 1
+
+            try:
+                for number in range(len(batches)):
+                    lend(number + 1, depth - 1)
+                    batch = core.next()
+                    if batch is None:
+                        return
+                    lend(number + 1, depth)
+                    if len(batch) == 2:
+                        record, why = batch
+                        raise bad_record(self.beton, record, why) if record >= 0 else MemoryError(why)
+                    yield self._deliver(*batch)
+            finally:
+                core.stop()
+
+    def _lend(self, core: _native.Loader) -> None:
+        """Memory for another batch, if the C++ loader has none of its own."""
+        if self._lent is None:
             return
         spec = self.now.spec
         try:
-            for _ in range(batches):
-                core.lend(self._allocate(spec.batch_bytes))
+            core.lend(self._lent(spec.batch_bytes))
         except (MemoryError, RuntimeError) as error:
             why = (str(error) or type(error).__name__).splitlines()[0]
             raise BackendError(
@@ -192,7 +209,7 @@ class NativeLoader(BaseLoader):
         self, images: Any, labels: torch.Tensor, index: torch.Tensor, failures: list[tuple[int, int, str]]
     ) -> Batch | IndexedBatch:
         """``images``: the views, or the memory that was lent for them."""
-        views: list[torch.Tensor] = views_in(images, self.now.spec, len(labels)) if self._allocate else images
+        views: list[torch.Tensor] = views_in(images, self.now.spec, len(labels)) if self._lent else images
         if failures:
             import torch
 

@@ -33,6 +33,13 @@ def pinned_allocator() -> Allocator:
     return lambda size: torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=True)
 
 
+def plain_allocator() -> Allocator:
+    """Memory for a CPU."""
+    import torch
+
+    return lambda size: torch.empty(size, dtype=torch.uint8)
+
+
 def held_bytes(size: int) -> int:
     """What ``size`` bytes take: torch rounds page-locked memory up to a power of two."""
     return 1 << (size - 1).bit_length()

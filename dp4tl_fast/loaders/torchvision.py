@@ -36,12 +36,13 @@ class TorchvisionLoader(BaseLoader):
     def _load(self, batches: list[np.ndarray], epochs: list[Epochs]) -> Generator[Batch | IndexedBatch, None, None]:
         import torch
 
-        for records, of in zip(self._stored.fetched(batches), epochs, strict=True):
-            decoded = self._decode(records)
-            good = np.isin(records, list(decoded))
-            kept, shown = records[good], np.broadcast_to(of, records.shape)[good]
-            views = tuple(self._view(decoded, kept, shown, view) for view in range(self.now.spec.views))
-            yield self._batch(tuple(v.to(memory_format=torch.channels_last) for v in views), kept)
+        with self._arriving(batches) as arriving:
+            for records, of in zip(arriving.each(self._stored.fetched(batches)), epochs, strict=True):
+                decoded = self._decode(records)
+                good = np.isin(records, list(decoded))
+                kept, shown = records[good], np.broadcast_to(of, records.shape)[good]
+                views = tuple(self._view(decoded, kept, shown, view) for view in range(self.now.spec.views))
+                yield self._batch(tuple(v.to(memory_format=torch.channels_last) for v in views), kept)
 
     def _decode(self, records: np.ndarray) -> dict[int, np.ndarray]:
         """Pixels by record, those under ``on_error="skip"`` left out."""

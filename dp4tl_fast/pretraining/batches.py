@@ -45,7 +45,7 @@ def open_train(config: PretrainConfig, source: Beton, selection: Selection | Non
 
 def open_eval(path: str | Path, selection: Selection | None, config: PretrainConfig) -> BaseLoader[Batch]:
     """Every record of the surviving classes once over all processes, in file order, centre-cropped."""
-    beton = Beton(path)
+    beton = Beton(path, **config.cached)
     mine = share(config)
     mine["batch_size"] //= config.accumulate  # what is known to fit in memory
     spec = LoaderSpec.evaluation(size=eval_size(config), on_error=config.on_bad_record, **mine)

@@ -8,6 +8,7 @@ from typing import ClassVar
 from dp4tl_fast.common.checks import require, require_one_of
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.pretraining.objectives import OBJECTIVES
+from dp4tl_fast.remote import CacheConfig
 from dp4tl_fast.runs.bad_records import BadRecordsConfig
 from dp4tl_fast.runs.config import CheckpointConfig, signals
 from dp4tl_fast.runs.trackers import TrackingConfig
@@ -57,13 +58,13 @@ class AttackConfig:
 
 
 @dataclass(kw_only=True)
-class PretrainConfig(Placement, BadRecordsConfig, TrackingConfig):
+class PretrainConfig(Placement, BadRecordsConfig, TrackingConfig, CacheConfig):
     """What to train on, how, and where to put it.
 
     Args:
-        source: Source .beton (from `dp4tl-fast convert`).
+        source: Source .beton (from `dp4tl-fast convert`), or its URL (s3://, gs://, az://, https://): what survives is fetched.
         out: Run folder to make: config.yaml, metrics.jsonl, summary.json, checkpoint/, TensorBoard events.
-        val: Validation .beton; its classes are pruned like the source's.
+        val: Validation .beton, or its URL; its classes are pruned like the source's.
         selection: Selection from `dp4tl-fast prune`; without it the whole source is read.
         compare: Selection to measure against the full source: the same recipe on both, one run after the other (full first,
             so that the second finds files and compilers warm), into OUT/full and OUT/NAME of the selection; then a table,
@@ -166,6 +167,7 @@ class PretrainConfig(Placement, BadRecordsConfig, TrackingConfig):
         super().__post_init__()
         BadRecordsConfig.__post_init__(self)
         TrackingConfig.__post_init__(self)
+        CacheConfig.__post_init__(self)
         signals(self.stop_signals)
         for name in ("batch_size", "accumulate", "val_every", "size"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")

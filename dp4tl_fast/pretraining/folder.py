@@ -30,7 +30,7 @@ DEFAULT_EPOCHS = 16
 
 def open_source(config: PretrainConfig) -> tuple[Beton, Selection | None]:
     """What to train on: the source, and the selection, which must be of it."""
-    source = Beton(config.source)
+    source = Beton(config.source, **config.cached)
     selection = Selection.load(config.selection) if config.selection else None
     if selection is not None:
         selection.check(source)
@@ -87,7 +87,7 @@ def settings_of(config: PretrainConfig, source: Beton, selection: Selection | No
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE_ON_RESUME | {"init"}}
     settings["source_records_sha256"] = source.records_sha256
     if config.val:
-        settings["val_records_sha256"] = Beton(config.val).records_sha256
+        settings["val_records_sha256"] = Beton(config.val, **config.cached).records_sha256
     if config.init:  # known by its hash, wherever it lies
         settings[initial.HASH] = initial.initial_hash(config)
     return settings if selection is None else settings | selection.kept_hashes()

@@ -59,7 +59,7 @@ def _check(out: Path, halves: tuple[PretrainConfig, ...], resume: bool) -> None:
         source, selection = open_source(half)
         epoch_size(half, source, selection)
         if half.val and selection is not None:
-            selection.for_split(Beton(half.val))
+            selection.for_split(Beton(half.val, **half.cached))
         check_run(half, settings_of(half, source, selection))
     summary = out / "summary.json"
     if (out / "config.yaml").exists():

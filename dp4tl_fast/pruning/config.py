@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from dp4tl_fast.common.checks import require, require_one_of
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.mapping.keep import Keep
+from dp4tl_fast.remote import CacheConfig
 from dp4tl_fast.runs.bad_records import BadRecordsConfig
 from dp4tl_fast.training.placement import Placement
 
@@ -15,11 +16,11 @@ SAMPLES, SHARES = ("whole", "weighted"), ("votes", "equal")
 
 
 @dataclass(kw_only=True)
-class PruneConfig(Placement, BadRecordsConfig):
+class PruneConfig(Placement, BadRecordsConfig, CacheConfig):
     """What to choose from, for what, and how.
 
     Args:
-        source: Source .beton.
+        source: Source .beton, or its URL (s3://, gs://, az://, https://); targets likewise.
         out: Selection to write (.json).
         keep: How much to keep: a fraction of the classes (0.4) or a number of them (400); samples:0.4 for the fewest
             classes with that share of the samples; auto (or auto:0.9) for the fewest that carry this share of the votes,
@@ -100,6 +101,7 @@ class PruneConfig(Placement, BadRecordsConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         BadRecordsConfig.__post_init__(self)
+        CacheConfig.__post_init__(self)
         require_one_of("merge", self.merge, MERGES)
         require(self.seed >= 0, "seed", self.seed, "at least 0")
         require(self.surrogate_epochs >= 0, "surrogate_epochs", self.surrogate_epochs, "at least 0")

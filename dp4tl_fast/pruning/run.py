@@ -59,7 +59,7 @@ def prune(config: PruneConfig) -> dict[str, Any]:
     uses_targets = "target" in method.needs
     cuts = paths.cuts(config, uses_targets)
     _check_files(config, cuts)
-    beton, targets = Beton(config.source), _open_targets(config.target)
+    beton, targets = Beton(config.source, **config.cached), _open_targets(config)
     shown = readable(beton.class_names, config.names)
     surrogate = _surrogate(config, method, beton, targets if uses_targets else [], watch)
     inputs = _inputs(config, method, beton, surrogate, watch)
@@ -125,12 +125,12 @@ def _cache_folder(config: PruneConfig) -> Path | None:
     return Path(config.cache) if config.cache else Path(config.out).parent / ".dp4tl-cache"
 
 
-def _open_targets(paths: list[str]) -> list[Beton]:
-    real = [Path(path).resolve() for path in paths]
-    for i, path in enumerate(paths):
+def _open_targets(config: PruneConfig) -> list[Beton]:
+    real = [Path(path).resolve() for path in config.target]
+    for i, path in enumerate(config.target):
         if real[i] in real[:i]:
             raise UsageError(f"`target={path}`: given twice")
-    targets = [Beton(path) for path in paths]
+    targets = [Beton(path, **config.cached) for path in config.target]
     for t in targets:
         if t.num_samples == 0:
             raise UsageError(f"{t.path}: the target has no images, but a method needs some to vote")
@@ -176,7 +176,7 @@ def _accuracy(config: PruneConfig, method: Method, inputs: SourceInputs) -> dict
         return {}
     from dp4tl_fast.pruning import quality
 
-    val = Beton(config.surrogate_val) if config.surrogate_val else None
+    val = Beton(config.surrogate_val, **config.cached) if config.surrogate_val else None
     if val is not None:
         inputs.beton.check_split(val)
     found = quality.measure(inputs, method.logits, val)
@@ -275,7 +275,7 @@ def _write_more(config: PruneConfig, beton: Beton, selection: Selection, files: 
     if config.report:
         from dp4tl_fast.reporting.page import report_selections
 
-        report_selections(files, config.source, config.report, config.names)
+        report_selections(files, beton, config.report, config.names)
 
 
 SECTIONS = ("start", "training", "waiting", "loading", "forward", "counting", "selection", "writing")

@@ -126,10 +126,10 @@ class Surrogate:
     def key(self, beton: Beton, what: str) -> str:
         """Names what ``what`` computes from these bytes with these weights."""
         checksums = beton.checksums()
-        contents = _sampled(beton.real_path) + (b"" if checksums is None else checksums.tobytes())
+        contents = (beton.version.encode() or _sampled(beton.real_path)) + (b"" if checksums is None else checksums.tobytes())
         parts = {
             **beton.fingerprint, **self.identity, **self._pixels, "what": what,
-            "bytes": beton.real_path.stat().st_size,  # and not when it was written: a copy is the same
+            "bytes": beton.file_size,  # and not when it was written: a copy is the same
             "records_sha256": hashlib.sha256(np.ascontiguousarray(beton.metadata).tobytes()).hexdigest(),
             "checksums_sha256": hashlib.sha256(contents).hexdigest(),
         }  # fmt: skip

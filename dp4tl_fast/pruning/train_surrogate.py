@@ -137,10 +137,10 @@ def _pretrain(source: Beton, folder: Path, epochs: int, config: PruneConfig) -> 
     cli.message(f"training the surrogate in {folder}: {arch}, {epochs} epochs at {low} and {high} pixels")
     pretrain(
         PretrainConfig(
-            source=str(source.path), out=str(folder), arch=arch, epochs=epochs, warmup_epochs=epochs / 4,
+            source=config.source, out=str(folder), arch=arch, epochs=epochs, warmup_epochs=epochs / 4,
             batch_size=min(256, source.num_samples), checkpoint=CheckpointConfig(every=epochs), tensorboard=False,
             resume=(folder / "config.yaml").exists(), forgetting=True, backend=config.backend, device=config.device,
-            workers=config.workers, seed=config.seed, **rising,
+            workers=config.workers, seed=config.seed, cache_dir=config.cache_dir, cache_limit=config.cache_limit, **rising,
         )
     )  # fmt: skip
     return str(folder)

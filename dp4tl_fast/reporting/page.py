@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote
 
 import numpy as np
@@ -23,6 +23,8 @@ from dp4tl_fast.selection.names import readable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+Source: TypeAlias = "str | Path | Beton"  # of a selection
 
 THUMBNAILS = 24  # of the first kept, the last kept and the first dropped classes each
 
@@ -66,7 +68,7 @@ def write_page(
     *,
     title: str,
     notes: Sequence[str] = (),
-    selections: list[tuple[str, Selection, Path]] | None = None,
+    selections: list[tuple[str, Selection, Source]] | None = None,
     names: str = "",
 ) -> None:
     """Render the page for these runs and selections (name, selection, source file); by default the runs' selections."""
@@ -100,7 +102,7 @@ def _table(columns: list[Column], rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"titles": titles, "rows": [[(c.cell(r), c.value(r)) for c in columns] for r in rows]}
 
 
-def _of_selections(selections: list[tuple[str, Selection, Path]]) -> str:
+def _of_selections(selections: list[tuple[str, Selection, Source]]) -> str:
     """What the first selection keeps, in one sentence."""
     for _, s, _ in selections[:1]:
         targets = " and ".join(str(t.get("name", "")) for t in s.targets)
@@ -152,9 +154,9 @@ def _same_runs(row: dict[str, Any], other: dict[str, Any]) -> bool:
     return all(row[key] == other[key] for key in ("name", "classes_kept", "samples")) and recipe(row) == recipe(other)
 
 
-def report_selections(paths: Sequence[str], source: str, out: str, names: str = "") -> None:
+def report_selections(paths: Sequence[str], source: Source, out: str, names: str = "") -> None:
     """A page of selections alone, and its plots as SVG and PNG beside it."""
-    selections = [(path, Selection.load(path), Path(source)) for path in paths]
+    selections = [(path, Selection.load(path), source) for path in paths]
     first = selections[0][1]
     title = f"{first.method}: {len(first.kept_classes)} of {first.source['classes']} classes kept"
     write_page(Path(out), [], [], title=title, selections=selections, names=names)
@@ -162,7 +164,7 @@ def report_selections(paths: Sequence[str], source: str, out: str, names: str = 
     cli.message(f"report -> {out}")
 
 
-def _save_plots(out: str, selections: list[tuple[str, Selection, Path]]) -> None:
+def _save_plots(out: str, selections: list[tuple[str, Selection, Source]]) -> None:
     from dp4tl_fast.reporting import plots
 
     for path, selection, _ in selections:
@@ -173,7 +175,7 @@ def _save_plots(out: str, selections: list[tuple[str, Selection, Path]]) -> None
                 plots.save(figure, Path(f"{stem}-{name}.png"))
 
 
-def _overlap(selections: list[tuple[str, Selection, Path]]) -> dict[str, Any] | None:
+def _overlap(selections: list[tuple[str, Selection, Source]]) -> dict[str, Any] | None:
     """What each pair keeps alike, of what either keeps, for selections of one source.
 
     In classes; in samples where single records were chosen, if the source is at hand (else two selections that take
@@ -197,17 +199,17 @@ def _overlap(selections: list[tuple[str, Selection, Path]]) -> dict[str, Any] | 
     return {"names": [Path(n).stem for n in names], "rows": rows, "unit": unit}
 
 
-def _source(selection: Selection, path: Path) -> Beton | None:
+def _source(selection: Selection, source: Source) -> Beton | None:
     """The selection's source, unless it is gone or is another file by now."""
     try:
-        beton = Beton(path)
+        beton = source if isinstance(source, Beton) else Beton(source)
         selection.check(beton)
     except Dp4tlError:
         return None
     return beton
 
 
-def _selections(runs: list[tuple[Path, dict[str, Any]]]) -> list[tuple[str, Selection, Path]]:
+def _selections(runs: list[tuple[Path, dict[str, Any]]]) -> list[tuple[str, Selection, Source]]:
     """Each scored selection of these runs once: path, selection, source file. One that has changed since the run is left out."""
     found: dict[str, tuple[str, Selection, Path]] = {}
     for folder, summary in runs:
@@ -216,13 +218,13 @@ def _selections(runs: list[tuple[Path, dict[str, Any]]]) -> list[tuple[str, Sele
             continue
         selection = Selection.load(path)
         if summary.get("selection_sha256") in (None, selection.kept_sha256):
-            found[path] = (path, selection, Path(summary["source"]))
+            found[path] = (path, selection, summary["source"])
         else:
             cli.message(f"note: {path} keeps other classes now than when {folder} was trained; it is not shown")
     return list(found.values())
 
 
-def _describe(name: str, selection: Selection, source: Path, names_file: str) -> dict[str, Any]:
+def _describe(name: str, selection: Selection, source: Source, names_file: str) -> dict[str, Any]:
     """What the page shows of a selection; without thumbnails where the source file is gone."""
     from dp4tl_fast.reporting import plots
 

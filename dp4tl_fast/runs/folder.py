@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 # Settings of every run that may differ between it and its continuation: they do not change what is computed, or, the last two, do
 # so only where a run without them would end.
-FREE = {"resume", "out", "workers", "tensorboard", "track", "profile", "stop_signals", "on_bad_record", "max_bad"}
+FREE = {
+    "resume", "out", "workers", "tensorboard", "track", "profile", "stop_signals", "cache_dir", "cache_limit", "on_bad_record",
+    "max_bad",
+}  # fmt: skip
 
 
 def defaults_of(config: type) -> dict[str, Any]:
