@@ -4,7 +4,7 @@ CMAKE := .venv/bin/cmake
 CTEST := .venv/bin/ctest
 WHEELS := $(abspath build/wheels/dist)
 NINJA := -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath .venv/bin/ninja)
-.PHONY: help demo test test-all setup lint soak docs native-test arm64-test cpu-test wheels wheels-test clean
+.PHONY: help demo test test-all setup lint soak docs native-test arm64-test cpu-test wheels wheels-test arm64-wheel-test clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -53,8 +53,11 @@ cpu-test:  ## the C++ tests as processors with x86-64-v2 alone and with AVX2 run
 	done; done
 
 PYTHONS = $(foreach minor,10 11 12,$(shell python3.$(minor) -c 'import sys; print(sys.executable)' 2>/dev/null))
-wheels:  ## manylinux_2_28 wheels in dist/, for the Pythons found (or PYTHONS=...; 3.12's is for all later ones)
+wheels:  ## manylinux_2_28 wheels in dist/, for the Pythons found (or PYTHONS=...; 3.12's is for all later ones); ARCH=aarch64: for 64-bit ARM
 	scripts/wheels.sh dist $(PYTHONS)
+
+arm64-wheel-test:  ## the wheel for Python 3.11 on 64-bit ARM, built and tried by Debian 12's Python under qemu (installs nothing)
+	scripts/try_arm64_wheel.sh
 
 wheels-test: setup  ## the wheel for .venv's Python, built and tried in a bare venv
 	scripts/wheels.sh $(WHEELS) $(abspath $(PY))
