@@ -44,6 +44,7 @@ def cluster() -> Iterator[Any]:
     """Two nodes of one CPU each; workers come from this checkout."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # no token of the user's
         patch.delenv("RAY_ADDRESS", raising=False)
         from ray.cluster_utils import Cluster
 
