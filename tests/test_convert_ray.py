@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -42,8 +43,9 @@ sys.exit(main(sys.argv[3:]))
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Two nodes of one CPU each; workers come from this checkout."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(dir="/tmp") as logs:  # paths of sockets must be short
         patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("RAY_TMPDIR", logs)
         patch.setenv("RAY_AUTH_MODE", "disabled")  # no token of the user's
         patch.delenv("RAY_ADDRESS", raising=False)
         from ray.cluster_utils import Cluster
