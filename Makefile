@@ -4,7 +4,7 @@ CMAKE := .venv/bin/cmake
 CTEST := .venv/bin/ctest
 WHEELS := $(abspath build/wheels/dist)
 NINJA := -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath .venv/bin/ninja)
-.PHONY: help demo test test-all setup lint soak docs native-test arm64-test cpu-test wheels wheels-test arm64-wheel-test clean
+.PHONY: help demo test test-all setup lint soak docs notebook native-test arm64-test cpu-test wheels wheels-test arm64-wheel-test clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -71,6 +71,10 @@ lint:  ## ruff and mypy
 docs:  ## the site, in build/site (open build/site/index.html)
 	@scripts/setup.sh all
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+
+notebook:  ## execute the notebook in examples/ anew, in place
+	@scripts/setup.sh all
+	$(PY) -m jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False examples/which_classes.ipynb
 
 clean:  ## remove what was built; .venv stays
 	rm -rf build dist *.egg-info kernels/_native*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

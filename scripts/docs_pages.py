@@ -24,16 +24,23 @@ PAGES = {  # file of the checkout -> its page
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "benchmarks/results/RESULTS.md": "results.md",
+    "examples/which_classes.ipynb": "which-classes.md",
     "examples": "own-code.md",  # which lists them
 }
-ORIGINS = {page: file for file, page in PAGES.items() if file.endswith(".md")}
+ORIGINS = {page: file for file, page in PAGES.items() if file.endswith((".md", ".ipynb"))}
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)(?=[)#])")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages of ``PAGES``, that of the commands, and every file outside of docs/ that a page links to."""
     for page, origin in ORIGINS.items():
-        files.append(File.generated(config, page, content=(ROOT / origin).read_text(encoding="utf-8")))
+        if origin.endswith(".ipynb"):
+            text, pictures = notebook(origin)
+            for name, data in pictures.items():
+                files.append(File.generated(config, _on_the_site(_in_checkout(page, name)), content=data))
+        else:
+            text = (ROOT / origin).read_text(encoding="utf-8")
+        files.append(File.generated(config, page, content=text))
     files.append(File.generated(config, "commands.md", content=commands()))
     for page in list(files.documentation_pages()):
         for link in LINK.findall(page.content_string):
@@ -68,6 +75,15 @@ def _on_the_site(path: str) -> str:
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
     return f"files/{path}.md" if path.endswith(".py") else f"files/{path}"
+
+
+def notebook(path: str) -> tuple[str, dict[str, bytes]]:
+    """A notebook, as it was executed, in Markdown; and its pictures by the names that the text has for them."""
+    from nbconvert import MarkdownExporter
+
+    exporter = MarkdownExporter(exclude_input_prompt=True, exclude_output_prompt=True)
+    text, more = exporter.from_filename(str(ROOT / path))
+    return text, more["outputs"]
 
 
 def commands() -> str:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -30,20 +31,22 @@ ROOT = Path(dp4tl_fast.__file__).parent.parent
 IMAGES, PER_PART = 40, 5
 OPTIONS = {"write_mode": "jpg", "on_error": "skip"}
 FLAGS = ["--write-mode", "jpg", "--on-error", "skip", "--on", "ray"]
-DRIVER = f"""
+DRIVER = """
 import sys
-from dp4tl_fast.conversion import parts
-parts.PART_IMAGES = {PER_PART}
+from dp4tl_fast.conversion import parts, ray
+parts.PART_IMAGES, ray.LOSSES = int(sys.argv[1]), int(sys.argv[2])
 from dp4tl_fast.convert import main
-sys.exit(main(sys.argv[1:]))
+sys.exit(main(sys.argv[3:]))
 """
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Two nodes of one CPU each; workers come from this checkout."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(dir="/tmp") as logs:  # paths of sockets must be short
         patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("RAY_TMPDIR", logs)
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # no token of the user's
         patch.delenv("RAY_ADDRESS", raising=False)
         from ray.cluster_utils import Cluster
 
@@ -76,8 +79,8 @@ def whole(tree: Path) -> Path:
     return tree.with_name("whole.beton")
 
 
-def start(tree: Path, out: Path, *flags: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", DRIVER, str(tree), str(out), *FLAGS, "--json", *flags]
+def start(tree: Path, out: Path, *flags: str, per_part: int = PER_PART, losses: int = 5) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", DRIVER, str(per_part), str(losses), str(tree), str(out), *FLAGS, "--json", *flags]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -164,6 +167,20 @@ def test_sigterm_keeps_what_was_done(
     assert {k: v for k, v in again.items() if k not in ("resumed", "seconds")} == {
         k: v for k, v in result.items() if k not in ("resumed", "seconds")
     }
+
+
+def test_a_part_that_loses_every_worker_ends_the_conversion(cluster: Any, tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o.beton"
+    driver = start(tree, out, per_part=IMAGES + 1, losses=2)
+    try:
+        for _ in range(2):
+            os.kill(frozen(cluster.head_node, out), signal.SIGKILL)
+        said = driver.communicate(timeout=300)[1]
+    finally:
+        driver.kill()
+    assert driver.returncode == 2, said
+    assert "o.shard-0-of-1.beton: 2 workers were lost while they made it: " in said.splitlines()[-1]
+    assert not out.exists()
 
 
 def test_what_a_machine_lacks_is_one_line(cluster: Any, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

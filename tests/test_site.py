@@ -53,6 +53,12 @@ def test_programs_that_are_linked_to_are_shown(site):
     assert (site / "files/benchmarks/results/loaders.json").exists()
 
 
+def test_the_notebook_has_its_pictures(site):
+    page = (site / "which-classes.html").read_text()
+    pictures = re.findall(r'<img [^>]*src="(files/[^"]+\.png)"', page)
+    assert len(pictures) == 8 and all((site / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+
+
 def test_nothing_is_fetched(site):
     """Scripts, styles and pictures of every page are its own."""
     for page in site.rglob("*.html"):

@@ -120,10 +120,8 @@ def connected(address: str) -> Iterator[Any]:
             ray.init(address or None, log_to_driver=False, logging_level=logging.ERROR)
         except SystemExit:  # how Ray answers SIGTERM
             raise cli.Terminated from None
-        except (OSError, ImportError, RuntimeError, ValueError) as error:
-            why = (str(error).splitlines() or [type(error).__name__])[0]
-            where = f"`ray_address={address}`" if address else "`on=ray`"
-            raise UsageError(f"{where}: no Ray cluster answers: {why}. Start one (`ray start`), or correct the address") from None
+        except (OSError, ImportError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            raise _not_connected(address, error) from None
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, terminated)
@@ -139,6 +137,18 @@ def _look_for(address: str) -> None:
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+
+
+def _not_connected(address: str, error: BaseException) -> UsageError:
+    where = f"`ray_address={address}`" if address else "`on=ray`"
+    why = (str(error).splitlines() or [type(error).__name__])[0]
+    cause: BaseException | None = error
+    while cause is not None:
+        if "InvalidAuthToken" in str(cause) or type(cause).__name__ == "AuthenticationError":
+            remedy = "Set RAY_AUTH_MODE=token, and have the ~/.ray/auth_token of its first machine"
+            return UsageError(f"{where}: the Ray cluster wants its token. {remedy}")
+        cause = cause.__cause__ or cause.__context__
+    return UsageError(f"{where}: no Ray cluster answers: {why}. Start one (`ray start`), or correct the address")
 
 
 class LessRay:
