@@ -28,8 +28,11 @@ struct Kernels {
   void (*ycc_to_rgb)(int16_t* y, int16_t* cb, int16_t* cr, int n);
   // r, g, b [size rounded up to 8][16] -> `rows` rows of size x 3 samples of the output's type.
   void (*store_band)(const int16_t* r, const int16_t* g, const int16_t* b, const Output& out, int rows, void* to);
-  // Decode the wanted MCUs, from the nearest entry before them. False if the data are damaged.
-  bool (*decode_scan)(const Scan& scan);
+  // Decode coefficients in lane 0, or in kLanes lanes in turn, until one comes to the end of its segment, or to damage (lanes.h).
+  // Returns its number.
+  int (*decode_lanes[kLanes])(LaneState* lanes);
+  // The samples of a segment.
+  void (*finish_segment)(const Segment& segment);
   // Advance kWalkLanes walks until one comes to what a look-up does not settle (walk.h). Returns its number.
   int (*walk_scans)(WalkState* lanes);
 };
