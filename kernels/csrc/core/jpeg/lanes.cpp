@@ -3,11 +3,15 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/jpeg/unstuff.h"
+
 namespace dp4tl {
 namespace {
 
-// Whether more bits were consumed than there are.
-bool overrun(const Bits& bits) { return bits.missing > bits.count; }
+uint64_t bit_of(const LaneState& s) { return s.bit + static_cast<uint64_t>(__builtin_ctzll(s.buffer)); }
+
+// Whether it has stopped because it needs more bytes.
+bool is_short(const LaneState& s) { return bit_of(s) > s.most; }
 
 }  // namespace
 
@@ -37,7 +41,8 @@ void ScanDecoder::begin(int lane, const Scan& scan) {
   }
   *step = {stop_.get(), blocks_[lane].c};
   l.row = scan.row0, l.next = -1;
-  s.bits = {scan.data, scan.data, 0, 0, 0};
+  s.bytes = l.bytes, s.bit = 0, s.buffer = 1;
+  l.from = nullptr, l.size = 0;
   l.running = begin_segment(lane);
 }
 
@@ -54,21 +59,50 @@ int ScanDecoder::advance() {
       if (lanes_[i].running) first = i;
     }
     const int lane = all ? kernels_.decode_lanes[kLanes - 1](states_) : first + kernels_.decode_lanes[0](states_ + first);
-    lanes_[lane].running = end_segment(lane) && begin_segment(lane);
+    const LaneState& s = states_[lane];
+    const bool at_end = s.table == stop_.get();
+    if (!at_end && is_short(s) && more_bytes(lane)) continue;
+    lanes_[lane].running = at_end && end_segment(lane) && begin_segment(lane);
+    if (!lanes_[lane].running) std::memset(blocks_[lane].c, 0, sizeof blocks_[lane].c);  // what damage has left
   }
 }
 
 // Continue at the first bit of an entry.
 void ScanDecoder::enter(int lane, const ScanEntry& entry) {
-  Bits& bits = states_[lane].bits;
-  bits = {lanes_[lane].scan->data + entry.start, lanes_[lane].scan->data + entry.stop, 0, 0, 0};
-  std::copy(entry.dc, entry.dc + 3, lanes_[lane].predictors);
-  if (entry.skip_bits == 0 || bits.p >= bits.end) return;
-  const bool marker = *bits.p == 0xFF && (bits.end - bits.p < 2 || bits.p[1] != 0);
-  bits.buffer = marker ? 0 : uint64_t{*bits.p} << (56 + entry.skip_bits);
-  bits.count = 8 - entry.skip_bits;
-  bits.missing = marker ? 8 : 0;
-  bits.p = marker ? bits.end : bits.p + (*bits.p == 0xFF ? 2 : 1);
+  Lane& l = lanes_[lane];
+  l.from = l.scan->data + entry.start, l.end = l.scan->data + entry.stop;
+  std::copy(entry.dc, entry.dc + 3, l.predictors);
+  l.chunk = kFirst, l.size = 0;
+  LaneState& s = states_[lane];
+  s.bit = 0, s.buffer = 1;
+  more_bytes(lane);
+  s.bit = entry.skip_bits;
+}
+
+// Unstuff bytes behind those that are left, and zeros behind the last. False if there are no more.
+bool ScanDecoder::more_bytes(int lane) {
+  Lane& l = lanes_[lane];
+  LaneState& s = states_[lane];
+  if (!l.from) return false;
+  s.bit = bit_of(s);
+  s.buffer = 1;
+  const auto done = std::min(static_cast<size_t>(s.bit / 8), l.size);
+  std::memmove(l.bytes, l.bytes + done, l.size - done);
+  s.bit -= 8 * done;
+  uint8_t* to = l.bytes + l.size - done;
+  const uint8_t* const stop = l.end - l.from > static_cast<ptrdiff_t>(l.chunk) ? l.from + l.chunk : l.end;
+  l.from = unstuff(l.from, stop, l.end, to, [](const uint8_t*) {});
+  l.size = static_cast<size_t>(to - l.bytes);
+  if (!l.from) std::memset(to, 0, 16), to += 16;
+  s.most = 8 * static_cast<uint64_t>(to - l.bytes - 8);
+  l.chunk = std::min(2 * l.chunk, kMost);
+  return true;
+}
+
+// Whether more bits were consumed than there are.
+bool ScanDecoder::overrun(int lane) const {
+  const LaneState& s = states_[lane];
+  return !lanes_[lane].from && bit_of(s) > 8 * uint64_t{lanes_[lane].size};
 }
 
 // MCUs that follow each other and are all wanted, or are all passed over. False if there are none, or the data are damaged.
@@ -84,7 +118,7 @@ bool ScanDecoder::begin_segment(int lane) {
     if (l.next >= stop) continue;
     if ((jump || scan.restarts) && l.next % scan.interval == 0) {
       const int entry = l.next / scan.interval;
-      if (entry >= scan.num_entries || overrun(s.bits)) return false;
+      if (entry >= scan.num_entries || overrun(lane)) return false;
       enter(lane, scan.entries[entry]);
     }
     const bool wanted = l.next >= first;
@@ -96,18 +130,14 @@ bool ScanDecoder::begin_segment(int lane) {
     s.table = s.step->table, s.at = s.step->at;
     return true;
   }
-  l.good = !overrun(s.bits);
+  l.good = !overrun(lane);
   return false;
 }
 
 // False if the data are damaged.
 bool ScanDecoder::end_segment(int lane) {
   Lane& l = lanes_[lane];
-  const LaneState& s = states_[lane];
-  if (s.table != stop_.get() || overrun(s.bits)) {
-    std::memset(blocks_[lane].c, 0, sizeof blocks_[lane].c);
-    return false;
-  }
+  if (overrun(lane)) return false;
   kernels_.finish_segment(l.segment);
   l.next += l.segment.mcus;
   return true;

@@ -25,6 +25,7 @@ class ScanDecoder {
   struct alignas(128) Blocks {  // the kernels tell a coefficient's place by its address
     int16_t c[kLaneBlocks * 64];
   };
+  static constexpr size_t kFirst = 1 << 10, kMost = 1 << 13;  // bytes that are unstuffed at once
   struct Lane {
     const Scan* scan = nullptr;  // null: free
     bool running = false, good = false;
@@ -32,11 +33,16 @@ class ScanDecoder {
     int row, next;               // wanted row; the MCU that the bits have arrived at, -1: none
     int predictors[3];
     Segment segment;
+    const uint8_t *from, *end;   // bytes yet to be unstuffed; null: none
+    size_t chunk, size;          // bytes to unstuff next, and unstuffed ones in memory
+    uint8_t bytes[kMost + 64];
   };
 
   bool begin_segment(int lane);
   bool end_segment(int lane);
   void enter(int lane, const ScanEntry& entry);
+  bool more_bytes(int lane);
+  bool overrun(int lane) const;
 
   const Kernels& kernels_;
   std::unique_ptr<Blocks[]> blocks_;

@@ -71,13 +71,6 @@ struct Scan {
 constexpr int kLanes = 2;
 constexpr int kLaneBlocks = 24;  // in a segment, at most
 
-struct Bits {
-  const uint8_t *p, *end;  // next byte; end of this restart interval
-  uint64_t buffer;         // the next `count` bits, left-aligned; then zeros
-  int count;
-  int missing;             // zero bits that were appended after the end
-};
-
 struct LaneStep {
   const HuffmanTable* table;
   int16_t* at;  // the DC, or the first AC coefficient of a block of 64, aligned to its size, in zigzag order
@@ -85,7 +78,10 @@ struct LaneStep {
 
 // Where a lane is, and what it does next.
 struct LaneState {
-  Bits bits;
+  const uint8_t* bytes;  // unstuffed
+  uint64_t bit;          // of the bytes: where the buffer was filled
+  uint64_t most;         // where a buffer may be filled at the latest: the bytes end 8 behind it
+  uint64_t buffer;       // left-aligned; the lowest 1 is a mark behind the bits, as far from the right as bits were consumed
   const HuffmanTable* table;
   int16_t* at;
   const LaneStep* step;
