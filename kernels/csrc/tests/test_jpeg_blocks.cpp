@@ -83,7 +83,7 @@ int main() {
       scan.component[0] = {nullptr, nullptr, quant, 1, 1, 8, plane, 8 * kLaneBlocks};
       int predictors[3] = {};
       const int mcus = kLaneBlocks - round % 2;  // odd and even numbers
-      kernels_for(isa).finish_segment({&scan, blocks.c, mcus, 0, 0, true, predictors});
+      kernels_for(isa).finish_segment({&scan, blocks.c, mcus, mcus, 0, 0, nullptr, predictors});
       for (int b = 0; b < mcus; ++b) {
         for (int i = 0; i < 64; ++i) {
           const int got = plane[i / 8 * 8 * kLaneBlocks + 8 * b + i % 8];

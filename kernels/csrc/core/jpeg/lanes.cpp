@@ -34,12 +34,12 @@ void ScanDecoder::begin(int lane, const Scan& scan) {
     for (int i = 0; i < scan.components; ++i) {
       const ScanComponent& c = scan.component[i];
       for (int b = 0; b < c.h * c.v; ++b, block += 64) {
-        *step++ = {c.dc, block};
-        *step++ = {c.ac, block + 1};
+        *step++ = {c.dc, block, 0};
+        *step++ = {c.ac, block + 1, 0};
       }
     }
   }
-  *step = {stop_.get(), blocks_[lane].c};
+  *step = {stop_.get(), blocks_[lane].c, 0};
   l.row = scan.row0, l.next = -1;
   s.bytes = l.bytes, s.bit = 0, s.buffer = 1;
   l.from = nullptr, l.size = 0;
@@ -48,17 +48,18 @@ void ScanDecoder::begin(int lane, const Scan& scan) {
 
 int ScanDecoder::advance() {
   for (;;) {
-    bool all = true;
-    int first = -1;
+    int running = 0, passing = 0;  // a bit for each lane
     for (int i = kLanes - 1; i >= 0; --i) {
       if (lanes_[i].scan && !lanes_[i].running) {
         lanes_[i].scan = nullptr;
         return i;
       }
-      all = all && lanes_[i].running;
-      if (lanes_[i].running) first = i;
+      if (lanes_[i].running) running |= 1 << i;
+      if (lanes_[i].running && lanes_[i].segment.passed) passing |= 1 << i;
     }
-    const int lane = all ? kernels_.decode_lanes[kLanes - 1](states_) : first + kernels_.decode_lanes[0](states_ + first);
+    static_assert(kLanes == 2, "all of them, or one");
+    const int first = running == 3 ? 0 : running >> 1;
+    const int lane = running == 3 ? kernels_.decode_both[passing](states_) : first + kernels_.decode_one[passing != 0](states_ + first);
     const LaneState& s = states_[lane];
     const bool at_end = s.table == stop_.get();
     if (!at_end && is_short(s) && more_bytes(lane)) continue;
@@ -125,8 +126,9 @@ bool ScanDecoder::begin_segment(int lane) {
     int mcus = std::min(l.mcus_per_segment, (wanted ? stop : first) - l.next);
     if (scan.restarts) mcus = std::min(mcus, scan.interval - l.next % scan.interval);
     const int before = (l.mcus_per_segment - mcus) * l.blocks_per_mcu;  // blocks without an MCU
-    l.segment = {&scan, blocks_[lane].c + 64 * before, mcus, l.row - scan.row0, l.next - first, wanted, l.predictors};
     s.step = s.steps + 2 * before;
+    l.segment = {&scan, blocks_[lane].c + 64 * before, mcus, mcus * l.blocks_per_mcu, l.row - scan.row0, l.next - first,
+                 wanted ? nullptr : s.step, l.predictors};
     s.table = s.step->table, s.at = s.step->at;
     return true;
   }

@@ -74,6 +74,7 @@ constexpr int kLaneBlocks = 24;  // in a segment, at most
 struct LaneStep {
   const HuffmanTable* table;
   int16_t* at;  // the DC, or the first AC coefficient of a block of 64, aligned to its size, in zigzag order
+  uint64_t buffer;  // where nothing is written: the bits of the last look-up. A DC difference takes but one
 };
 
 // Where a lane is, and what it does next.
@@ -84,7 +85,7 @@ struct LaneState {
   uint64_t buffer;       // left-aligned; the lowest 1 is a mark behind the bits, as far from the right as bits were consumed
   const HuffmanTable* table;
   int16_t* at;
-  const LaneStep* step;
+  LaneStep* step;
   LaneStep steps[2 * kLaneBlocks + 1];  // the last one's table settles nothing
 };
 
@@ -92,9 +93,9 @@ struct LaneState {
 struct Segment {
   const Scan* scan;
   int16_t* coefficients;  // blocks of 64; zeros afterwards
-  int mcus;
+  int mcus, blocks;
   int row, column;        // of the first, from the first wanted one
-  bool wanted;            // else the predictors are all that comes of them
+  const LaneStep* passed;  // null if they are wanted; else their steps: the predictors are all that comes of them
   int* predictors;        // of the components
 };
 
