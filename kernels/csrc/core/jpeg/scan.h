@@ -69,7 +69,7 @@ struct Scan {
 // -- lanes: scans that are decoded in turn (lanes.h) ----------------------------------------------------------------------
 
 constexpr int kLanes = 2;
-constexpr int kLaneBlocks = 24;  // in a segment, at most
+constexpr int kLaneBlocks = 48;  // in a segment, at most
 
 struct LaneStep {
   const HuffmanTable* table;
