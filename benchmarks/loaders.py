@@ -53,7 +53,7 @@ def write_indexed(source: Path, target: Path) -> None:
     beton = Beton(source)
     with BetonWriter(target, beton.num_samples) as writer:
         for i, row in enumerate(beton.images):
-            jpeg = add_entry_points(beton.payload(i).tobytes(), int(row["width"]), int(row["height"]))
+            (jpeg,) = add_entry_points([beton.payload(i).tobytes()], [int(row["width"]) * int(row["height"])])
             writer.append(jpeg, MODE_JPEG, int(row["width"]), int(row["height"]), int(beton.labels[i]), i)
         writer.close()
 

@@ -266,13 +266,13 @@ def jpeg_make_sequential(data: bytes) -> bytes:
     The same coefficients as a baseline JPEG: pixels are identical. RuntimeError: not a JPEG, or damaged.
     """
 
-def jpeg_checked(payloads: Sequence[bytes], pixels: Sequence[int]) -> list[bytes | str]:
+def jpeg_checked(payloads: Sequence[bytes], pixels: Sequence[int], all: bool = True) -> list[bytes | str]:
     """
     Pass over all of several JPEGs, which takes less time than one by one. Of each: a string that says what is wrong, if libjpeg
     refuses its headers, or its entropy-coded data are damaged, end early or continue behind the last block. Else the same JPEG
     with one more segment: an index of places about every `pixels[i]` pixels of a row where the native loader can begin to
     decode. The very same object if none is wanted (0), if it has such places (an index, restart markers), or if it is no
-    ordinary sequential JPEG.
+    ordinary sequential JPEG. all=False: what is none is not checked.
     """
 
 def jpeg_add_index(data: bytes, pixels: int = 64) -> bytes:

@@ -11,6 +11,7 @@ import torch
 from native_files import decoded, jpeg, picture, write
 from PIL import Image
 
+from dp4tl_fast.beton.entry_points import add_entry_points
 from dp4tl_fast.kernels import _native
 from dp4tl_fast.loaders import LoaderSpec, open_loader
 
@@ -72,6 +73,17 @@ def test_several_at_once_are_what_each_is_alone() -> None:
     same = [result is data for result, data in zip(got[::3], several[::3], strict=True)]
     unusual = [kind in ("cmyk", "progressive", "restarts") for kind in KINDS] * 3
     assert same == [odd or not n for odd, n in zip(unusual, pixels[::3], strict=True)]
+
+
+def test_entry_points_of_several_are_those_of_each_alone() -> None:
+    whole = [jpeg(picture(side, 150), **kind) for side in (99, 140, 310) for kind in KINDS.values()]
+    several = [data for jpg in whole for data in (jpg, jpg[:900] + jpg[-2:])]
+    areas = [side * 150 for side in (99, 140, 310) for _ in range(2 * len(KINDS))]
+    got = add_entry_points(several, areas)
+    assert got == [add_entry_points([data], [area])[0] for data, area in zip(several, areas, strict=True)]
+    plain = [kind not in ("cmyk", "progressive", "restarts") for kind in KINDS for _ in range(2)] * 3
+    changed = [area >= 128 * 128 and ordinary and i % 2 == 0 for i, (area, ordinary) in enumerate(zip(areas, plain, strict=True))]
+    assert [result is not data for result, data in zip(got, several, strict=True)] == changed, "damage has no neighbours"
 
 
 def entries(data: bytes) -> bytes:

@@ -6,7 +6,6 @@ import itertools
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,12 +143,9 @@ def _payloads(beton: Beton, records: np.ndarray, index_jpegs: bool) -> Iterator[
 
 def _indexed(images: np.ndarray, chunk: Payloads) -> Payloads:
     """The chunk with entry points in its JPEGs; damaged ones stay as they are."""
-    payloads, checksums = list(chunk.payloads), chunk.checksums.copy()
-    for i, (mode, width, height, _) in enumerate(images.tolist()):
-        if mode != MODE_JPEG:
-            continue
-        with suppress(RuntimeError):
-            payloads[i] = add_entry_points(payloads[i], width, height)
-        if payloads[i] is not chunk.payloads[i]:
-            checksums[i] = zlib.crc32(payloads[i])
+    areas = np.where(images["mode"] == MODE_JPEG, images["width"].astype(np.int64) * images["height"], 0).tolist()
+    payloads, checksums = add_entry_points(chunk.payloads, areas), chunk.checksums.copy()
+    for i, (before, after) in enumerate(zip(chunk.payloads, payloads, strict=True)):
+        if after is not before:
+            checksums[i] = zlib.crc32(after)
     return Payloads(chunk.records, payloads, checksums)

@@ -21,17 +21,26 @@ def wants_entry_points(value: str) -> bool:
     return value == "on"
 
 
-def add_entry_points(payload: bytes, width: int, height: int) -> bytes:
-    """A JPEG with an index of entry points; the very same object where it is too small, has some, or is no ordinary one.
+def add_entry_points(payloads: Sequence[bytes], areas: Sequence[int]) -> list[bytes]:
+    """Several JPEGs with entry points, which takes less time than one by one.
 
-    Raises:
-        RuntimeError: It cannot be decoded in full.
+    Args:
+        payloads: The JPEGs.
+        areas: Of each, its pixels.
+
+    Returns:
+        Of each the JPEG with entry points; the very same object where it is too small, has some, is no ordinary one, or
+        cannot be decoded in full.
     """
-    if width * height < ENTRY_POINT_PIXELS:
-        return payload
-    from dp4tl_fast.kernels._native import jpeg_add_index
+    from dp4tl_fast.kernels._native import jpeg_checked
 
-    return jpeg_add_index(payload, ENTRY_POINT_DISTANCE)
+    large = [i for i, area in enumerate(areas) if area >= ENTRY_POINT_PIXELS]
+    found = jpeg_checked([payloads[i] for i in large], [ENTRY_POINT_DISTANCE] * len(large), all=False)
+    results = list(payloads)
+    for i, result in zip(large, found, strict=True):
+        if not isinstance(result, str):
+            results[i] = result
+    return results
 
 
 def checked(payloads: Sequence[bytes], areas: Sequence[int]) -> list[bytes | str]:

@@ -91,14 +91,13 @@ nb::bytes shrink(const nb::bytes& data, int width, int height, int to_width, int
 void register_jpeg(nb::module_& m) {
   m.def("jpeg_make_sequential", &make_sequential_jpeg, "data"_a,
         "The same coefficients as a baseline JPEG: pixels are identical. RuntimeError: not a JPEG, or damaged.");
-  m.def("jpeg_checked", [](const std::vector<nb::bytes>& payloads, const std::vector<int>& pixels) { return checked(payloads, pixels, true); },
-        "payloads"_a, "pixels"_a,
-        nb::sig("def jpeg_checked(payloads: Sequence[bytes], pixels: Sequence[int]) -> list[bytes | str]"),
+  m.def("jpeg_checked", &checked, "payloads"_a, "pixels"_a, "all"_a = true,
+        nb::sig("def jpeg_checked(payloads: Sequence[bytes], pixels: Sequence[int], all: bool = True) -> list[bytes | str]"),
         "Pass over all of several JPEGs, which takes less time than one by one. Of each: a string that says what is wrong, if libjpeg\n"
         "refuses its headers, or its entropy-coded data are damaged, end early or continue behind the last block. Else the same JPEG\n"
         "with one more segment: an index of places about every `pixels[i]` pixels of a row where the native loader can begin to\n"
         "decode. The very same object if none is wanted (0), if it has such places (an index, restart markers), or if it is no\n"
-        "ordinary sequential JPEG.");
+        "ordinary sequential JPEG. all=False: what is none is not checked.");
   m.def("jpeg_add_index", [](const nb::bytes& data, int pixels) { return checked_one(data, pixels, false); }, "data"_a, "pixels"_a = 64,
         "`jpeg_checked` of one, which stays as it is if it is no ordinary sequential JPEG. RuntimeError: what is wrong.");
   m.def("jpeg_check", [](const nb::bytes& data) { checked_one(data, 0, true); }, "data"_a, "`jpeg_checked` of one. RuntimeError: what is wrong.");

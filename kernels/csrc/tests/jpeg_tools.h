@@ -38,6 +38,30 @@ struct JpegCase {
   uint8_t crop[4] = {40, 90, 200, 120};  // left, top, width, height in parts of 256
 };
 
+// The samples of the crop, rounded outwards.
+inline std::string samples(const Pixels& pixels, const Rect& r) {
+  std::string all = std::to_string(static_cast<int>(pixels.color));
+  const int planes = pixels.color == Color::kYcc ? 3 : 1, channels = pixels.color == Color::kRgb ? 3 : 1;
+  for (int i = 0; i < planes; ++i) {
+    const Plane& p = pixels.planes[i];
+    const int x0 = r.x / p.step_x, x1 = (r.x + r.width + p.step_x - 1) / p.step_x;
+    const int y0 = r.y / p.step_y, y1 = (r.y + r.height + p.step_y - 1) / p.step_y;
+    for (int y = y0; y < y1; ++y) {
+      const uint8_t* line = p.data + (y - p.top) * p.stride + static_cast<ptrdiff_t>(x0 - p.left) * channels;
+      all.append(reinterpret_cast<const char*>(line), static_cast<size_t>(x1 - x0) * static_cast<size_t>(channels));
+    }
+  }
+  return all;
+}
+
+// The part of the image that the case shows.
+inline Rect crop_of(const JpegCase& given, int width, int height) {
+  Rect r{given.crop[0] * width / 256, given.crop[1] * height / 256, 0, 0};
+  r.width = 1 + given.crop[2] * (width - r.x - 1) / 255;
+  r.height = 1 + given.crop[3] * (height - r.y - 1) / 255;
+  return r;
+}
+
 class JpegTools {
  public:
   explicit JpegTools(const Kernels& kernels) : checker_(kernels), crop_(kernels), shrinker_(kernels) {}
@@ -47,9 +71,7 @@ class JpegTools {
     const std::vector<uint8_t>& jpeg = given.jpeg;
     int width, height;
     if (!claimed_size(jpeg, width, height)) return {};
-    Rect r{given.crop[0] * width / 256, given.crop[1] * height / 256, 0, 0};
-    r.width = 1 + given.crop[2] * (width - r.x - 1) / 255;
-    r.height = 1 + given.crop[3] * (height - r.y - 1) / 255;
+    const Rect r = crop_of(given, width, height);
     std::vector<IndexTask> tasks{task_of(jpeg, 0), task_of(jpeg, 8 + given.crop[0] % 64)};
     const std::vector<std::string> why = checker_.run(tasks);
     const IndexTask& task = tasks[1];
@@ -85,22 +107,6 @@ class JpegTools {
     } catch (const Error& error) {
       return error.what();
     }
-  }
-
-  // The samples of the crop, rounded outwards.
-  static std::string samples(const Pixels& pixels, const Rect& r) {
-    std::string all = std::to_string(static_cast<int>(pixels.color));
-    const int planes = pixels.color == Color::kYcc ? 3 : 1, channels = pixels.color == Color::kRgb ? 3 : 1;
-    for (int i = 0; i < planes; ++i) {
-      const Plane& p = pixels.planes[i];
-      const int x0 = r.x / p.step_x, x1 = (r.x + r.width + p.step_x - 1) / p.step_x;
-      const int y0 = r.y / p.step_y, y1 = (r.y + r.height + p.step_y - 1) / p.step_y;
-      for (int y = y0; y < y1; ++y) {
-        const uint8_t* line = p.data + (y - p.top) * p.stride + static_cast<ptrdiff_t>(x0 - p.left) * channels;
-        all.append(reinterpret_cast<const char*>(line), static_cast<size_t>(x1 - x0) * static_cast<size_t>(channels));
-      }
-    }
-    return all;
   }
 
   JpegChecker checker_;

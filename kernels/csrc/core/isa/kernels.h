@@ -28,8 +28,12 @@ struct Kernels {
   void (*ycc_to_rgb)(int16_t* y, int16_t* cb, int16_t* cr, int n);
   // r, g, b [size rounded up to 8][16] -> `rows` rows of size x 3 samples of the output's type.
   void (*store_band)(const int16_t* r, const int16_t* g, const int16_t* b, const Output& out, int rows, void* to);
-  // Decode the wanted MCUs, from the nearest entry before them. False if the data are damaged.
-  bool (*decode_scan)(const Scan& scan);
+  // Decode coefficients in one lane, or in two lanes in turn, until one comes to the end of its segment or its bytes, or to damage
+  // (lanes.h). Returns its number. By the lanes that pass over blocks that are not wanted, a bit for each.
+  int (*decode_one[2])(LaneState* lanes);
+  int (*decode_both[4])(LaneState* lanes);
+  // The samples of a segment.
+  void (*finish_segment)(const Segment& segment);
   // Advance kWalkLanes walks until one comes to what a look-up does not settle (walk.h). Returns its number.
   int (*walk_scans)(WalkState* lanes);
 };

@@ -10,39 +10,52 @@ namespace {
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-}  // namespace
+constexpr uint8_t kZigzag[64] = {  // the place in the block of coefficient k
+    0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6,  7,  14, 21, 28,
+    35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63};
 
 // Find the first `needed` restart intervals in data[0 .. size). False if markers are missing or out of order.
-bool CropDecoder::find_restarts(const uint8_t* data, size_t size, int needed) {
-  entries_.assign(1, {});
+bool find_restarts(const uint8_t* data, size_t size, int needed, std::vector<ScanEntry>& entries) {
+  entries.assign(1, {});
   size_t at = 0;
   for (;;) {
     const auto* found = static_cast<const uint8_t*>(std::memchr(data + at, 0xFF, size - at));
     if (!found || found + 1 >= data + size) {
-      entries_.back().stop = static_cast<uint32_t>(size);  // no end marker: the decoder notices if bits are missing
+      entries.back().stop = static_cast<uint32_t>(size);  // no end marker: the decoder notices if bits are missing
       break;
     }
     at = static_cast<size_t>(found - data) + 1;
     const int marker = found[1];
     if (marker == 0 || marker == 0xFF) continue;  // a stuffed FF, or fill
-    entries_.back().stop = static_cast<uint32_t>(found - data);
-    const auto n = static_cast<int>(entries_.size());
+    entries.back().stop = static_cast<uint32_t>(found - data);
+    const auto n = static_cast<int>(entries.size());
     if (n == needed || marker != 0xD0 + (n - 1) % 8) break;  // enough; or the end of the image, or damage
     ++at;
-    entries_.push_back({static_cast<uint32_t>(at), 0, {}, 0});
+    entries.push_back({static_cast<uint32_t>(at), 0, {}, 0});
   }
-  return static_cast<int>(entries_.size()) == needed;
+  return static_cast<int>(entries.size()) == needed;
 }
 
+}  // namespace
+
 bool CropDecoder::decode(const uint8_t* data, size_t size, int width, int height, const Rect& wanted, Pixels& pixels, int shrink) {
-  if (size > UINT32_MAX || !parse_jpeg(data, size, header_)) return false;
-  const JpegHeader& h = header_;
+  if (!begin(0, data, size, width, height, wanted, shrink)) return false;
+  const Pixels* found = this->pixels(advance());
+  if (found) pixels = *found;
+  return found != nullptr;
+}
+
+bool CropDecoder::begin(int lane, const uint8_t* data, size_t size, int width, int height, const Rect& wanted, int shrink) {
+  Lane& l = lanes_[lane];
+  const JpegHeader& h = l.header;
+  if (size > UINT32_MAX || !parse_jpeg(data, size, l.header)) return false;
   if (h.width != width || h.height != height) return false;
 
   // One more chroma sample on each side, which smooth upsampling would use.
   const int step_x = h.component[0].h, step_y = h.component[0].v;
   const int margin_x = step_x > 1 ? step_x : 0, margin_y = step_y > 1 ? step_y : 0;
-  Scan scan{};
+  Scan& scan = l.scan;
+  scan = Scan{};
   scan.mcus_per_row = h.mcus_per_row();
   const int mcu_rows = h.mcu_rows();
   scan.column0 = std::max(0, wanted.x - margin_x) / h.mcu_width();
@@ -61,13 +74,13 @@ bool CropDecoder::decode(const uint8_t* data, size_t size, int width, int height
   scan.restarts = h.restart_interval > 0;
   if (scan.restarts) {
     scan.interval = h.restart_interval;
-    if (!find_restarts(scan.data, size - h.scan, last / scan.interval + 1)) return false;
-  } else if (!(scan.interval = read_index(h, data, size, last, entries_))) {
+    if (!find_restarts(scan.data, size - h.scan, last / scan.interval + 1, l.entries)) return false;
+  } else if (!(scan.interval = read_index(h, data, size, last, l.entries))) {
     scan.interval = scan.mcus_per_row * mcu_rows;
-    entries_.assign(1, {0, static_cast<uint32_t>(size - h.scan), {}, 0});
+    l.entries.assign(1, {0, static_cast<uint32_t>(size - h.scan), {}, 0});
   }
-  scan.entries = entries_.data();
-  scan.num_entries = static_cast<int>(entries_.size());
+  scan.entries = l.entries.data();
+  scan.num_entries = static_cast<int>(l.entries.size());
 
   // Subsampled chroma is shrunk less, so that its planes become as large as luma's where possible.
   const int luma_size = 8 / shrink, chroma_size = std::min(8, luma_size * std::min(step_x, step_y));
@@ -78,24 +91,23 @@ bool CropDecoder::decode(const uint8_t* data, size_t size, int width, int height
     offsets[i] = bytes;
     bytes += static_cast<size_t>(columns) * block * c.h * rows * block * c.v;
   }
-  uint8_t* planes = planes_.at_least(bytes);
-  // Skip entries cost time to build: worth it where whole rows, or all but the DC, are skipped.
-  const bool many_skipped = scan.interval > 16 || luma_size == 1;
-  const auto ac_kind = many_skipped ? HuffmanCache::Kind::kAcWithSkip : HuffmanCache::Kind::kAc;
+  uint8_t* planes = l.planes.at_least(bytes);
   scan.components = h.components;
-  pixels.color = h.color;
+  l.pixels.color = h.color;
   for (int i = 0; i < h.components; ++i) {
     const auto& c = h.component[i];
-    ScanComponent& to = scan.component[i];
     const int block = i == 0 ? luma_size : chroma_size;
-    to = {tables_.get(h.dc[c.dc], HuffmanCache::Kind::kDc), tables_.get(h.ac[c.ac], ac_kind), h.quant[c.quant], c.h, c.v, block,
-          planes + offsets[i], static_cast<ptrdiff_t>(columns) * block * c.h};
-    if (!to.dc || !to.ac) return false;
+    l.dc[i] = tables_.get(h.dc[c.dc], false), l.ac[i] = tables_.get(h.ac[c.ac], true);
+    if (!l.dc[i] || !l.ac[i]) return false;
+    for (int k = 0; k < 64; ++k) l.quant[i][kZigzag[k]] = static_cast<int16_t>(h.quant[c.quant][k]);
+    ScanComponent& to = scan.component[i];
+    to = {l.dc[i].get(), l.ac[i].get(), l.quant[i], c.h, c.v, block, planes + offsets[i], static_cast<ptrdiff_t>(columns) * block * c.h};
     const int sx = step_x / c.h * (8 / block), sy = step_y / c.v * (8 / block);
-    pixels.planes[i] = {to.plane, to.stride, scan.column0 * block * c.h, scan.row0 * block * c.v,
-                        ceil_div(width, sx), ceil_div(height, sy), sx, sy};
+    l.pixels.planes[i] = {to.plane, to.stride, scan.column0 * block * c.h, scan.row0 * block * c.v,
+                          ceil_div(width, sx), ceil_div(height, sy), sx, sy};
   }
-  return kernels_.decode_scan(scan);
+  scans_.begin(lane, scan);
+  return true;
 }
 
 }  // namespace dp4tl

@@ -13,8 +13,11 @@ constexpr uint8_t kVersion = 1;
 uint32_t be16(const uint8_t* p) { return static_cast<uint32_t>(p[0] << 8 | p[1]); }
 uint32_t be32(const uint8_t* p) { return be16(p) << 16 | be16(p + 2); }
 
-void put16(std::string& out, uint32_t x) { out += {static_cast<char>(x >> 8), static_cast<char>(x)}; }
-void put32(std::string& out, uint32_t x) { put16(out, x >> 16), put16(out, x); }
+char* put16(char* to, uint32_t x) {
+  to[0] = static_cast<char>(x >> 8), to[1] = static_cast<char>(x);
+  return to + 2;
+}
+char* put32(char* to, uint32_t x) { return put16(put16(to, x >> 16), x); }
 
 // FNV-1a of the first and the last 32 bytes.
 uint32_t check_of(const uint8_t* data, size_t size) {
@@ -66,20 +69,20 @@ namespace {
 // The segment, or empty if an entry is too far from the one before.
 std::string segment_of(const JpegHeader& h, const uint8_t* data, size_t size, int interval, const std::vector<ScanEntry>& entries) {
   const size_t payload = kFixed + (entries.size() - 1) * entry_bytes(h);
-  std::string out = "\xFF\xEF";
-  out.reserve(4 + payload);
-  put16(out, static_cast<uint32_t>(payload + 2));
-  out.append("DP4TL\0", 6);
-  out += {static_cast<char>(kVersion), static_cast<char>(h.components)};
-  put16(out, static_cast<uint32_t>(interval));
-  put32(out, static_cast<uint32_t>(size - h.scan));
-  put32(out, check_of(data + h.scan, size - h.scan));
+  std::string out(4 + payload, '\0');
+  char* to = put16(&out[0], 0xFFEF);
+  to = put16(to, static_cast<uint32_t>(payload + 2));
+  to = std::copy_n("DP4TL\0", 6, to);
+  *to++ = static_cast<char>(kVersion), *to++ = static_cast<char>(h.components);
+  to = put16(to, static_cast<uint32_t>(interval));
+  to = put32(to, static_cast<uint32_t>(size - h.scan));
+  to = put32(to, check_of(data + h.scan, size - h.scan));
   uint64_t before = 0;
   for (size_t i = 1; i < entries.size(); ++i) {
     const uint64_t bits = uint64_t{entries[i].start} * 8 + entries[i].skip_bits;
     if (bits - before > 65535) return {};
-    put16(out, static_cast<uint32_t>(bits - before));
-    for (int c = 0; c < h.components; ++c) put16(out, static_cast<uint16_t>(entries[i].dc[c]));
+    to = put16(to, static_cast<uint32_t>(bits - before));
+    for (int c = 0; c < h.components; ++c) to = put16(to, static_cast<uint16_t>(entries[i].dc[c]));
     before = bits;
   }
   return out;

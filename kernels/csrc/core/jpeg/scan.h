@@ -6,39 +6,31 @@
 
 namespace dp4tl {
 
-constexpr int kAcBits = 10, kDcBits = 9, kSkipBits = 11;  // looked up at once
-constexpr int kEndOfBlock = 128;  // as a run length: no position goes beyond 64 + 15 otherwise
+constexpr int kCodeBits = 10;     // looked up at once
+constexpr int kCodeMost = 18;     // bits that an entry may consume: three of them per refill
+constexpr int kEndOfBlock = 128;  // as a run length
 
-// A symbol and, where they fit into the bits looked up, the value bits behind it: one look-up per coefficient.
-struct HuffmanEntry {
+// What a look-up settles: one or two symbols and an end of block, in 64 bits:
+//   0 to 7     bits consumed | kCodeUnsettled: not even one symbol is settled
+//   8          kCodeEnds: the step ends. A step is a block's DC difference, or its AC coefficients
+//   10 to 15   where the last symbol's value bits end, from the right of the 64 that begin with the code
+//   16, 24     places of the values from here; the first is as the last where there is but one. An end of block alone is a 0 here
+//   32         the first value
+//   48         a mask of the last symbol's value bits, which may lie behind the bits looked up
+using CodeEntry = uint64_t;
+constexpr uint64_t kCodeUnsettled = 128, kCodeEnds = 256;
+
+// The first symbol alone.
+struct SymbolEntry {
   int16_t value;  // decoded, if complete; else the number of value bits
   uint8_t run;    // zero coefficients before it
   uint8_t bits;   // of code and value, if complete; else kPartial | code length; 0: the code is longer than the look-up
 };
 constexpr uint8_t kPartial = 0x80;
 
-// One or two complete symbols: coefficients at o1 and o2 zigzag places from here.
-struct PairEntry {
-  int16_t value1, value2;
-  uint8_t o1, o2;   // o1 is kNone if not even one symbol is complete or it ends the block; o2 is kEndOfBlock if there is but one
-  uint8_t advance;  // to the place after them; kEndOfBlock + 1 more if the block ends there
-  uint8_t bits;
-};
-constexpr uint8_t kNone = 255;
-
-// Several symbols whose codes fit into the bits looked up, for blocks that are not wanted.
-struct SkipEntry {
-  uint8_t advance;  // coefficients passed before the end of the block, if that is among them
-  uint8_t bits;     // kEnds | bits of all, with the values'; 0: not even one code fits
-};
-constexpr uint8_t kEnds = 0x80;
-constexpr int kSkipMost = kSkipBits + 15;  // bits of an entry
-
 struct HuffmanTable {
-  HuffmanEntry entries[1 << kAcBits];  // a DC table uses the first 1 << kDcBits
-  PairEntry pairs[1 << kAcBits];
-  SkipEntry skip[1 << kSkipBits];
-  bool has_skip;
+  CodeEntry entries[1 << kCodeBits];
+  SymbolEntry symbol[1 << kCodeBits];
   // Canonical codes, for those longer than the look-up: code of length n is valid if below limit[n] (left-aligned in 16 bits),
   // its symbol is symbols[(code >> (16 - n)) + offset[n]].
   uint32_t limit[18];
@@ -48,7 +40,7 @@ struct HuffmanTable {
 
 struct ScanComponent {
   const HuffmanTable *dc, *ac;
-  const uint16_t* quant;  // zigzag order
+  const int16_t* quant;   // row by row; aligned to 64 bytes
   int h, v;               // blocks in an MCU
   int size;               // samples per side of a decoded block: 8, or 4, 2, 1 from its lowest frequencies
   uint8_t* plane;         // top left sample of the first wanted MCU
@@ -72,6 +64,39 @@ struct Scan {
   int row0, row1, column0, column1;  // wanted MCUs
   int components;
   ScanComponent component[3];
+};
+
+// -- lanes: scans that are decoded in turn (lanes.h) ----------------------------------------------------------------------
+
+constexpr int kLanes = 2;
+constexpr int kLaneBlocks = 48;  // in a segment, at most
+
+struct LaneStep {
+  const HuffmanTable* table;
+  int16_t* at;  // the DC, or the first AC coefficient of a block of 64, aligned to its size, in zigzag order
+  uint64_t buffer;  // where nothing is written: the bits of the last look-up. A DC difference takes but one
+};
+
+// Where a lane is, and what it does next.
+struct LaneState {
+  const uint8_t* bytes;  // unstuffed
+  uint64_t bit;          // of the bytes: where the buffer was filled
+  uint64_t most;         // where a buffer may be filled at the latest: the bytes end 8 behind it
+  uint64_t buffer;       // left-aligned; the lowest 1 is a mark behind the bits, as far from the right as bits were consumed
+  const HuffmanTable* table;
+  int16_t* at;
+  LaneStep* step;
+  LaneStep steps[2 * kLaneBlocks + 1];  // the last one's table settles nothing
+};
+
+// MCUs of one row whose coefficients were decoded.
+struct Segment {
+  const Scan* scan;
+  int16_t* coefficients;  // blocks of 64; zeros afterwards
+  int mcus, blocks;
+  int row, column;        // of the first, from the first wanted one
+  const LaneStep* passed;  // null if they are wanted; else their steps: the predictors are all that comes of them
+  int* predictors;        // of the components
 };
 
 // -- walks: passing over scans without decoding them (walk.h) --------------------------------------------------------------

@@ -9,9 +9,9 @@ namespace {
 constexpr size_t kSlots = 16;
 
 // The entries of one code: all that can follow it in the bits looked up.
-void fill(int symbol, bool ac, int code_bits, int rest_bits, HuffmanEntry* to) {
-  const int run = ac ? symbol >> 4 : 0, size = ac ? symbol & 15 : symbol;
-  HuffmanEntry entry{};
+void fill(int symbol, bool ac, int code_bits, SymbolEntry* to) {
+  const int rest_bits = kCodeBits - code_bits, run = ac ? symbol >> 4 : 0, size = ac ? symbol & 15 : symbol;
+  SymbolEntry entry{};
   entry.run = static_cast<uint8_t>(ac && size == 0 && run != 15 ? kEndOfBlock : run);
   if (size == 0 || size > rest_bits) {
     entry.value = static_cast<int16_t>(size);
@@ -27,96 +27,77 @@ void fill(int symbol, bool ac, int code_bits, int rest_bits, HuffmanEntry* to) {
   }
 }
 
-// False if the counts over-fill the code space, or a DC symbol is invalid. code_bits: of each entry, 0 where the code is longer.
-bool build(const HuffmanSpec& spec, bool ac, HuffmanTable& table, uint8_t code_bits[1 << kAcBits]) {
+// The codes at the beginning of all windows.
+struct Codes {
+  uint8_t length[1 << kCodeBits] = {}, size[1 << kCodeBits];  // of the code, 0 where it is longer; of its value
+};
+
+// What a window begins with: up to two symbols and an end of block whose codes lie in it; the value of the last may reach beyond.
+CodeEntry entry_of(const Codes& codes, const SymbolEntry* symbol, int window, bool ac) {
+  uint64_t bits = 0, places[2] = {}, value = 0, size = 0, value_end = 1, next = 0;
+  int symbols = 0;
+  bool ends = false;
+  while (!ends && bits < kCodeBits) {
+    const int rest = window << bits & ((1 << kCodeBits) - 1);
+    const uint64_t length = codes.length[rest], end = bits + length + codes.size[rest];
+    if (length == 0 || bits + length > kCodeBits) break;
+    ends = !ac || symbol[rest].run == kEndOfBlock;
+    if (!ac || !ends) {
+      if (symbols == 2 || end > kCodeMost) break;
+      next += symbol[rest].run;
+      ++symbols;
+      places[0] = symbols == 1 ? next : places[1];
+      places[1] = next++;
+      size = codes.size[rest], value_end = end;
+      if (symbols == 1) value = static_cast<uint16_t>(symbol[rest].value);  // counts if it is complete
+    }
+    bits = end;
+  }
+  if (bits == 0) return kCodeUnsettled;
+  const uint64_t mask = (uint64_t{1} << size) - 1;
+  return bits | (ends ? kCodeEnds : 0) | (64 - value_end) << 10 | places[0] << 16 | places[1] << 24 | value << 32 | mask << 48;
+}
+
+// False if the counts over-fill the code space, or a DC symbol is invalid.
+bool build(const HuffmanSpec& spec, bool ac, HuffmanTable& table) {
   const uint8_t *counts = spec.bytes, *symbols = spec.bytes + 16;
-  const int bits = ac ? kAcBits : kDcBits;
-  std::memset(table.entries, 0, sizeof table.entries);
+  std::memset(table.symbol, 0, sizeof table.symbol);
   std::memset(table.symbols, 0, sizeof table.symbols);
-  std::memset(code_bits, 0, size_t{1} << bits);
   std::memcpy(table.symbols, symbols, static_cast<size_t>(spec.symbols));
+  Codes codes;
   int code = 0, at = 0;
   for (int length = 1; length <= 16; ++length, code <<= 1) {
     table.offset[length] = at - code;
     for (int i = 0; i < counts[length - 1]; ++i, ++code, ++at) {
       if (code >= 1 << length || (!ac && symbols[at] > 11)) return false;
-      if (length > bits) continue;
-      const int rest_bits = bits - length;
-      fill(symbols[at], ac, length, rest_bits, &table.entries[code << rest_bits]);
-      std::memset(code_bits + (code << rest_bits), length, size_t{1} << rest_bits);
+      if (length > kCodeBits) continue;
+      const int first = code << (kCodeBits - length), count = 1 << (kCodeBits - length);
+      fill(symbols[at], ac, length, &table.symbol[first]);
+      std::memset(codes.length + first, length, static_cast<size_t>(count));
+      std::memset(codes.size + first, ac ? symbols[at] & 15 : symbols[at], static_cast<size_t>(count));
     }
     table.limit[length] = static_cast<uint32_t>(code) << (16 - length);
   }
+  for (int i = 0; i < 1 << kCodeBits; ++i) table.entries[i] = entry_of(codes, table.symbol, i, ac);
   return true;
-}
-
-PairEntry pair_of(const HuffmanEntry& first, const HuffmanEntry& second) {
-  const bool complete = first.bits != 0 && !(first.bits & kPartial);
-  if (!complete || first.run == kEndOfBlock) return {0, 0, kNone, kEndOfBlock, 0, 0};
-  const int after = first.run + 1;
-  if (second.bits == 0 || second.bits & kPartial || first.bits + second.bits > kAcBits) {
-    return {first.value, 0, first.run, kEndOfBlock, static_cast<uint8_t>(after), first.bits};
-  }
-  const int o2 = second.run == kEndOfBlock ? kEndOfBlock : after + second.run;
-  return {first.value, second.value, first.run, static_cast<uint8_t>(o2), static_cast<uint8_t>(after + second.run + 1),
-          static_cast<uint8_t>(first.bits + second.bits)};
-}
-
-void build_pairs(HuffmanTable& table) {
-  for (int i = 0; i < 1 << kAcBits; ++i) {
-    const HuffmanEntry& first = table.entries[i];
-    const int rest = i << (first.bits & 15) & ((1 << kAcBits) - 1);
-    table.pairs[i] = pair_of(first, table.entries[rest]);
-  }
-}
-
-// As many symbols as have their codes among the bits; the value bits of the last may lie behind them.
-void build_skip(HuffmanTable& table, const uint8_t code_bits[1 << kAcBits]) {
-  for (int i = 0; i < 1 << kSkipBits; ++i) {
-    int bits = 0, advance = 0, ends = 0;
-    while (!ends && bits < kSkipBits) {
-      const int window = (i << bits & ((1 << kSkipBits) - 1)) >> (kSkipBits - kAcBits);
-      const HuffmanEntry e = table.entries[window];
-      if (code_bits[window] == 0 || bits + code_bits[window] > kSkipBits) break;
-      bits += e.bits & kPartial ? code_bits[window] + e.value : e.bits;
-      if (e.run == kEndOfBlock) {
-        ends = kEnds;
-      } else {
-        advance += e.run + 1;
-      }
-    }
-    table.skip[i] = {static_cast<uint8_t>(advance), static_cast<uint8_t>(bits ? bits | ends : 0)};
-  }
 }
 
 }  // namespace
 
-const HuffmanTable* HuffmanCache::get(const HuffmanSpec& spec, Kind kind) {
-  const size_t n = 16 + static_cast<size_t>(spec.symbols);
-  const auto matches = [&](const Slot& s) {
-    // A table with skip entries serves those who need none.
-    return (s.kind == kind || (kind == Kind::kAc && s.kind == Kind::kAcWithSkip)) && s.key.size() == n &&
-           std::memcmp(s.key.data(), spec.bytes, n) == 0;
-  };
-  auto slot = std::find_if(slots_.begin(), slots_.end(), matches);
+std::shared_ptr<const HuffmanTable> HuffmanCache::get(const HuffmanSpec& spec, bool ac) {
+  std::vector<uint8_t> key(spec.bytes, spec.bytes + 16 + spec.symbols);
+  key.push_back(ac);
+  auto slot = std::find_if(slots_.begin(), slots_.end(), [&](const Slot& s) { return s.key == key; });
   if (slot == slots_.end()) {
-    if (slots_.size() < kSlots) {
-      slots_.emplace_back().table = std::make_unique<HuffmanTable>();
-      slot = slots_.end() - 1;
-    } else {
-      slot = std::min_element(slots_.begin(), slots_.end(), [](const Slot& a, const Slot& b) { return a.used < b.used; });
-    }
+    if (slots_.size() < kSlots) slots_.emplace_back();
+    slot = std::min_element(slots_.begin(), slots_.end(), [](const Slot& a, const Slot& b) { return a.used < b.used; });
     slot->key.clear();  // matches nothing, should building fail
-    uint8_t code_bits[1 << kAcBits];
-    if (!build(spec, kind != Kind::kDc, *slot->table, code_bits)) return nullptr;
-    if (kind != Kind::kDc) build_pairs(*slot->table);
-    slot->table->has_skip = kind == Kind::kAcWithSkip;
-    if (slot->table->has_skip) build_skip(*slot->table, code_bits);
-    slot->key.assign(spec.bytes, spec.bytes + n);
-    slot->kind = kind;
+    if (slot->table.use_count() != 1) slot->table = std::make_shared<HuffmanTable>();  // new, or in use
+    if (!build(spec, ac, *slot->table)) return nullptr;
+    slot->key = std::move(key);
   }
   slot->used = ++clock_;
-  return slot->table.get();
+  return slot->table;
 }
 
 }  // namespace dp4tl

@@ -13,17 +13,14 @@ namespace dp4tl {
 // Recently used tables, for one thread. Files with standard codes share theirs; optimised ones are built for each file.
 class HuffmanCache {
  public:
-  enum class Kind { kDc, kAc, kAcWithSkip };  // skip: many blocks will be passed over
-
-  // The table, valid until four times as many others were asked for as a JPEG has; or null if the codes are impossible.
-  const HuffmanTable* get(const HuffmanSpec& spec, Kind kind);
+  // The table, or null if the codes are impossible.
+  std::shared_ptr<const HuffmanTable> get(const HuffmanSpec& spec, bool ac);
 
  private:
   struct Slot {
     std::vector<uint8_t> key;
-    Kind kind = Kind::kDc;
     uint64_t used = 0;
-    std::unique_ptr<HuffmanTable> table;
+    std::shared_ptr<HuffmanTable> table;
   };
   std::vector<Slot> slots_;
   uint64_t clock_ = 0;

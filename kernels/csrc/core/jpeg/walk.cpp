@@ -3,45 +3,14 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/jpeg/unstuff.h"
+
 namespace dp4tl {
 namespace {
 
 constexpr size_t kSlots = 12;
 // Zeros behind the data. A walk notices the end of the data at the end of a segment, and a coefficient takes at most 31 bits.
 constexpr size_t kZeros = size_t{kWalkBlocks} * 64 * 31 / 8 + 16;
-
-// Appends [from, to) to `bytes`, FF 00 as FF, up to a marker.
-void unstuff(const uint8_t* from, const uint8_t* end, uint8_t* const bytes, size_t& size, std::vector<uint32_t>& stuffed) {
-  uint8_t* to = bytes;
-  for (;;) {
-    int first = 8;  // FF among the next 8 bytes
-    while (end - from >= 8) {
-      uint64_t word;
-      std::memcpy(&word, from, 8);
-      std::memcpy(to, &word, 8);
-      const uint64_t inverted = ~word, is_ff = (inverted - 0x0101010101010101u) & word & 0x8080808080808080u;
-      if (is_ff) {
-        first = __builtin_ctzll(is_ff) >> 3;
-        break;
-      }
-      from += 8, to += 8;
-    }
-    if (first == 8) {  // the last bytes
-      while (from < end && *from != 0xFF) *to++ = *from++;
-      if (from == end) break;
-      *to = 0xFF;
-      first = 0;
-    }
-    from += first + 1, to += first + 1;
-    if (from == end || *from != 0) {  // a marker, or nothing: the FF is not part of the data
-      --to;
-      break;
-    }
-    ++from;
-    stuffed.push_back(static_cast<uint32_t>(to - bytes));
-  }
-  size = static_cast<size_t>(to - bytes);
-}
 
 // -- one symbol at a time ---------------------------------------------------------------------------------------------
 
@@ -235,7 +204,10 @@ bool ScanWalker::begin(int lane, ScanWalk& scan) {
   const auto bytes = static_cast<size_t>(scan.end - scan.data);
   if (l.bytes.size() < bytes + kZeros) l.bytes.resize(bytes + kZeros);
   l.stuffed.clear();
-  unstuff(scan.data, scan.end, l.bytes.data(), l.size, l.stuffed);
+  uint8_t* const begin = l.bytes.data();
+  uint8_t* to = begin;
+  unstuff(scan.data, scan.end, scan.end, to, [&](const uint8_t* place) { l.stuffed.push_back(static_cast<uint32_t>(place - begin)); });
+  l.size = static_cast<size_t>(to - begin);
   std::memset(l.bytes.data() + l.size, 0, kZeros);
   s.p = l.bytes.data(), s.buffer = 0, s.left = 0;
   l.mcu = 0;

@@ -252,35 +252,69 @@ void Loader::ask_for(int64_t position, int64_t end) const {
   }
 }
 
-void Loader::process(RecordReader& reader, const Slot& slot, int64_t first, int64_t count, uint32_t epoch) {
-  const size_t bytes = image_bytes(options_.output);
-  Batch& batch = *slot.batch;
-  for (int64_t i = first; i < first + count; ++i) {
-    const int64_t position = slot.first + i;
-    const int64_t number = records_[static_cast<size_t>(position)];
-    const Record record = beton_->records[static_cast<size_t>(number)];
+// The records first .. first + count of a batch, for a thread's reader.
+class Loader::Piece final : public RecordJobs {
+ public:
+  Piece(Loader& loader, const Slot& slot, int64_t first, int64_t count, uint32_t epoch)
+      : loader_(loader), slot_(slot), next_(first), end_(first + count), epoch_(epoch) {}
+
+  bool next(RecordJob& job, bool wait) override {
+    if (next_ == end_) return false;
+    ReadAhead* const readahead = loader_.readahead_.get();
+    const int64_t i = next_, position = slot_.first + i;
+    if (readahead && !wait && !readahead->is_there(position)) return false;
+    ++next_;
+    Batch& batch = *slot_.batch;
+    const int64_t number = loader_.records_[static_cast<size_t>(position)];
+    const Record record = loader_.beton_->records[static_cast<size_t>(number)];
     batch.labels[static_cast<size_t>(i)] = record.label;
     batch.index[static_cast<size_t>(i)] = record.index;
-    std::string message;
+    const size_t bytes = image_bytes(loader_.options_.output);
+    const auto& epochs = loader_.epochs_;
+    const uint32_t shown = epochs.empty() ? epoch_ : static_cast<uint32_t>(epochs[static_cast<size_t>(position)]);
+    job = {number, record, nullptr, shown, batch.images.get() + static_cast<size_t>(i) * bytes, bytes * static_cast<size_t>(batch.capacity), i};
     try {
-      const uint8_t* payload = readahead_ ? readahead_->wait(position) : nullptr;
-      uint8_t* to = batch.images.get() + static_cast<size_t>(i) * bytes;
-      const uint32_t shown = epochs_.empty() ? epoch : static_cast<uint32_t>(epochs_[static_cast<size_t>(position)]);
-      reader.run(number, record, payload, shown, to, bytes * static_cast<size_t>(batch.capacity));
+      if (readahead) job.payload = readahead->wait(position);
     } catch (const std::exception& error) {
-      message = error.what();
+      done(job, error.what());
+      return next(job, wait);
     }
-    if (readahead_) readahead_->release(position);
-    if (message.empty()) continue;
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (!running_) return;  // abandoned: the failure no longer matters
-    if (options_.skip) {
-      batch.failures.push_back({number, i, message});
-    } else {
-      if (!failed_) failure_ = {number, i, message};
-      failed_ = true;
-      return;
-    }
+    return true;
+  }
+
+  void done(const RecordJob& job, const std::string& error) override {
+    if (loader_.readahead_) loader_.readahead_->release(slot_.first + job.position);
+    if (error.empty()) return;
+    failures_.push_back({job.number, job.position, error});
+    if (!loader_.options_.skip) end_ = next_;  // those that are on their way may still come before it
+  }
+
+  // In the order of the batch.
+  std::vector<Failure> failures() {
+    std::sort(failures_.begin(), failures_.end(), [](const Failure& a, const Failure& b) { return a.position < b.position; });
+    return std::move(failures_);
+  }
+
+ private:
+  Loader& loader_;
+  const Slot& slot_;
+  int64_t next_, end_;
+  const uint32_t epoch_;
+  std::vector<Failure> failures_;
+};
+
+void Loader::process(RecordReader& reader, const Slot& slot, int64_t first, int64_t count, uint32_t epoch) {
+  Piece piece(*this, slot, first, count, epoch);
+  reader.run(piece);
+  const std::vector<Failure> failures = piece.failures();
+  if (failures.empty()) return;
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (!running_) return;  // abandoned: the failures no longer matter
+  if (options_.skip) {
+    slot.batch->failures.insert(slot.batch->failures.end(), failures.begin(), failures.end());
+  } else {
+    if (!failed_) failure_ = failures.front();
+    failed_ = true;
   }
 }
 

@@ -94,6 +94,7 @@ class Loader {
   void work();
   void open_batch();
   void join();
+  class Piece;
   void process(RecordReader& reader, const Slot& slot, int64_t first, int64_t count, uint32_t epoch);
   bool can_claim() const;
   void ask_for(int64_t position, int64_t end) const;

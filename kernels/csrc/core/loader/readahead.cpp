@@ -62,6 +62,8 @@ void ReadAhead::plan(size_t w) {
   window.left = n;
 }
 
+bool ReadAhead::is_read(size_t w) const { return planned_ > w && windows_[w].read == windows_[w].pieces.size(); }
+
 bool ReadAhead::can_read() const {
   const bool more = planned_ > freed_ && windows_[planned_ - 1].given < windows_[planned_ - 1].pieces.size();
   return more || (planned_ < windows_.size() && planned_ < freed_ + kWindows);
@@ -103,11 +105,16 @@ void ReadAhead::work() {
   }
 }
 
+bool ReadAhead::is_there(int64_t position) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return quit_ || is_read(window_of(position));
+}
+
 const uint8_t* ReadAhead::wait(int64_t position) {
   const size_t w = window_of(position);
   std::unique_lock<std::mutex> lock(mutex_);
   const Window& window = windows_[w];
-  ready_.wait(lock, [&] { return quit_ || (planned_ > w && window.read == window.pieces.size()); });
+  ready_.wait(lock, [&] { return quit_ || is_read(w); });
   if (quit_) throw Error("was not read: the epoch was abandoned");
   if (!window.error.empty()) throw Error(window.error);
   return window.memory.get() + window.place[static_cast<size_t>(position - bounds_[w])];

@@ -24,6 +24,8 @@ class ReadAhead {
 
   // The payload of the record at `position`, once it is there. Throws Error if it could not be read, or after cancel().
   const uint8_t* wait(int64_t position);
+  // Whether wait() would return, or throw, at once. Who holds a record must not wait for one of a later window: it may need the memory.
+  bool is_there(int64_t position);
   // The record at `position` is no longer needed. Call it once per position.
   void release(int64_t position);
   // Make every wait() throw, now and later.
@@ -45,6 +47,7 @@ class ReadAhead {
 
   void work();
   bool can_read() const;
+  bool is_read(size_t w) const;  // all of window w
   void plan(size_t w);
   size_t window_of(int64_t position) const;
 

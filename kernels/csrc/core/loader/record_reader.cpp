@@ -1,7 +1,8 @@
 #include "core/loader/record_reader.h"
 
 #include <algorithm>
-#include <chrono>
+#include <climits>
+#include <exception>
 
 #include "core/error.h"
 
@@ -24,38 +25,79 @@ constexpr int kReserve = 2;
 
 }  // namespace
 
-void RecordReader::run(int64_t number, const Record& record, const uint8_t* payload, uint32_t epoch, uint8_t* to, size_t view_stride) {
-  try {
-    views(number, record, payload, epoch, to, view_stride);
-  } catch (const Error&) {
-    file_.check();  // a file that shrank is the better reason
-    throw;
+void RecordReader::run(RecordJobs& jobs) {
+  for (;;) {
+    bool busy = std::any_of(places_, places_ + kLanes, [](const Place& p) { return p.busy; });
+    for (int lane = 0; lane < kLanes; ++lane) {
+      Place& place = places_[lane];
+      while (!place.busy && jobs.next(place.job, !busy)) {
+        since_ = Clock::now();
+        for (size_t v = 0; v < place.crops.size(); ++v) {
+          const auto& [number, record, payload, epoch, to, stride, position] = place.job;
+          place.crops[v] = sample_crop(spec_, record.width, record.height, number, epoch, static_cast<uint32_t>(v));
+        }
+        place.scale = 1;
+        go_on(lane, false, jobs);
+      }
+      busy = busy || place.busy;
+    }
+    if (!busy) return;
+    since_ = Clock::now();
+    const int lane = crop_decoder_.advance();
+    charge(stages_.decode, since_);
+    go_on(lane, true, jobs);
   }
-  file_.check();
 }
 
-void RecordReader::views(int64_t number, const Record& record, const uint8_t* payload, uint32_t epoch, uint8_t* to, size_t view_stride) {
-  for (size_t v = 0; v < crops_.size(); ++v) {
-    crops_[v] = sample_crop(spec_, record.width, record.height, number, epoch, static_cast<uint32_t>(v));
+// Go on with a record until it has to be decoded in its lane, or is done.
+void RecordReader::go_on(int lane, bool decoded, RecordJobs& jobs) {
+  Place& place = places_[lane];
+  std::string error;
+  try {
+    try {
+      place.busy = decode_more(lane, decoded);
+      if (place.busy) return;
+    } catch (const Error&) {
+      file_.check();  // a file that shrank is the better reason
+      throw;
+    }
+    file_.check();
+  } catch (const std::exception& e) {
+    place.busy = false;
+    error = e.what();
   }
-  // Decode once for all views of the same scale, which is nearly always all of them. No view depends on another.
-  for (int scale = 1; scale <= 8; scale *= 2) {
-    int left = record.width, top = record.height, right = 0, bottom = 0;  // what these views together need
-    for (const Crop& c : crops_) {
-      if (shrink(record, c) != scale) continue;
+  jobs.done(place.job, error);
+}
+
+// Decode once for all views of the same scale, which is nearly always all of them. No view depends on another. False: all are written.
+bool RecordReader::decode_more(int lane, bool decoded) {
+  Place& place = places_[lane];
+  if (decoded) {
+    const Pixels* pixels = crop_decoder_.pixels(lane);
+    resize(place, pixels ? *pixels : pixels_of(place));
+  }
+  for (; find_views(place); resize(place, pixels_of(place))) {
+    read(place);
+    if (begin_decoding(lane)) return true;
+  }
+  return false;
+}
+
+// The views of the next scale that has any, and what they together need.
+bool RecordReader::find_views(Place& place) const {
+  for (; place.scale <= 8; place.scale *= 2) {
+    int left = INT_MAX, top = INT_MAX, right = 0, bottom = 0;
+    for (const Crop& c : place.crops) {
+      if (shrink(place.job.record, c) != place.scale) continue;
       left = std::min(left, c.x);
       top = std::min(top, c.y);
       right = std::max(right, c.x + c.width);
       bottom = std::max(bottom, c.y + c.height);
     }
-    if (right == 0) continue;
-    const Pixels pixels = pixels_of(record, payload, {left, top, right - left, bottom - top}, scale);
-    Clock::time_point since = Clock::now();
-    for (size_t v = 0; v < crops_.size(); ++v) {
-      if (shrink(record, crops_[v]) == scale) resizer_.run(pixels, crops_[v], output_, to + v * view_stride);
-    }
-    charge(stages_.resize, since);
+    place.wanted = {left, top, right - left, bottom - top};
+    if (right > 0) return true;
   }
+  return false;
 }
 
 // How many pixels per side the JPEG decoder merges into a sample: few enough that the resize still shrinks the result.
@@ -67,31 +109,55 @@ int RecordReader::shrink(const Record& record, const Crop& crop) const {
   return factor;
 }
 
-Pixels RecordReader::pixels_of(const Record& record, const uint8_t* payload, const Rect& wanted, int scale) {
+void RecordReader::read(Place& place) {
+  const Record& record = place.job.record;
   if (!record.raw && is_implausible(record.width, record.height, record.size)) {
     throw Error("claims " + std::to_string(record.width) + " x " + std::to_string(record.height) + " pixels in " +
                 std::to_string(record.size) + " bytes");
   }
-  Clock::time_point since = Clock::now();
   // Of raw pixels only the rows that are wanted, in one read.
   const size_t stride = size_t{3} * record.width;
-  const size_t skipped = record.raw ? stride * static_cast<size_t>(wanted.y) : 0;
-  const size_t size = record.raw ? stride * static_cast<size_t>(wanted.height) : record.size;
-  const uint8_t* bytes = payload ? payload + skipped : file_.view(record.offset + skipped, size);
-  if (!bytes) {
-    uint8_t* own = bytes_.at_least(size);
+  const size_t skipped = record.raw ? stride * static_cast<size_t>(place.wanted.y) : 0;
+  const size_t size = record.raw ? stride * static_cast<size_t>(place.wanted.height) : record.size;
+  place.bytes = place.job.payload ? place.job.payload + skipped : file_.view(record.offset + skipped, size);
+  if (!place.bytes) {
+    uint8_t* own = place.own.at_least(size);
     file_.read(record.offset + skipped, size, own);
-    bytes = own;
+    place.bytes = own;
   }
-  charge(stages_.read, since);
+  charge(stages_.read, since_);
+}
+
+bool RecordReader::begin_decoding(int lane) {
+  const Place& place = places_[lane];
+  const Record& record = place.job.record;
+  if (record.raw || exact_) return false;
+  const bool begun = crop_decoder_.begin(lane, place.bytes, record.size, record.width, record.height, place.wanted, place.scale);
+  charge(stages_.decode, since_);
+  return begun;
+}
+
+// Without the lanes: raw pixels, or what libjpeg-turbo makes of a JPEG.
+Pixels RecordReader::pixels_of(const Place& place) {
+  const Record& record = place.job.record;
   Pixels pixels;
   if (record.raw) {
-    pixels.planes[0] = {bytes, static_cast<ptrdiff_t>(stride), 0, wanted.y, record.width, record.height, 1, 1};
-  } else if (exact_ || !crop_decoder_.decode(bytes, size, record.width, record.height, wanted, pixels, scale)) {
-    pixels = turbo_.decode(bytes, size, record.width, record.height, wanted);
+    const ptrdiff_t stride = ptrdiff_t{3} * record.width;
+    pixels.planes[0] = {place.bytes, stride, 0, place.wanted.y, record.width, record.height, 1, 1};
+    return pixels;
   }
-  charge(stages_.decode, since);
+  pixels = turbo_.decode(place.bytes, record.size, record.width, record.height, place.wanted);
+  charge(stages_.decode, since_);
   return pixels;
+}
+
+void RecordReader::resize(Place& place, const Pixels& pixels) {
+  for (size_t v = 0; v < place.crops.size(); ++v) {
+    if (shrink(place.job.record, place.crops[v]) != place.scale) continue;
+    resizer_.run(pixels, place.crops[v], output_, place.job.to + v * place.job.view_stride);
+  }
+  charge(stages_.resize, since_);
+  place.scale *= 2;
 }
 
 }  // namespace dp4tl
