@@ -89,7 +89,8 @@ class Store:
             else:
                 self._store = stores.from_url(url.folder, **how, **_profile(url.scheme))
         except Exception as error:  # obstore's own, and those of credentials
-            raise UsageError(f"{url}: {_first_line(error)}") from None
+            remedy = "" if url.is_http else f". {self._credentials()}"
+            raise UsageError(f"{url}: {_first_line(error)}{remedy}") from None
 
     async def first(self) -> tuple[Version, bytes]:
         """The version that is there now, and the first bytes of it."""
@@ -207,8 +208,7 @@ class Store:
         return f"Set {CREDENTIALS[self.url.scheme]}"
 
     def _check(self, expected: Version, found: Version) -> None:
-        same = expected.etag == found.etag if expected.etag and found.etag else expected.modified == found.modified
-        if not same or expected.size != found.size:
+        if expected != found:
             raise CloudError(
                 f"{self.url}: was replaced while it was being read: it was {expected}, and now is {found}. Run the command again, "
                 "which reads the new one"
@@ -226,7 +226,8 @@ async def _chunks(result: Any) -> AsyncGenerator[Any, None]:
 
 
 def _version(meta: Any) -> Version:
-    return Version(int(meta["size"]), meta["e_tag"] or "", meta["last_modified"].isoformat())
+    etag = meta["e_tag"] or ""
+    return Version(int(meta["size"]), etag, "" if etag else meta["last_modified"].isoformat())
 
 
 def _profile(scheme: str) -> dict[str, Any]:
