@@ -62,8 +62,9 @@ def server(folder):
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
-    """A failed request is made again at once: no test waits for a clock."""
+    """A failed request is made again at once: no test waits for a clock. And no proxy stands before the tests' servers."""
     monkeypatch.setattr(store, "LONGEST_WAIT", 0.001)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
 @pytest.fixture
@@ -315,6 +316,9 @@ def test_urls_that_cannot_work(tmp_path, capsys, monkeypatch):
     for url in ("ftp://host/x.beton", "s3://bucket/"):
         with pytest.raises(UsageError, match=r"known are s3://, gs://, az://, https://, http://, and the name of a file"):
             Beton(url, cache_dir=tmp_path)
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    with pytest.raises(UsageError, match=r"Account must be specified\. Set AZURE_STORAGE_ACCOUNT_NAME"):
+        Beton("az://container/x.beton", cache_dir=tmp_path)
     with pytest.raises(BetonError, match=r"error sending request|[Cc]onnect"):
         Beton("http://127.0.0.1:1/x.beton", cache_dir=tmp_path)
     monkeypatch.setitem(sys.modules, "obstore", None)
@@ -322,13 +326,21 @@ def test_urls_that_cannot_work(tmp_path, capsys, monkeypatch):
     assert "URLs need obstore. Install it with `pip install dp4tl_fast[cloud]`" in capsys.readouterr().err
 
 
-def test_expired_credentials_of_s3(server, tmp_path, monkeypatch):
-    keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-    for name in keys:
+@pytest.mark.parametrize(
+    ("status", "code", "says"),
+    [
+        (400, "ExpiredToken", r"may not be read \(HTTP 400 ExpiredToken\).*Set AWS_ACCESS_KEY_ID"),
+        (403, "InvalidAccessKeyId", r"may not be read \(HTTP 403 InvalidAccessKeyId\).*Set AWS_ACCESS_KEY_ID"),
+        (301, "PermanentRedirect", r"lies in another region .*Set AWS_REGION"),
+        (404, "NoSuchBucket", r"no such file"),
+    ],
+)
+def test_what_s3_refuses_is_one_line_with_the_remedy(server, tmp_path, monkeypatch, status, code, says):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.setenv(name, "old")
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.url.rstrip("/"))
-    server.fault = lambda *_: (400, b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>")
-    with pytest.raises(BetonError, match=r"s3://b/x.beton: may not be read \(HTTP 400 ExpiredToken\).*Set AWS_ACCESS_KEY_ID"):
+    server.fault = lambda *_: (status, f"<Error><Code>{code}</Code><Message>No.</Message></Error>".encode())
+    with pytest.raises(BetonError, match=f"^s3://b/x.beton: {says}[^\n]*$"):
         Beton("s3://b/x.beton", cache_dir=tmp_path)
 
 
@@ -404,6 +416,30 @@ def test_what_another_process_that_died_was_fetching_is_fetched(server, remote, 
     os.close(fd)
     waiting.join()
     intact(remote, original, range(30))
+
+
+def test_what_another_reader_fails_to_fetch_is_fetched(server, remote, original):
+    """Two readers of one process: the request of the first is under way, and fails, when the second wants the same records."""
+    begun, fail = threading.Event(), threading.Event()
+
+    def once(name, a, b, number):
+        if a < original.page_size or begun.is_set():
+            return None
+        begun.set()
+        fail.wait(60)
+        return 403
+
+    server.fault = once
+    with remote.arriving([], np.arange(original.num_samples)):
+        begun.wait(60)
+        second = remote.arriving([np.arange(50)])
+        waiting = threading.Thread(target=second.wait, args=(0,), daemon=True)
+        waiting.start()
+        waiting.join(4 * arrivals.LOOK_S)
+        fail.set()
+        waiting.join(60)
+        assert not waiting.is_alive()
+    intact(remote, original, range(50))
 
 
 def test_after_a_restart_of_the_machine_only_what_was_synced_counts(server, original, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dp4tl_fast.beton import Beton
@@ -43,9 +42,8 @@ def open_train(config: PretrainConfig, source: Beton, selection: Selection | Non
     return loader
 
 
-def open_eval(path: str | Path, selection: Selection | None, config: PretrainConfig) -> BaseLoader[Batch]:
+def open_eval(beton: Beton, selection: Selection | None, config: PretrainConfig) -> BaseLoader[Batch]:
     """Every record of the surviving classes once over all processes, in file order, centre-cropped."""
-    beton = Beton(path, **config.cached)
     mine = share(config)
     mine["batch_size"] //= config.accumulate  # what is known to fit in memory
     spec = LoaderSpec.evaluation(size=eval_size(config), on_error=config.on_bad_record, **mine)

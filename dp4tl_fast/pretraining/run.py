@@ -66,8 +66,9 @@ def _train(
 
     out = Path(config.out)
     if config.val:  # fail now, not after an epoch
-        with open_eval(config.val, selection, config) as val:
-            source.check_split(val.beton)
+        val = Beton(config.val, **config.cached)
+        with open_eval(val, selection, config):
+            source.check_split(val)
     with open_train(config, source, selection) as loader:
         learner = build(config, source, selection, len(loader) * config.epochs, settings.get(initial.HASH))
         device = learner.normalise.device

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import CheckpointError
 from dp4tl_fast.loaders import BaseLoader, IndexedBatch
 from dp4tl_fast.pretraining.batches import open_eval, size_at
@@ -36,6 +37,8 @@ class Training(Session):
     ) -> None:
         super().__init__(Path(config.out), config, settings, learner, loader, guard, callback)
         self.config, self.selection = config, selection
+        # Once: each opening of a file elsewhere asks the server.
+        self.val = Beton(config.val, **config.cached) if config.val else None
         if config.val:
             self.best_of = ("val_top_1", 1)
         self.pool, self.steps = loader.records, len(loader)  # of an epoch that reads everything
@@ -45,11 +48,11 @@ class Training(Session):
         from dp4tl_fast.training.loop import evaluate
 
         config = self.config
-        if not config.val or not (run.epoch == config.epochs or run.epoch % config.val_every == 0):
+        if self.val is None or not (run.epoch == config.epochs or run.epoch % config.val_every == 0):
             return {}
         models = {"val": run.model} | ({"val_ema": run.ema.model} if run.ema else {})
         found: dict[str, float] = {}
-        with open_eval(config.val, self.selection, config) as val:
+        with open_eval(self.val, self.selection, config) as val:
             for prefix, model in models.items():
                 scores = evaluate(model, self.agreed(val), self.learner.normalise, run.objective.score)  # type: ignore[attr-defined]
                 found |= {f"{prefix}_{name}": value for name, value in scores.items()}

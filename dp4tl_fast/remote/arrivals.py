@@ -179,11 +179,15 @@ class Arrivals:
     def _take(self, runs: deque[Run], elsewhere: list[Run]) -> Run | None:
         while runs:
             first, end = runs.popleft()
-            free = (self.have[first:end] == 0) & ~self._claimed[first:end]
-            if not free.any():
+            missing = self.have[first:end] == 0
+            free = missing & ~self._claimed[first:end]
+            begin = int(free.argmax()) if free.any() else len(free)
+            if missing[:begin].any():  # this process is fetching it, which may fail
+                elsewhere.append((first, first + begin))
+            if begin == len(free):
                 continue
-            first += int(free.argmax())
-            stop = first + int(np.argmin(np.append(free[free.argmax() :], False)))
+            first += begin
+            stop = first + int(np.argmin(np.append(free[begin:], False)))
             fit = int(np.searchsorted(self._stops[first:stop], self._starts[first] + PIECE, side="right"))
             stop = min(stop, first + max(fit, 1))
             if stop < end:
@@ -300,7 +304,7 @@ class _Job(Arriving):
         self._bytes = [0]  # of the batches before each that was asked for
         self.soon: deque[Run] = deque()
         self.bulk: deque[Run] = deque(arrivals.runs(others))
-        self.elsewhere: list[Run] = []  # what other processes are fetching
+        self.elsewhere: list[Run] = []  # what another job, or process, is fetching
         self.elsewhere_bulk: list[Run] = []
         ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # the processes of a machine begin at different places
         self.bulk.rotate(-(len(self.bulk) * int(os.environ.get("LOCAL_RANK", "0")) // max(1, ranks)))
@@ -321,7 +325,7 @@ class _Job(Arriving):
             self._queued += 1
 
     def try_again(self) -> None:
-        """What others were fetching: it is there by now, or they may have died."""
+        """What others were fetching: it is there by now, or they may have failed."""
         self.soon.extendleft(reversed(self.elsewhere))
         self.bulk.extend(self.elsewhere_bulk)
         self.elsewhere, self.elsewhere_bulk = [], []

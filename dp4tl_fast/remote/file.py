@@ -21,7 +21,7 @@ class RemoteFile:
     """The version of the object that is there now, in the cache.
 
     Raises:
-        CloudError: It cannot be read; the message says why.
+        BetonError: It cannot be read; the message says why.
         UsageError: obstore is not installed, or the cache cannot be written.
     """
 

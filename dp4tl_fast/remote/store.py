@@ -38,14 +38,6 @@ IN_ENVIRONMENT = (  # where obstore finds credentials by itself
 )  # fmt: skip
 
 
-class CloudError(BetonError):
-    """A file elsewhere cannot be read. ``status`` is HTTP's, 0 where the server gave none."""
-
-    def __init__(self, message: str, status: int = 0) -> None:
-        super().__init__(message)
-        self.status = status
-
-
 @dataclass(frozen=True)
 class Version:
     """Tells one version of an object from another. ``modified`` is ISO 8601, for servers that give no ``etag``."""
@@ -89,7 +81,8 @@ class Store:
             else:
                 self._store = stores.from_url(url.folder, **how, **_profile(url.scheme))
         except Exception as error:  # obstore's own, and those of credentials
-            raise UsageError(f"{url}: {_first_line(error)}") from None
+            remedy = "" if url.is_http else f". {self._credentials()}"
+            raise UsageError(f"{url}: {_first_line(error)}{remedy}") from None
 
     async def first(self) -> tuple[Version, bytes]:
         """The version that is there now, and the first bytes of it."""
@@ -105,13 +98,13 @@ class Store:
             except Exception as error:
                 why = await self._failed(error, failures, OPENING)
             await _pause(failures)
-        raise CloudError(f"{self.url}: cannot be read: {why}. It was tried {OPENING} times")
+        raise BetonError(f"{self.url}: cannot be read: {why}. It was tried {OPENING} times")
 
     async def read(self, version: Version, start: int, stop: int) -> AsyncGenerator[memoryview, None]:
         """Bytes ``start`` to ``stop`` of this version, in order, a part at a time.
 
         Raises:
-            CloudError: They cannot be had; the message says why, and what to do.
+            BetonError: They cannot be had; the message says why, and what to do.
         """
         at, failures = start, 0
         while at < stop:
@@ -123,7 +116,7 @@ class Store:
                 result = await _soon(self._get(self._store, self.url.name, options=options))
                 self._check(version, _version(result.meta))
                 if result.range[0] != at:
-                    raise CloudError(f"{self.url}: the server answered with bytes from {result.range[0]} on instead of {at}")
+                    raise BetonError(f"{self.url}: the server answered with bytes from {result.range[0]} on instead of {at}")
                 async for chunk in _chunks(result):
                     part = memoryview(chunk)[: stop - at]
                     at += len(part)
@@ -136,7 +129,7 @@ class Store:
                 why = await self._failed(error, failures + 1, READING, version)
             failures += 1
             if failures >= READING:
-                raise CloudError(
+                raise BetonError(
                     f"{self.url}: byte {at} cannot be read: {why}. It was tried {READING} times; what came stays in the cache: "
                     "run the command again"
                 )
@@ -166,7 +159,7 @@ class Store:
                     return None  # S3's answer for one that does not exist, to those who may not list
                 why = await self._failed(error, failures, OPENING)
             await _pause(failures)
-        raise CloudError(f"{self.url}: {name}, beside it, cannot be read: {why}. It was tried {OPENING} times")
+        raise BetonError(f"{self.url}: {name}, beside it, cannot be read: {why}. It was tried {OPENING} times")
 
     async def _failed(self, error: Exception, failures: int, most: int, version: Version | None = None) -> str:
         """Why a request failed, where another may help."""
@@ -178,25 +171,25 @@ class Store:
         code = re.search(r"<Code>(\w+)</Code>", text)
         what = f"HTTP {status}{f' {code[1]}' if code else ''}" if status else _first_line(error)
         if isinstance(error, FileNotFoundError):
-            raise CloudError(f"{self.url}: no such file (HTTP 404). Is the URL right?", 404) from None
+            raise BetonError(f"{self.url}: no such file (HTTP 404). Is the URL right?") from None
         if kind == "NotSupportedError" or status == 416:
-            raise CloudError(
+            raise BetonError(
                 f"{self.url}: the server gives no ranges of files, and all of it would have to be fetched. Download it, or use a "
                 "server with range requests"
             ) from None
         if kind == "PreconditionError" or status == 412:
             now, _ = await self.first()
             self._check(version or now, now)
-            raise CloudError(f"{self.url}: the server refuses its own ETag (HTTP 412). Use another server", 412) from None
+            raise BetonError(f"{self.url}: the server refuses its own ETag (HTTP 412). Use another server") from None
         if not status and re.search(NO_CREDENTIALS, text):
-            raise CloudError(f"{self.url}: no credentials were found. {self._credentials()}") from None
+            raise BetonError(f"{self.url}: no credentials were found. {self._credentials()}") from None
         if status in (401, 403) or (code and re.search("Token|Credential|Access|Signature", code[1])):
             why = f"may not be read ({what}): wrong or expired credentials? {self._credentials()}"
-            raise CloudError(f"{self.url}: {why}", status) from None
+            raise BetonError(f"{self.url}: {why}") from None
         if status in (301, 307, 308) or "redirect" in text.lower():
-            raise CloudError(f"{self.url}: lies in another region ({what}). Set AWS_REGION to the bucket's", status) from None
+            raise BetonError(f"{self.url}: lies in another region ({what}). Set AWS_REGION to the bucket's") from None
         if 400 <= status < 500 and status not in (408, 425, 429):
-            raise CloudError(f"{self.url}: cannot be read ({what})", status) from None
+            raise BetonError(f"{self.url}: cannot be read ({what})") from None
         if failures == 3 and most == READING:
             cli.message(f"note: {self.url}: {what}; trying again for a while")
         return what
@@ -207,9 +200,8 @@ class Store:
         return f"Set {CREDENTIALS[self.url.scheme]}"
 
     def _check(self, expected: Version, found: Version) -> None:
-        same = expected.etag == found.etag if expected.etag and found.etag else expected.modified == found.modified
-        if not same or expected.size != found.size:
-            raise CloudError(
+        if expected != found:
+            raise BetonError(
                 f"{self.url}: was replaced while it was being read: it was {expected}, and now is {found}. Run the command again, "
                 "which reads the new one"
             )
@@ -226,7 +218,8 @@ async def _chunks(result: Any) -> AsyncGenerator[Any, None]:
 
 
 def _version(meta: Any) -> Version:
-    return Version(int(meta["size"]), meta["e_tag"] or "", meta["last_modified"].isoformat())
+    etag = meta["e_tag"] or ""
+    return Version(int(meta["size"]), etag, "" if etag else meta["last_modified"].isoformat())
 
 
 def _profile(scheme: str) -> dict[str, Any]:
