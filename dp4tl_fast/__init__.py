@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dp4tl_fast.reporting.page import report as report
     from dp4tl_fast.selection import Selection as Selection
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # The front door: name -> module that defines it.
 _HOMES = {
