@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from native_files import picture, write
+from native_files import jpeg, picture, write
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.kernels import _native
 from dp4tl_fast.loaders import IndexedBatch, Loader, LoaderSpec, open_loader, order
 from dp4tl_fast.loaders.native import NativeLoader
 from dp4tl_fast.loaders.order import Draws
@@ -143,3 +146,21 @@ def test_profile_counts_the_stages(beton: Beton) -> None:
         profile = loader.profile()
     assert set(profile) == {"read", "decode", "resize", "starve", "idle"}
     assert profile["resize"] > 0 and profile["read"] > 0 and min(profile.values()) >= 0
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_jpegs_in_windows_of_their_own(tmp_path: Path, threads: int) -> None:
+    """A thread decodes two in turn, and must not wait for a record that can be read only once it lets go of another."""
+    sides = [16 if i % 3 else 400 for i in range(24)]  # while one is decoded, several others are
+    path = write(tmp_path / "jpeg.beton", [jpeg(picture(side, side, i)) for i, side in enumerate(sides)]).real_path
+    options = _native.LoaderOptions()
+    options.threads, options.batch_size, options.crop.transform, options.output.size = threads, 24, _native.Transform.resize, 8
+    batches = []
+    for windows in (np.arange(len(sides) + 1), np.empty(0, np.int64)):
+        loader = _native.Loader(_native.Beton(str(path)), options)
+        loader.start(np.arange(len(sides)), np.array([0, len(sides)]), windows, 0)
+        batch = loader.next()
+        assert batch is not None and len(batch) == 4
+        batches.append(batch[0][0])
+        loader.close()
+    assert torch.equal(*batches)

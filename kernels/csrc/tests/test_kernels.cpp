@@ -1,5 +1,5 @@
 // Each instruction set's pixel kernels against plain loops that define what they compute: equal bits, at every awkward length.
-// decode_scan has a test of its own (test_jpeg.cpp).
+// Those that decode JPEGs have tests of their own (test_jpeg.cpp, test_jpeg_blocks.cpp).
 #include "core/isa/kernels.h"
 
 #include <cmath>
