@@ -33,10 +33,11 @@ def test_the_notebook_is_kept_as_it_was_executed():
 
 def test_the_notebook_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(PATH.parent.parent))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     notebook = nbformat.read(PATH, nbformat.NO_CONVERT)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = []
     NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
     check(notebook)
-    assert not list(tmp_path.iterdir()), "it leaves nothing"
+    assert not list(tmp_path.rglob("*.beton")), "it leaves nothing"
