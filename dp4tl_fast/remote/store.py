@@ -20,7 +20,7 @@ from dp4tl_fast.common.errors import BetonError, Dp4tlError, UsageError
 from dp4tl_fast.remote.url import SCHEMES, Url
 
 FIRST = 1 << 16  # bytes of the first request: a header, and the tables of a small file
-CHUNK = 1 << 17  # bytes that are handed on at a time; a transfer that breaks loses less than one
+CHUNK = 1 << 19  # bytes that are handed on at a time; a transfer that breaks loses less than one
 OPENING, READING = 4, 9  # requests in a row that may fail, of a file that is opened and of one that is being read
 LONGEST_WAIT = 16.0  # seconds between two of them; the first waits are 0.25, 0.5, 1, ...
 CLIENT = {"allow_http": True, "connect_timeout": "10s", "timeout": "120s"}  # what takes longer goes on where it was
