@@ -37,7 +37,7 @@ class Server:
 
     Attributes:
         files: Contents by name.
-        asked: Of every request for a range: name, first byte, last + 1.
+        asked: Of every request for a range: name with its query, first byte, last + 1.
         sent: Bytes of files that were answered with, as far as the other side took them.
         fault: Called with (name, start, stop, number of the request) before an answer: a status to answer with instead;
             ``cut`` (half of the body, then no more), ``short`` (half of the range, said so), ``flip`` (a wrong byte), or nothing.
@@ -79,7 +79,7 @@ class Server:
             self.paths.append(http.path)
             number = len(self.paths)
             if wanted:
-                self.asked.append((name, start, stop))
+                self.asked.append((http.path.rpartition("/")[2], start, stop))
         fault = self.fault(name, start, stop, number)
         etag = f'"{zlib.crc32(data or b""):08x}"'
         body = b"" if data is None else data[start:stop]

@@ -163,6 +163,8 @@ class Arrivals:
     def _next(self) -> Piece | None:
         """What to fetch next, locked."""
         with self._changed:
+            if self.file.background.ending.is_set():
+                return None
             late = [job for job in self._jobs if job.has_begun]
             order = [(job, False) for job in self._jobs] + [(job, True) for job in late]
             if self._in_bulk < IN_BULK:

@@ -1,24 +1,37 @@
-"""Coroutines beside the program: an event loop in a thread of its own."""
+"""Coroutines beside the program: an event loop in a thread of its own.
+
+At exit nothing new is begun, and requests that are under way may finish.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import threading
 import weakref
 from collections.abc import Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from dp4tl_fast.common.errors import BetonError
 
 T = TypeVar("T")
 
+FINISH_S = 3.0  # at exit, for requests that are under way
+THREADS = 40  # that wait for answers
+_open: weakref.WeakSet[Background] = weakref.WeakSet()
+
 
 class Background:
-    """Begins its thread when there is something to do. Ends with this object, or with the process."""
+    """Begins its thread when there is something to do. Ends with this object, or with the process.
+
+    Attributes:
+        ending: Set when the process ends: begin nothing new.
+    """
 
     def __init__(self) -> None:
+        self.ending = threading.Event()
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._process = os.getpid()
@@ -31,9 +44,12 @@ class Background:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
+                self._loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="dp4tl-remote"))
                 thread = threading.Thread(target=self._loop.run_forever, name="dp4tl-remote", daemon=True)
                 thread.start()
-                weakref.finalize(self, _end, self._loop, thread, self._process)
+                self._end = weakref.finalize(self, _end, self._loop, thread, self._process)
+                self._end.atexit = False
+                _open.add(self)
             return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -49,16 +65,27 @@ def _end(loop: asyncio.AbstractEventLoop, thread: threading.Thread, process: int
     if os.getpid() != process:
         return
 
-    async def cancel() -> None:
+    async def finish() -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        if others:
+            _, late = await asyncio.wait(others, timeout=FINISH_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
         await loop.shutdown_asyncgens()
         loop.stop()
 
     if thread.is_alive():
-        asyncio.run_coroutine_threadsafe(cancel(), loop)
+        asyncio.run_coroutine_threadsafe(finish(), loop)
         if thread is not threading.current_thread():
             thread.join()
             loop.close()
+
+
+@atexit.register
+def _at_exit() -> None:
+    running = [background for background in _open if background._process == os.getpid()]
+    for background in running:
+        background.ending.set()
+    for background in running:
+        background._end()

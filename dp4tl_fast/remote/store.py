@@ -20,10 +20,10 @@ from dp4tl_fast.common.errors import BetonError, Dp4tlError, UsageError
 from dp4tl_fast.remote.url import SCHEMES, Url
 
 FIRST = 1 << 16  # bytes of the first request: a header, and the tables of a small file
-CHUNK = 1 << 18  # bytes that are handed on at a time; a transfer that breaks loses less than one
+CHUNK = 1 << 19  # bytes that are handed on at a time; a transfer that breaks loses less than one
 OPENING, READING = 4, 9  # requests in a row that may fail, of a file that is opened and of one that is being read
 LONGEST_WAIT = 16.0  # seconds between two of them; the first waits are 0.25, 0.5, 1, ...
-CLIENT = {"allow_http": True, "connect_timeout": "10s", "timeout": "1d"}  # slow is not broken
+CLIENT = {"allow_http": True, "connect_timeout": "10s", "timeout": "120s"}  # what takes longer goes on where it was
 SILENT_S = 60.0  # a server that sends nothing for so long is asked again
 CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_REGION (with boto3 installed also a profile); "
@@ -72,7 +72,7 @@ class Store:
             from obstore import store as stores
         except ImportError:
             raise UsageError(f"{url}: URLs need obstore. Install it with `pip install dp4tl_fast[cloud]`") from None
-        self._get: Any = obstore.get_async
+        self._obstore_get = obstore.get
         self.received = 0
         how: dict[str, Any] = {"client_options": CLIENT, "retry_config": {"max_retries": 0}}
         try:
@@ -84,12 +84,16 @@ class Store:
             remedy = "" if url.is_http else f". {self._credentials()}"
             raise UsageError(f"{url}: {_first_line(error)}{remedy}") from None
 
+    async def _get(self, *arguments: Any, **options: Any) -> Any:
+        """By a thread of Python's: obstore's own would abort the process if they came for Python's lock at its end."""
+        return await asyncio.to_thread(self._obstore_get, *arguments, **options)
+
     async def first(self) -> tuple[Version, bytes]:
         """The version that is there now, and the first bytes of it."""
         for failures in range(1, OPENING + 1):
             try:
                 result = await _soon(self._get(self._store, self.url.name, options={"range": (0, FIRST)}))
-                data = bytes(await _soon(result.bytes_async()))
+                data = bytes(await _soon(asyncio.to_thread(result.bytes)))
                 self.received += len(data)
                 version = _version(result.meta)
                 if len(data) == min(FIRST, version.size):
@@ -212,8 +216,8 @@ async def _soon(answer: Any) -> Any:
 
 
 async def _chunks(result: Any) -> AsyncGenerator[Any, None]:
-    stream = aiter(result.stream(min_chunk_size=CHUNK))
-    while (chunk := await _soon(anext(stream, None))) is not None:
+    stream = iter(result.stream(min_chunk_size=CHUNK))
+    while (chunk := await _soon(asyncio.to_thread(next, stream, None))) is not None:
         yield chunk
 
 
