@@ -19,6 +19,8 @@ FFCV's traps, and where they end:
 
 from __future__ import annotations
 
+import atexit
+import sys
 import threading
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +35,7 @@ from dp4tl_fast.loaders.augment import parameters
 from dp4tl_fast.loaders.base import BaseLoader, Epochs
 from dp4tl_fast.loaders.capabilities import Capabilities
 from dp4tl_fast.loaders.contract import Batch, IndexedBatch
+from dp4tl_fast.loaders.lifetime import never_finalise
 from dp4tl_fast.loaders.readahead import StoredRecords
 from dp4tl_fast.loaders.spec import LoaderSpec
 
@@ -168,3 +171,12 @@ def as_bits(tensor: torch.Tensor) -> np.ndarray:
     import torch
 
     return (tensor.view(torch.int16) if tensor.dtype in (torch.float16, torch.bfloat16) else tensor).numpy()
+
+
+@atexit.register
+def _keep_numbas_threads() -> None:
+    """numba's pool of threads would be ended when its module is freed: TBB then waits for threads that a forked child, or a
+    process on one core, does not have."""
+    for layer in ("tbbpool", "omppool", "workqueue"):
+        if pool := sys.modules.get(f"numba.np.ufunc.{layer}"):
+            never_finalise(pool)

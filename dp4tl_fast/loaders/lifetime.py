@@ -72,7 +72,12 @@ def _leave_to_the_parent() -> None:
     """In a child after a fork: never finalise the parent's loaders, which would wait for threads that do not exist here."""
     for loader in list(_open):
         for thing in (loader, loader._iteration(), *loader._leave_to_parent()):
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+            never_finalise(thing)
+
+
+def never_finalise(thing: object) -> None:
+    """Keep it as it is to the end of the process, and through the interpreter's."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 os.register_at_fork(after_in_child=_leave_to_the_parent)

@@ -36,8 +36,10 @@ loader = open_loader(beton, None, LoaderSpec(batch_size=4, size=64, workers=2, s
 """
 
 
-def program(path: Path, backend: str, code: str) -> subprocess.CompletedProcess[str]:
+def program(path: Path, backend: str, code: str, cores: int = 0) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", PRELUDE + code, str(path), backend]
+    if cores:  # fewer, on which threads that wait for each other are seen to
+        command = ["taskset", "-c", ",".join(map(str, sorted(os.sched_getaffinity(0))[:cores])), *command]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         out, errors = child.communicate(timeout=LIMIT)
@@ -83,8 +85,9 @@ except Exception as error:
 """
 
 
-def test_a_forked_child_is_told_to_open_its_own_and_never_hangs(backend: str, jpegs: Beton) -> None:
-    ran = program(jpegs.path, backend, FORKS)
+@pytest.mark.parametrize("cores", [0, 1])
+def test_a_forked_child_is_told_to_open_its_own_and_never_hangs(backend: str, jpegs: Beton, cores: int) -> None:
+    ran = program(jpegs.path, backend, FORKS, cores)
     told = rf"{backend} loader of {jpegs.path} was opened by process \d+, .*\. Open it in the child \(process \d+\)"
     whole = -(-N // 4)
     want = [
