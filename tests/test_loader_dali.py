@@ -147,9 +147,13 @@ def test_a_forked_child_ends_no_pipeline_of_its_parent(beton: Beton) -> None:
     """DALI shuts down at exit what it knows of, and would wait for threads that only the parent has, or fail."""
     from nvidia.dali.pipeline import Pipeline
 
+    with open_loader(beton, None, spec(), "dali") as closed:
+        next(iter(closed))
+        dropped = closed._pipeline
     with open_loader(beton, None, spec(), "dali") as loader:
         batches = iter(loader)
         next(batches)
+        assert dropped._pipe and loader._pipeline._pipe
         child = os.fork()
         if child == 0:
             os._exit(sum(bool(pipeline()._pipe) for pipeline in Pipeline._pipes if pipeline() is not None))

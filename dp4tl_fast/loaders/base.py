@@ -335,10 +335,6 @@ class BaseLoader(ABC, Generic[B]):
         if running is None or running.stop("closing the loader"):
             self._release()
 
-    def _leave_to_parent(self) -> Iterable[object]:
-        """In a forked child: what other code would end although this loader lives, and then wait for threads that are not here."""
-        return ()
-
     def _release(self) -> None:
         """End the backend's threads. May be called twice. No iteration runs."""
 

@@ -8,6 +8,8 @@ resumes. Batches are as long as the order says: nothing is padded or repeated.
 from __future__ import annotations
 
 import io
+import os
+import sys
 import warnings
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -28,6 +30,7 @@ from dp4tl_fast.loaders.capabilities import Capabilities
 from dp4tl_fast.loaders.checks import record_kind
 from dp4tl_fast.loaders.contract import Batch, IndexedBatch
 from dp4tl_fast.loaders.epoch import Epoch
+from dp4tl_fast.loaders.lifetime import never_finalise
 from dp4tl_fast.loaders.readahead import StoredRecords
 from dp4tl_fast.loaders.spec import LoaderSpec
 
@@ -179,11 +182,6 @@ class DaliLoader(BaseLoader):
                 views[i] = bitmap(self._rescued[record])
         return views
 
-    def _leave_to_parent(self) -> Iterator[object]:
-        if self._pipeline is not None:
-            yield self._pipeline._pipe
-            self._pipeline._pipe = None  # or DALI shuts it down at exit
-
     def _release(self) -> None:
         self._pipeline = None
         self._stored.close()
@@ -224,3 +222,16 @@ def bitmap(pixels: np.ndarray) -> np.ndarray:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "BMP")
     return np.array(buffer.getbuffer())
+
+
+def _leave_pipelines_to_parent() -> None:
+    """In a forked child: DALI would shut down at exit what it knows of, and wait for threads that are not there."""
+    if (dali := sys.modules.get("nvidia.dali.pipeline")) is None:
+        return
+    for known in list(dali.Pipeline._pipes):
+        if (pipeline := known()) is not None and pipeline._pipe:
+            never_finalise(pipeline._pipe)
+            pipeline._pipe = None
+
+
+os.register_at_fork(after_in_child=_leave_pipelines_to_parent)

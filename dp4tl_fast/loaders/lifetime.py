@@ -71,7 +71,7 @@ def _elsewhere(loader: BaseLoader) -> bool:
 def _leave_to_the_parent() -> None:
     """In a child after a fork: never finalise the parent's loaders, which would wait for threads that do not exist here."""
     for loader in list(_open):
-        for thing in (loader, loader._iteration(), *loader._leave_to_parent()):
+        for thing in (loader, loader._iteration()):
             never_finalise(thing)
 
 
