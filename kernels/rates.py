@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.common.files import write_atomically
+from dp4tl_fast.common.files import user_cache, write_atomically
 from dp4tl_fast.common.machine import cores, cpu_name
 
 VARIABLE = "DP4TL_FAST_WAYS"
@@ -84,13 +84,7 @@ class Race:
 
 def folder() -> Path:
     """Where rates are kept for later processes. Raises OSError if the user has no home folder."""
-    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not home.is_absolute():  # unset, or invalid by the XDG specification
-        try:
-            home = Path("~/.cache").expanduser()
-        except RuntimeError as error:
-            raise OSError(str(error)) from error
-    return home / "dp4tl_fast" / "rates"
+    return user_cache() / "rates"
 
 
 def _read(path: Path, ways: Iterable[str]) -> dict[str, float]:

@@ -18,7 +18,7 @@ import numpy as np
 from dp4tl_fast.beton import format as fmt
 from dp4tl_fast.beton.sidecars import Contents, put_in_place, sidecar, stamp, write_partial
 from dp4tl_fast.common.errors import BetonError, InUseError, UsageError
-from dp4tl_fast.common.files import commit, naming, partial_path, suppress_no_locks, through_links
+from dp4tl_fast.common.files import commit, naming, partial_path, suppress_no_locks, through_links, write_at
 from dp4tl_fast.common.lock import Owner
 
 FIELDS = (("image", fmt.TYPE_RGB), ("label", fmt.TYPE_INT), ("index", fmt.TYPE_INT))
@@ -187,9 +187,7 @@ class BetonWriter:
                 size = sum(map(len, part))
                 written = os.pwritev(self.fd, part, offset)
                 if written < size:  # interrupted or nearly full: the plain loop finishes it or gets the error
-                    rest = memoryview(b"".join(part))[written:]
-                    while rest:
-                        rest = rest[os.pwrite(self.fd, rest, offset + size - len(rest)) :]
+                    write_at(self.fd, memoryview(b"".join(part))[written:], offset + written)
                 offset += size
 
     def close(self, contents: Contents | None = None) -> None:

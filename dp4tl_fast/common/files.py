@@ -121,6 +121,24 @@ def _suppress(*numbers: int) -> Iterator[None]:
             raise
 
 
+def user_cache() -> Path:
+    """``$XDG_CACHE_HOME/dp4tl_fast``, by default ``~/.cache/dp4tl_fast``. Raises OSError if the user has no home folder."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not home.is_absolute():  # unset, or invalid by the XDG specification
+        try:
+            home = Path("~/.cache").expanduser()
+        except RuntimeError as error:
+            raise OSError(str(error)) from error
+    return home / "dp4tl_fast"
+
+
+def write_at(fd: int, data: bytes | memoryview, at: int) -> None:
+    """All of it from this byte of the file on."""
+    while len(data):
+        count = os.pwrite(fd, data, at)
+        data, at = data[count:], at + count
+
+
 def npy_bytes(array: np.ndarray) -> bytes:
     """The array as a ``.npy`` file's contents."""
     buffer = io.BytesIO()

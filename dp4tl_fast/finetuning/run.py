@@ -21,6 +21,7 @@ from dp4tl_fast.finetuning.config import FinetuneConfig
 from dp4tl_fast.finetuning.splits import few_shots, hold_out
 from dp4tl_fast.finetuning.targets import target_path
 from dp4tl_fast.inference import accuracy
+from dp4tl_fast.remote import shown
 from dp4tl_fast.runs.folder import FREE, check_folder, defaults_of, owned
 from dp4tl_fast.runs.trackers import Callback
 from dp4tl_fast.training.ranks import on_rank_zero, process_group, rank, world_size
@@ -74,8 +75,9 @@ def finetune(config: FinetuneConfig, *, callback: Callback | None = None) -> dic
     from dp4tl_fast.finetuning.start import HASH, pinned
 
     settings: dict[str, Any] = {k: v for k, v in asdict(config).items() if k not in FREE_ON_RESUME}
+    settings |= {name: shown(getattr(config, name)) for name in files}
     hashes = {f"{name}_records_sha256": beton.records_sha256 for name, beton in files.items()}
-    paths = {f"{name}_records_sha256": getattr(config, name) for name in files} | {HASH: config.checkpoint}
+    paths = {f"{name}_records_sha256": shown(getattr(config, name)) for name in files} | {HASH: config.checkpoint}
     settings |= {HASH: pinned(config), **hashes}
     defaults = {k: v for k, v in defaults_of(FinetuneConfig).items() if k not in FREE_ON_RESUME}
 

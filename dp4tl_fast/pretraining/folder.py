@@ -10,6 +10,7 @@ from dp4tl_fast.beton import Beton
 from dp4tl_fast.common import machine
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.pretraining import initial
+from dp4tl_fast.remote import shown
 from dp4tl_fast.reporting.runs import flat, read_metrics
 from dp4tl_fast.runs.folder import FREE, check_folder, defaults_of
 from dp4tl_fast.selection import Selection
@@ -64,11 +65,11 @@ def epoch_size(config: PretrainConfig, source: Beton, selection: Selection | Non
             f"`dynamic={config.dynamic}`: {config.selection} is weighted, and says itself what an epoch reads. Drop one"
         )
     if config.epoch_samples > survive:
-        raise UsageError(f"`epoch_samples={config.epoch_samples}`: more than the {survive} surviving records of {config.source}")
+        raise UsageError(f"`epoch_samples={config.epoch_samples}`: more than the {survive} surviving records of {source.path}")
     size = config.epoch_samples or (survive if selection is None else selection.epoch_size)
     if size < config.batch_size:
         of = "surviving records" if size == survive else "records of an epoch"
-        raise UsageError(f"`batch_size={config.batch_size}`: larger than the {size} {of} of {config.source}")
+        raise UsageError(f"`batch_size={config.batch_size}`: larger than the {size} {of} of {source.path}")
     left = int(size * (1 - config.dynamic_skip))
     if config.dynamic != "none" and left < config.batch_size:
         raise UsageError(
@@ -85,6 +86,7 @@ NOT_RECIPE = FREE_ON_RESUME | {"init", "source", "val", "selection", "seed", "ar
 def settings_of(config: PretrainConfig, source: Beton, selection: Selection | None) -> dict[str, Any]:
     """All that decides what the run computes: config.yaml, and what a continuation must share."""
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE_ON_RESUME | {"init"}}
+    settings |= {name: shown(settings[name]) for name in ("source", "val") if settings[name]}
     settings["source_records_sha256"] = source.records_sha256
     if config.val:
         settings["val_records_sha256"] = Beton(config.val, **config.cached).records_sha256
@@ -96,7 +98,7 @@ def settings_of(config: PretrainConfig, source: Beton, selection: Selection | No
 def check_run(config: PretrainConfig, settings: dict[str, Any]) -> dict[str, Any] | None:
     """``check_folder`` of this run's folder: the summary of a run that is already complete."""
     files = {"source_records_sha256": config.source, "val_records_sha256": config.val, "selection_classes_sha256": config.selection}
-    hashes = {name: file for name, file in files.items() if file}
+    hashes = {name: shown(file) for name, file in files.items() if file}
     defaults = {k: v for k, v in defaults_of(type(config)).items() if k not in FREE_ON_RESUME}
     older = {name: settings[name] for name in hashes if name != "selection_classes_sha256"}  # did not record these
     return check_folder(Path(config.out), settings, config.resume, hashes, {**defaults, **older})
@@ -116,7 +118,7 @@ def summarise(
         "objective": config.objective,
         "backend": config.backend,
         "method": selection.method if selection else "full",
-        "source": str(config.source),
+        "source": shown(config.source),
         "source_records_sha256": source.records_sha256,
         "selection": config.selection,
         "selection_sha256": selection.kept_sha256 if selection else None,

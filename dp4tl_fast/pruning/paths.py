@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dp4tl_fast.mapping.keep import Keep
 from dp4tl_fast.pruning.config import PruneConfig
+from dp4tl_fast.remote import shown
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ def cuts(config: PruneConfig, uses_targets: bool) -> list[Cut]:
 def _cut(rule: Keep | None, out: str, config: PruneConfig, uses_targets: bool) -> Cut:
     if len(config.target) < 2 or not uses_targets:
         return Cut(rule, out, {})
-    stems = [Path(t).stem for t in config.target]
+    stems = [Path(shown(t)).stem for t in config.target]
     names = stems if len(set(stems)) == len(stems) else [f"{i}-{stem}" for i, stem in enumerate(stems)]
-    return Cut(rule, out, {t: inserted(out, name) for t, name in zip(config.target, names, strict=True)})
+    return Cut(rule, out, {shown(t): inserted(out, name) for t, name in zip(config.target, names, strict=True)})
 
 
 def inserted(out: str, name: str) -> str:

@@ -18,6 +18,7 @@ from dp4tl_fast.mapping.keep import Keep
 from dp4tl_fast.pruning import paths
 from dp4tl_fast.pruning.config import PruneConfig
 from dp4tl_fast.pruning.write import draw, make, tell, tell_seconds
+from dp4tl_fast.remote import shown
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.selection.names import readable
 from dp4tl_fast.training.ranks import process_group, rank, world_size
@@ -60,7 +61,7 @@ def prune(config: PruneConfig) -> dict[str, Any]:
     cuts = paths.cuts(config, uses_targets)
     _check_files(config, cuts)
     beton, targets = Beton(config.source, **config.cached), _open_targets(config)
-    shown = readable(beton.class_names, config.names)
+    names = readable(beton.class_names, config.names)
     surrogate = _surrogate(config, method, beton, targets if uses_targets else [], watch)
     inputs = _inputs(config, method, beton, surrogate, watch)
     accuracy = _accuracy(config, method, inputs)
@@ -89,7 +90,7 @@ def prune(config: PruneConfig) -> dict[str, Any]:
             written[path] = selection, choice
     profile = _profile(watch)
     for cut in cuts:
-        tell(*written[cut.out], shown, served[cut.out], cut.out)
+        tell(*written[cut.out], names, served[cut.out], cut.out)
     tell_seconds(profile)
     _write_more(config, beton, written[cuts[0].out][0], list(written))
     results = {cut.text: _result(cut, written[cut.out][0], served[cut.out]) for cut in cuts}
@@ -129,7 +130,7 @@ def _open_targets(config: PruneConfig) -> list[Beton]:
     real = [Path(path).resolve() for path in config.target]
     for i, path in enumerate(config.target):
         if real[i] in real[:i]:
-            raise UsageError(f"`target={path}`: given twice")
+            raise UsageError(f"`target={shown(path)}`: given twice")
     targets = [Beton(path, **config.cached) for path in config.target]
     for t in targets:
         if t.num_samples == 0:
@@ -201,7 +202,7 @@ def _choose(
         if one.votes is not None and one.votes[sizes > 0].sum() == 0:
             raise UsageError(
                 f"{target.path}: none of its {target.num_samples} images is most like {one.unit} that have records in "
-                f"{config.source}: nothing of it is for this target. Use another source, or another surrogate"
+                f"{shown(config.source)}: nothing of it is for this target. Use another source, or another surrogate"
             )
     images = [t.num_samples for t in targets] or [1]
     alone = [([s], [1], "sum", [t]) for s, t in zip(scores, targets, strict=False)]
@@ -220,7 +221,7 @@ def _served(config: PruneConfig, targets: list[Beton], scores: list[Scores], cho
 
     _, choice, weights, _ = chosen
     kept = choice.kept if weights is None else np.flatnonzero(weights)
-    triples = zip(config.target, targets, scores, strict=False)  # a method without targets may have been given some
+    triples = zip(map(shown, config.target), targets, scores, strict=False)  # a method without targets may have been given some
     return {path: kv for path, t, s in triples if (kv := kept_votes(s, kept, t.class_names))}
 
 

@@ -211,7 +211,8 @@ class Arrivals:
             at, crc = int(self._starts[first]), 0
             async with aclosing(self.file.store.read(self.file.entry.version, at, int(self._stops[stop - 1]))) as parts:
                 async for part in parts:
-                    self._write(part, at)
+                    self.file.entry.cache.write(self._fd, part, at)
+                    self._unsynced += len(part)
                     first, crc, right = self._mark(first, stop, part, at, crc)
                     at += len(part)
                     if not right:
@@ -237,15 +238,6 @@ class Arrivals:
         with self._changed:
             self._changed.notify_all()
         return first, zlib.crc32(part[begun:], crc) if checksums is not None else 0, True
-
-    def _write(self, part: memoryview, at: int) -> None:
-        try:
-            while len(part):
-                count = os.pwrite(self._fd, part, at)
-                part, at = part[count:], at + count
-                self._unsynced += count
-        except OSError as error:
-            raise self.file.entry.cache.full(error) from None
 
     async def _sync(self) -> None:
         """Now and then, and after the last request of many."""

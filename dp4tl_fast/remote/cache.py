@@ -32,7 +32,7 @@ import numpy as np
 
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.common.files import UNABLE, suppress_no_locks, write_atomically
+from dp4tl_fast.common.files import UNABLE, suppress_no_locks, user_cache, write_at, write_atomically
 from dp4tl_fast.remote.store import Version
 from dp4tl_fast.remote.url import Url
 
@@ -56,7 +56,7 @@ class CacheConfig:
     cache_limit: str = ""
 
     def __post_init__(self) -> None:
-        Cache.of(**self.cached)
+        _bytes_of(self.cache_limit)
 
     @property
     def cached(self) -> dict[str, str]:
@@ -73,13 +73,12 @@ class Cache:
 
     @classmethod
     def of(cls, cache_dir: str | Path, cache_limit: str | int) -> Cache:
-        """Raises: UsageError, the limit is no size."""
-        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        folder = Path(cache_dir).expanduser().absolute() if cache_dir else home / "dp4tl_fast"
-        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([a-z]*)", str(cache_limit or "0").strip().lower())
-        if found is None or found[2] not in UNITS:
-            raise UsageError(f"`cache_limit={cache_limit}`: must be a size, as 500GB or 1.5TB")
-        return cls(folder, int(float(found[1]) * UNITS[found[2]]))
+        """Raises: UsageError, the limit is no size, or the user has no home folder."""
+        try:
+            folder = Path(cache_dir).expanduser().absolute() if cache_dir else user_cache()
+        except (OSError, RuntimeError) as error:
+            raise UsageError(f"`cache_dir={cache_dir}`: there is no such folder ({error}). Give another one") from None
+        return cls(folder, _bytes_of(cache_limit))
 
     def entry(self, url: Url, version: Version) -> Entry:
         """The folder of an object's version, in use from now on. Older versions of it that are not go."""
@@ -130,19 +129,21 @@ class Cache:
     def _others(self, folder: Path) -> list[Path]:
         return [path for path in self.folder.iterdir() if (path / ".use").exists() and path != folder]
 
+    def write(self, fd: int, part: bytes | memoryview, at: int) -> None:
+        """To a file in it."""
+        with self.errors():
+            write_at(fd, part, at)
+
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
+        """What cannot be written is told in one line."""
         try:
             yield
         except OSError as error:
-            raise self.full(error) from None
-
-    def full(self, error: OSError) -> UsageError:
-        """What to say where the folder cannot be written."""
-        return UsageError(
-            f"`cache_dir={self.folder}`: cannot be written ({error.strerror}). Make room, or give another folder; what was fetched "
-            "stays"
-        )
+            raise UsageError(
+                f"`cache_dir={self.folder}`: cannot be written ({error.strerror}). Make room, or give another folder; what was "
+                "fetched stays"
+            ) from None
 
 
 class Entry:
@@ -192,7 +193,7 @@ class Entry:
             if os.fstat(fd).st_size != records or known != boot:
                 safe = _read(self.folder / ".safe")
                 os.ftruncate(fd, records)
-                os.pwrite(fd, safe if len(safe) == records else bytes(records), 0)  # written, not left as a hole: mapped
+                write_at(fd, safe if len(safe) == records else bytes(records), 0)  # written, not left as a hole: mapped
                 # pages for which there is no room on the disk would kill the process
                 write_atomically(self.folder / ".boot", boot)
             return fd, np.frombuffer(mmap.mmap(fd, records), np.uint8) if records else np.zeros(0, np.uint8)
@@ -203,6 +204,13 @@ class Entry:
         with self.cache.errors():
             os.fsync(fd)
             write_atomically(self.folder / ".safe", snapshot)
+
+
+def _bytes_of(cache_limit: str | int) -> int:
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([a-z]*)", str(cache_limit or "0").strip().lower())
+    if found is None or found[2] not in UNITS:
+        raise UsageError(f"`cache_limit={cache_limit}`: must be a size, as 500GB or 1.5TB")
+    return int(float(found[1]) * UNITS[found[2]])
 
 
 def try_lock(fd: int, start: int, count: int) -> bool:

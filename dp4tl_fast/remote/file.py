@@ -50,7 +50,7 @@ class RemoteFile:
         """Within, ``bring`` fetches tables, for one process on the machine; the others find them there."""
         with self.entry.opening() as self._fd:
             if not self.entry.opened:
-                self._write(self._first, 0)
+                self.entry.cache.write(self._fd, self._first, 0)
             yield
 
     def bring(self, start: int, stop: int) -> None:
@@ -66,7 +66,7 @@ class RemoteFile:
             async def one(at: int, end: int) -> None:
                 async with turn:
                     async for part in self.store.read(self.entry.version, at, end):
-                        self._write(part, at)
+                        self.entry.cache.write(self._fd, part, at)
                         at += len(part)
 
             await asyncio.gather(*(one(*piece) for piece in pieces))
@@ -89,11 +89,3 @@ class RemoteFile:
             if len(found) == 1 and name == next(iter(files)):
                 break
         self.entry.sidecars = found
-
-    def _write(self, part: bytes | memoryview, at: int) -> None:
-        try:
-            while len(part):
-                count = os.pwrite(self._fd, part, at)
-                part, at = part[count:], at + count
-        except OSError as error:
-            raise self.entry.cache.full(error) from None

@@ -15,6 +15,11 @@ def is_url(path: object) -> bool:
     return isinstance(path, Url) or (isinstance(path, str) and _URL.match(path) is not None)
 
 
+def shown(path: str) -> str:
+    """For messages and for files that are kept: a path as it is, a URL without what signs it."""
+    return str(Url(path)) if is_url(path) else path
+
+
 @dataclass(frozen=True)
 class Url:
     """Where a file lies. As text it has neither the query nor the password that signed URLs have: for messages and logs.
