@@ -74,6 +74,20 @@ def test_merge_refuses_what_does_not_belong_together(tree: Path, tmp_path: Path)
     assert merge_main([str(out), "--json"]) == 0
 
 
+def test_merge_of_shards_without_an_image_is_refused_as_one_run_is(tmp_path: Path) -> None:
+    for i in range(4):
+        bad = tmp_path / f"tree/c{i % 2}/{i}.jpg"
+        bad.parent.mkdir(parents=True, exist_ok=True)
+        bad.write_bytes(b"\xff\xd8 not an image")
+    out = tmp_path / "x.beton"
+    for part in ("0/2", "1/2"):
+        convert(str(tmp_path / "tree"), str(out), on_error="skip", shard=part, workers=1)
+    for join in (lambda: merge_shards(out), lambda: convert(str(tmp_path / "tree"), str(out), on_error="skip", workers=1)):
+        with pytest.raises(BetonError, match=r"x\.beton: not one of 4 images could be stored\. Nothing is written"):
+            join()
+        assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [

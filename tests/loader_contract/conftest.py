@@ -49,7 +49,7 @@ def by_ffcv(folder: Path) -> Beton:
 
 
 WRITE_WITH_FFCV = f"""
-import sys
+import os, sys
 from ffcv.fields import IntField, RGBImageField
 from ffcv.writer import DatasetWriter
 from native_files import picture
@@ -63,6 +63,7 @@ class Images:
 
 fields = {{"image": RGBImageField("smart", smart_threshold=6800), "label": IntField(), "index": IntField()}}
 DatasetWriter(sys.argv[1], fields, page_size=1 << 21, num_workers=2).from_indexed_dataset(Images(), chunksize=5)
+os._exit(0)  # on one core numba's finalizers would wait for good
 """
 
 

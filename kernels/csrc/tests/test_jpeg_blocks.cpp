@@ -11,7 +11,7 @@ using namespace dp4tl;
 
 namespace {
 
-constexpr int kZigzag[64] = {0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48,
+constexpr int kPlaceOf[64] = {0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48,
                              41, 34, 27, 20, 13, 6,  7,  14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23,
                              30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63};
 
@@ -71,7 +71,7 @@ int main() {
       predictor += given.c[64 * b];
       for (int k = 0; k < 64; ++k) {
         const int coefficient = k ? given.c[64 * b + k] : predictor;
-        dequantised[kZigzag[k]] = static_cast<int16_t>(coefficient * quant[kZigzag[k]]);
+        dequantised[kPlaceOf[k]] = static_cast<int16_t>(coefficient * quant[kPlaceOf[k]]);
       }
       beyond += std::abs(dequantised[8]) > 2900;
       reference(dequantised, want[b]);

@@ -10,10 +10,6 @@ namespace {
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-constexpr uint8_t kZigzag[64] = {  // the place in the block of coefficient k
-    0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6,  7,  14, 21, 28,
-    35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63};
-
 // Find the first `needed` restart intervals in data[0 .. size). False if markers are missing or out of order.
 bool find_restarts(const uint8_t* data, size_t size, int needed, std::vector<ScanEntry>& entries) {
   entries.assign(1, {});

@@ -6,6 +6,10 @@
 
 namespace dp4tl {
 
+constexpr uint8_t kZigzag[64] = {  // the place in the rows of a block of each coefficient
+    0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6,  7,  14, 21, 28,
+    35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63};
+
 constexpr int kCodeBits = 10;     // looked up at once
 constexpr int kCodeMost = 18;     // bits that an entry may consume: three of them per refill
 constexpr int kEndOfBlock = 128;  // as a run length
