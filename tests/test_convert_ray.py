@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -20,12 +21,17 @@ from PIL import Image
 
 import dp4tl_fast
 from dp4tl_fast.__main__ import main as dispatch
+from dp4tl_fast.beton.reader import Beton
 from dp4tl_fast.beton.sidecars import sidecar
 from dp4tl_fast.common.errors import SourceError, UsageError
 from dp4tl_fast.conversion import parts as parts_module
-from dp4tl_fast.conversion.parts import count_of, folder_of
-from dp4tl_fast.conversion.ray import cpus_per_worker
+from dp4tl_fast.conversion import ray as ray_module
+from dp4tl_fast.conversion.images import ImageRule
+from dp4tl_fast.conversion.parts import Parts, count_of, folder_of
+from dp4tl_fast.conversion.plan import Plan
+from dp4tl_fast.conversion.ray import Job, cpus_per_worker, make_part
 from dp4tl_fast.conversion.run import convert
+from dp4tl_fast.sources import SourceOptions
 
 ROOT = Path(dp4tl_fast.__file__).parent.parent
 IMAGES, PER_PART = 40, 5
@@ -94,20 +100,35 @@ def raylet(node: Any) -> int:
 
 
 def frozen(node: Any, out: Path) -> int:
-    """A worker of the node, stopped while it writes a part."""
+    """A worker of the node, stopped while it writes a part. One killed a moment ago may still be seen."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        children = Path(f"/proc/{raylet(node)}/task").glob("*/children")
-        for pid in [int(word) for file in children for word in file.read_text().split()]:
-            if writes(pid, out):
-                os.kill(pid, signal.SIGSTOP)
-                while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "Tt":
-                    os.sched_yield()
+        for pid in children(raylet(node)):
+            if writes(pid, out) and stopped(pid):
                 if writes(pid, out):
                     return pid
                 os.kill(pid, signal.SIGCONT)
         time.sleep(0.002)
     raise AssertionError("no worker was seen at work")
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # a thread that has ended
+            found += [int(word) for word in file.read_text().split()]
+    return found
+
+
+def stopped(pid: int) -> bool:
+    """Stop a process, and wait until it is. False: it ended instead."""
+    with suppress(OSError):
+        os.kill(pid, signal.SIGSTOP)
+        while (state := Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]) not in "ZX":
+            if state in "Tt":
+                return True
+            os.sched_yield()
+    return False
 
 
 def writes(pid: int, out: Path) -> bool:
@@ -200,6 +221,22 @@ def test_what_a_machine_lacks_is_one_line(cluster: Any, tree: Path, tmp_path: Pa
     with pytest.raises(SourceError, match=r"bad\.jpg: .*Repair or remove it"):
         convert(str(tree), str(tmp_path / "o.beton"), on="ray", write_mode="jpg")
     assert [path.name for path in tmp_path.iterdir()] == [".o.beton.parts"], "for a next run to go on with"
+
+
+def test_a_part_stops_once_the_mark_has_gone(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(src=str(tree), options=SourceOptions(), rule=ImageRule(write_mode="jpg"), layout="class", seed=0, skip=True)
+    parts = Parts(tmp_path / "o.beton", 1, tmp_path / ".seen-1")
+    parts.mark.touch()
+    identity = plan.open(tmp_path).identity()
+    job = pickle.dumps(Job(plan=plan, parts=parts, identity=identity, workers=1, folder=str(tmp_path)))
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_module, "_check_same", lambda job, listing, here: parts.mark.unlink())
+        assert make_part(job, 0) == 0
+    assert not parts.path(0).exists(), "it has stopped"
+    parts.mark.touch()
+    resumed = make_part(job, 0)
+    assert isinstance(resumed, int) and 0 < resumed < IMAGES, "a chunk was done"
+    assert Beton(parts.path(0)).num_samples == IMAGES
 
 
 def test_flags_that_do_not_go_together(

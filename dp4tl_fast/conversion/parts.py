@@ -34,7 +34,8 @@ class Parts:
     Attributes:
         out: The file that they are joined to.
         count: Number of parts.
-        mark: A file with a name that was never there before: a machine that finds it sees the folder.
+        mark: A file with a name that was never there before: a machine that finds it sees the folder. Once it has gone, no more
+            parts are made.
     """
 
     out: Path

@@ -33,7 +33,7 @@ from dp4tl_fast.conversion.plan import Listing, Plan
 LOSSES = 5  # of one part's workers: then it is the part
 IN_USE_S = 120.0  # a lost worker's file may stay locked for a while: until its process has ended, or NFS's lease
 CONNECT_S = 10.0
-STOP_S = 15.0  # for workers to end their chunks
+STOP_S = 15.0  # for workers to end their chunks: the journals keep what was done
 ONE_SYSTEM = "Every machine must see the source and the folder of `out` under the same paths"
 
 Made = int  # of a part: how many of its images earlier attempts had done
@@ -218,21 +218,16 @@ def results(ray: Any, job: Job, missing: list[int]) -> Generator[tuple[int, Made
                 raise made
             yield part, 0 if losses[part] else made  # by this run
     finally:
-        stop(ray, list(running))
-
-
-def stop(ray: Any, running: list[Any]) -> None:
-    """Let workers end the chunks they are at, then end them: the journals keep what was done."""
-    if not running:
-        return
-    for task in running:
-        ray.cancel(task)
-    _, late = ray.wait(running, num_returns=len(running), timeout=STOP_S)
-    for task in late:
-        ray.cancel(task, force=True)
+        if running:  # no ray.cancel: a driver whose task comes back after it was cancelled may abort (Ray 2.60)
+            job.parts.mark.unlink(missing_ok=True)
+            ray.wait(list(running), num_returns=len(running), timeout=STOP_S)
 
 
 # -- on the machines --------------------------------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    """The process that was started makes no more parts."""
 
 
 def make_part(packed: bytes, part: int) -> Made | Exception:
@@ -241,6 +236,8 @@ def make_part(packed: bytes, part: int) -> Made | Exception:
         return _make_part(pickle.loads(packed), part)
     except (Dp4tlError, OSError) as error:
         return error
+    except Stopped:
+        return 0
 
 
 def _make_part(job: Job, part: int) -> Made:
@@ -256,8 +253,13 @@ def _make_part(job: Job, part: int) -> Made:
     _check_same(job, listing, here)
     which, out = (part, job.parts.count), job.parts.path(part)
     deadline = time.monotonic() + IN_USE_S
+
+    def progress(samples: int, size: int) -> None:
+        if not job.parts.mark.exists():
+            raise Stopped
+
     while finished(out, listing.identity(which)) is None:  # a worker that was taken for lost may have finished it
-        conversion = listing.conversion(out, which, job.workers, True, lambda samples, size: None)
+        conversion = listing.conversion(out, which, job.workers, True, progress)
         try:
             conversion.run()
         except InUseError:
