@@ -40,7 +40,8 @@ class Server:
         asked: Of every request for a range: name with its query, first byte, last + 1.
         sent: Bytes of files that were answered with, as far as the other side took them.
         fault: Called with (name, start, stop, number of the request) before an answer: a status to answer with instead;
-            ``cut`` (half of the body, then no more), ``short`` (half of the range, said so), ``flip`` (a wrong byte), or nothing.
+            ``cut`` (half of the body, then no more), ``stall`` (half of it, then silence until the server is closed), ``drip``
+            (2,000 bytes at a time), ``short`` (half of the range, said so), ``flip`` (a wrong byte), or nothing.
     """
 
     def __init__(self, **files: bytes) -> None:
@@ -50,6 +51,7 @@ class Server:
         self.paths: list[str] = []
         self.fault: Callable[[str, int, int, int], int | str | None] = lambda *_: None
         self._lock = threading.Lock()
+        self._closed = threading.Event()
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -66,6 +68,7 @@ class Server:
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def close(self) -> None:
+        self._closed.set()
         self._http.shutdown()
         self._http.server_close()
 
@@ -114,4 +117,12 @@ class Server:
         with self._lock:
             self.sent += len(body) if status in (200, 206) else 0
         with contextlib.suppress(OSError):  # the other side may have gone
-            http.wfile.write(body)
+            if fault == "stall":
+                http.wfile.write(body[: len(body) // 2])
+                self._closed.wait()
+            elif fault == "drip":
+                for at in range(0, len(body), 2000):
+                    http.wfile.write(body[at : at + 2000])
+                    self._closed.wait(0.005)
+            else:
+                http.wfile.write(body)

@@ -12,6 +12,7 @@ import random
 import re
 from collections.abc import AsyncGenerator
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from dp4tl_fast.common.errors import BetonError, Dp4tlError, UsageError
 from dp4tl_fast.remote.url import SCHEMES, Url
 
 FIRST = 1 << 16  # bytes of the first request: a header, and the tables of a small file
-CHUNK = 1 << 19  # bytes that are handed on at a time; a transfer that breaks loses less than one
+CHUNK = 1 << 19  # bytes that are handed on at a time; a transfer that breaks loses less than one, so the next hands on fewer
 OPENING, READING = 4, 9  # requests in a row that may fail, of a file that is opened and of one that is being read
 LONGEST_WAIT = 16.0  # seconds between two of them; the first waits are 0.25, 0.5, 1, ...
-CLIENT = {"allow_http": True, "connect_timeout": "10s", "timeout": "120s"}  # what takes longer goes on where it was
-SILENT_S = 60.0  # a server that sends nothing for so long is asked again
+SILENT_S = 30.0  # a server that sends nothing for so long is asked again; one that is slow has all the time it needs
+CLIENT = {"allow_http": True, "connect_timeout": timedelta(seconds=10), "timeout": timedelta(days=7)}
 CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_REGION (with boto3 installed also a profile); "
     "AWS_SKIP_SIGNATURE=true for a public bucket",
@@ -74,7 +75,8 @@ class Store:
             raise UsageError(f"{url}: URLs need obstore. Install it with `pip install dp4tl_fast[cloud]`") from None
         self._obstore_get = obstore.get
         self.received = 0
-        how: dict[str, Any] = {"client_options": CLIENT, "retry_config": {"max_retries": 0}}
+        client = {**CLIENT, "read_timeout": timedelta(seconds=SILENT_S)}
+        how: dict[str, Any] = {"client_options": client, "retry_config": {"max_retries": 0}}
         try:
             if url.is_http:  # also one of S3's, which may be public or signed
                 self._store: Any = stores.HTTPStore.from_url(url.folder, **how)
@@ -92,8 +94,8 @@ class Store:
         """The version that is there now, and the first bytes of it."""
         for failures in range(1, OPENING + 1):
             try:
-                result = await _soon(self._get(self._store, self.url.name, options={"range": (0, FIRST)}))
-                data = bytes(await _soon(asyncio.to_thread(result.bytes)))
+                result = await self._get(self._store, self.url.name, options={"range": (0, FIRST)})
+                data = bytes(await asyncio.to_thread(result.bytes))
                 self.received += len(data)
                 version = _version(result.meta)
                 if len(data) == min(FIRST, version.size):
@@ -117,11 +119,11 @@ class Store:
                 options["if_match"] = version.etag
             why = "no bytes came"
             try:
-                result = await _soon(self._get(self._store, self.url.name, options=options))
+                result = await self._get(self._store, self.url.name, options=options)
                 self._check(version, _version(result.meta))
                 if result.range[0] != at:
                     raise BetonError(f"{self.url}: the server answered with bytes from {result.range[0]} on instead of {at}")
-                async for chunk in _chunks(result):
+                async for chunk in _chunks(result, max(1, CHUNK >> 3 * failures)):
                     part = memoryview(chunk)[: stop - at]
                     at += len(part)
                     self.received += len(part)
@@ -145,9 +147,9 @@ class Store:
         unless: Any = {"if_none_match": etag} if etag else {}
         for failures in range(1, OPENING + 1):
             try:
-                result = await _soon(self._get(self._store, name, options=unless))
+                result = await self._get(self._store, name, options=unless)
                 with open(to, "wb") as file:
-                    async for chunk in _chunks(result):
+                    async for chunk in _chunks(result, CHUNK):
                         self.received += file.write(chunk)
                     if file.tell() == result.meta["size"]:
                         return result.meta["e_tag"] or ""
@@ -211,13 +213,10 @@ class Store:
             )
 
 
-async def _soon(answer: Any) -> Any:
-    return await asyncio.wait_for(answer, SILENT_S)
-
-
-async def _chunks(result: Any) -> AsyncGenerator[Any, None]:
-    stream = iter(result.stream(min_chunk_size=CHUNK))
-    while (chunk := await _soon(asyncio.to_thread(next, stream, None))) is not None:
+async def _chunks(result: Any, size: int) -> AsyncGenerator[Any, None]:
+    """Of ``size`` bytes or somewhat more."""
+    stream = iter(result.stream(min_chunk_size=size))
+    while (chunk := await asyncio.to_thread(next, stream, None)) is not None:
         yield chunk
 
 
@@ -244,7 +243,7 @@ async def _pause(failures: int) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    if isinstance(error, asyncio.TimeoutError):
-        return f"nothing came for {SILENT_S:.0f} s"
+    if "kind: Timeout" in str(error):
+        return f"nothing came for {SILENT_S:g} s"
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return re.sub(r"\?[^ ]*", "", line)[:300]  # without the signature of a URL

@@ -35,6 +35,37 @@ def test_a_cut_transfer_goes_on_where_it_broke(server, remote, original, monkeyp
     assert server.sent - sent < original.sizes.sum() + len(of_records(server, original)) * store.CHUNK
 
 
+def test_a_silent_server_is_asked_again_where_it_stopped(server, original, tmp_path, monkeypatch):
+    """Every second answer, of tables, sidecar and records."""
+    monkeypatch.setattr(store, "SILENT_S", 0.3)
+    server.fault = lambda name, a, b, number: "stall" if number % 2 else None
+    beton = Beton(server.url + "x.beton", cache_dir=tmp_path / "cache")
+    intact(beton, original)
+    server.fault = lambda *_: "stall"
+    with pytest.raises(BetonError, match=r"cannot be read: nothing came for 0.3 s. It was tried 4 times"):
+        Beton(server.url + "x.beton", cache_dir=tmp_path / "another")
+
+
+def test_a_slow_server_has_all_the_time_it_needs(server, original, tmp_path, monkeypatch):
+    """Each answer takes several times as long as a server may be silent; nothing is asked for twice."""
+    monkeypatch.setattr(store, "SILENT_S", 0.3)
+    server.fault = lambda *_: "drip"
+    beton = Beton(server.url + "x.beton", cache_dir=tmp_path / "cache")
+    beton.fetch(np.arange(original.num_samples))
+    asked = of_records(server, original)
+    assert max(b - a for a, b in asked) / 2000 * 0.005 > 2 * store.SILENT_S
+    assert sum(b - a for a, b in asked if a < original._alloc_ptr) == int(original.sizes.sum())
+    server.fault = lambda *_: None
+    intact(beton, original)
+
+
+def test_a_server_that_never_sends_more_than_half_is_read_all_the_same(server, original, tmp_path):
+    """Half of what is left is less than a chunk soon."""
+    server.fault = lambda name, a, b, number: "cut" if a >= original.page_size and b - a > 1 else None
+    beton = Beton(server.url + "x.beton", cache_dir=tmp_path / "cache")
+    intact(beton, original)
+
+
 @pytest.mark.parametrize(
     ("fault", "says"),
     [

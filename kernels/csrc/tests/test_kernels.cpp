@@ -41,7 +41,7 @@ int blend(const std::vector<int>& samples, const int16_t* weight, bool q7) {
 }
 
 void rows_blend(const Kernels& kernels, std::mt19937& random) {
-  for (int taps : {1, 2, 3, 12, 13, 40}) {
+  for (int taps : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 40}) {
     for (int n : {1, 2, 7, 8, 15, 16, 17, 31, 48, 63, 65, 200}) {
       const int stride = n + static_cast<int>(random() % 5);
       // Exactly as long as may be read: the address sanitizer sees a byte too far.
@@ -64,15 +64,19 @@ void columns_blend(const Kernels& kernels, std::mt19937& random) {
   for (int n : {8, 16, 40}) {  // to_columns turns blocks of 16 x 8
     std::vector<int16_t> rows(static_cast<size_t>(n * kBand)), columns(rows.size());
     for (int16_t& x : rows) x = static_cast<int16_t>(random() % 32641);
-    kernels.to_columns(rows.data(), n, n, columns.data());
-    for (int x = 0; x < n; ++x) {
-      for (int i = 0; i < kBand; ++i) CHECK(columns[x * kBand + i] == rows[i * n + x], "%s: to_columns, x %d row %d", name_of(kernels.isa), x, i);
+    for (int step : {kBand, 2 * kBand}) {
+      columns.assign(static_cast<size_t>(n * step), -1);
+      kernels.to_columns(rows.data(), n, n, step, columns.data());
+      for (int at = 0; at < n * step; ++at) {
+        const int x = at / step, i = at % step, expected = i < kBand ? rows[i * n + x] : -1;
+        CHECK(columns[at] == expected, "%s: to_columns, x %d row %d", name_of(kernels.isa), x, i);
+      }
     }
   }
-  for (int channels : {1, 3}) {
-    for (int taps : {1, 2, 5, 12, 13, 40}) {
-      const int n = taps + 9, size = 11;
-      std::vector<int16_t> columns(static_cast<size_t>(n * channels * kBand)), weight, to(static_cast<size_t>(size * kBand));
+  for (int channels : {1, 2, 3}) {
+    for (int taps : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 40}) {
+      const int n = taps + 9, size = 11, plane = size * kBand + 8;
+      std::vector<int16_t> columns(static_cast<size_t>(n * channels * kBand)), weight, to(static_cast<size_t>(channels * plane), -1);
       for (int16_t& x : columns) x = static_cast<int16_t>(random() % 32641);
       std::vector<int> start;
       for (int x = 0; x < size; ++x) {
@@ -80,15 +84,16 @@ void columns_blend(const Kernels& kernels, std::mt19937& random) {
         const std::vector<int16_t> w = weights(random, taps);
         weight.insert(weight.end(), w.begin(), w.end());
       }
-      for (int channel = 0; channel < channels; ++channel) {
-        kernels.blend_columns(columns.data(), channels, channel, start.data(), weight.data(), taps, size, to.data());
-        for (int at = 0; at < size * kBand; ++at) {
-          const int x = at / kBand;
+      kernels.blend_columns(columns.data(), channels, start.data(), weight.data(), taps, size, plane, to.data());
+      for (int at = 0; at < channels * plane; ++at) {
+        const int channel = at / plane, x = at % plane / kBand;
+        int expected = -1;
+        if (x < size) {
           std::vector<int> samples;
-          for (int k = 0; k < taps; ++k) samples.push_back(columns[((start[x] + k) * channels + channel) * kBand + at % kBand]);
-          const int expected = blend(samples, &weight[x * taps], false);
-          CHECK(to[at] == expected, "%s: blend_columns, taps %d x %d: %d, expected %d", name_of(kernels.isa), taps, x, to[at], expected);
+          for (int k = 0; k < taps; ++k) samples.push_back(columns[((start[x] + k) * channels + channel) * kBand + at % plane % kBand]);
+          expected = blend(samples, &weight[x * taps], false);
         }
+        CHECK(to[at] == expected, "%s: blend_columns, taps %d channel %d x %d: %d, expected %d", name_of(kernels.isa), taps, channel, x, to[at], expected);
       }
     }
   }

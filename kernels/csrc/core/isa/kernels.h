@@ -19,11 +19,11 @@ struct Kernels {
   // Vertical: to[0..n) = sum over k < taps of weight[k] * from[k * stride + 0..n), in Q7 (sample * 128).
   // Writes up to n rounded up to 16 values; reads no byte beyond from[... + n).
   void (*blend_rows)(const uint8_t* from, ptrdiff_t stride, const int16_t* weight, int taps, int n, int16_t* to);
-  // rows[16][stride] -> columns[n][16]; n is rounded up to 8.
-  void (*to_columns)(const int16_t* rows, ptrdiff_t stride, int n, int16_t* columns);
-  // Horizontal: to[x][16] = sum over k of weight[x][k] * columns[(start[x] + k) * channels + channel][16].
-  void (*blend_columns)(const int16_t* columns, int channels, int channel, const int* start, const int16_t* weight, int taps,
-                        int size, int16_t* to);
+  // rows[16][stride] -> 16 values each at columns + x * step, for x in [0, n rounded up to 8).
+  void (*to_columns)(const int16_t* rows, ptrdiff_t stride, int n, ptrdiff_t step, int16_t* columns);
+  // Horizontal: to[c * plane + x * 16 ...][16] = sum over k of weight[x][k] * columns[start[x] + k][c][16], for each c < channels <= 3.
+  void (*blend_columns)(const int16_t* columns, int channels, const int* start, const int16_t* weight, int taps, int size,
+                        ptrdiff_t plane, int16_t* to);
   // planes[3][size][16] in Q7, in place: Y, Cb, Cr -> R, G, B.
   void (*ycc_to_rgb)(int16_t* y, int16_t* cb, int16_t* cr, int n);
   // r, g, b [size rounded up to 8][16] -> `rows` rows of size x 3 samples of the output's type.

@@ -65,8 +65,8 @@ void JpegShrinker::resize(const Plane& plane, Size from, Size to, int step, int 
       kernels_.blend_rows(plane.data + down_.start[static_cast<size_t>(row)] * plane.stride, plane.stride,
                           &down_.weight[static_cast<size_t>(row) * static_cast<size_t>(down_.taps)], down_.taps, n, rows + i * padded);
     }
-    kernels_.to_columns(rows, padded, n, columns);
-    kernels_.blend_columns(columns, 1, 0, across_.start.data(), across_.weight.data(), across_.taps, width, band);
+    kernels_.to_columns(rows, padded, n, kBand, columns);
+    kernels_.blend_columns(columns, 1, across_.start.data(), across_.weight.data(), across_.taps, width, 0, band);
     const int count = std::min(kBand, height - first);
     for (int i = 0; i < count; ++i) {
       uint8_t* line = out + (first + i) * stride;

@@ -87,27 +87,28 @@ void Resizer::run(const Pixels& pixels, const Crop& crop, const Output& out, voi
   }
   const int widest = (std::max(x[0].high - x[0].low, sets == 2 ? x[1].high - x[1].low : 0) * channels + 15) / 16 * 16;
   int16_t* rows = rows_.at_least(static_cast<size_t>(widest) * kBand);
-  int16_t* columns = columns_.at_least(static_cast<size_t>(widest) * kBand);
+  int16_t* columns = columns_.at_least(static_cast<size_t>(widest) * kBand * 2);
   const size_t band = static_cast<size_t>(out.size + 7) / 8 * 8 * kBand;  // one channel of a band
   int16_t* bands = bands_.at_least(3 * band);
   const size_t row_bytes = static_cast<size_t>(out.size) * 3 * bytes_of(out.dtype);
 
   for (int first = 0; first < out.size; first += kBand) {
-    for (int p = 0; p < planes; ++p) {
+    for (int p = 0, together; p < planes; p += together) {  // luma, or pixels; then both planes of chroma
+      together = p == 0 ? 1 : 2;
       const int s = p > 0 ? sets - 1 : 0;
-      const Plane& plane = pixels.planes[p];
       const int n = (x[s].high - x[s].low) * channels;
-      const uint8_t* left = plane.data + static_cast<ptrdiff_t>(x[s].low - plane.left) * channels;
-      for (int i = 0; i < kBand; ++i) {
-        const int row = std::min(first + i, out.size - 1);  // the last band repeats its last row, which is not stored
-        kernels_.blend_rows(left + down_[s].start[row] * plane.stride, plane.stride,
-                            &down_[s].weight[static_cast<size_t>(row) * down_[s].taps], down_[s].taps, n, rows + i * widest);
+      for (int t = 0; t < together; ++t) {
+        const Plane& plane = pixels.planes[p + t];
+        const uint8_t* left = plane.data + static_cast<ptrdiff_t>(x[s].low - plane.left) * channels;
+        for (int i = 0; i < kBand; ++i) {
+          const int row = std::min(first + i, out.size - 1);  // the last band repeats its last row, which is not stored
+          kernels_.blend_rows(left + down_[s].start[row] * plane.stride, plane.stride,
+                              &down_[s].weight[static_cast<size_t>(row) * down_[s].taps], down_[s].taps, n, rows + i * widest);
+        }
+        kernels_.to_columns(rows, widest, n, together * kBand, columns + t * kBand);
       }
-      kernels_.to_columns(rows, widest, n, columns);
-      for (int c = 0; c < channels; ++c) {
-        kernels_.blend_columns(columns, channels, c, across_[s].start.data(), across_[s].weight.data(), across_[s].taps, out.size,
-                               bands + (p + c) * band);
-      }
+      kernels_.blend_columns(columns, channels * together, across_[s].start.data(), across_[s].weight.data(), across_[s].taps,
+                             out.size, static_cast<ptrdiff_t>(band), bands + p * band);
     }
     if (pixels.color == Color::kYcc) kernels_.ycc_to_rgb(bands, bands + band, bands + 2 * band, out.size);
     const bool gray = pixels.color == Color::kGray;
