@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "tests/check.h"
@@ -191,6 +192,29 @@ void outputs(const Kernels& kernels, std::mt19937& random) {
   }
 }
 
+// Large images are written past the caches: to any address, all of their bytes and no others.
+void large_images(const Kernels& kernels, std::mt19937& random) {
+  std::vector<uint8_t> source(40 * 40);
+  for (uint8_t& x : source) x = static_cast<uint8_t>(random());
+  Pixels pixels;
+  pixels.color = Color::kGray;
+  pixels.planes[0].data = source.data(), pixels.planes[0].stride = 40, pixels.planes[0].width = pixels.planes[0].height = 40;
+  for (const auto& [dtype, size] : {std::pair(DType::kUint8, 149), std::pair(DType::kFloat16, 107), std::pair(DType::kFloat32, 224)}) {
+    Output out;
+    out.size = size, out.dtype = dtype;
+    const size_t bytes = static_cast<size_t>(size) * size * 3 * bytes_of(dtype), step = dtype == DType::kUint8 ? 1 : bytes_of(dtype);
+    std::vector<uint8_t> first;
+    for (size_t at = 0; at < 16; at += step) {
+      std::vector<uint8_t> to(at + bytes + 16, static_cast<uint8_t>(at));
+      Resizer(kernels).run(pixels, {3, 2, 31, 33, false}, out, to.data() + at);
+      const std::vector<uint8_t> image(to.begin() + static_cast<ptrdiff_t>(at), to.end() - 16);
+      if (first.empty()) first = image;
+      CHECK(image == first, "%s: an image of %d pixels at byte %zu differs", name_of(kernels.isa), size, at);
+      for (size_t i = 0; i < to.size(); ++i) CHECK((i >= at && i < at + bytes) || to[i] == at, "%s: byte %zu beside an image", name_of(kernels.isa), i);
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -202,6 +226,7 @@ int main() {
     columns_blend(kernels, random);
     colours(kernels, random);
     outputs(kernels, random);
+    large_images(kernels, random);
     std::printf("%s: good\n", name_of(kernels.isa));
   }
 }

@@ -81,6 +81,7 @@ class Resizer {
   const Kernels& kernels_;
   Weights across_[2], down_[2];  // for full planes, and for subsampled chroma
   Scratch<int16_t> rows_, columns_, bands_;
+  Scratch<uint8_t> lines_;
 };
 
 }  // namespace dp4tl

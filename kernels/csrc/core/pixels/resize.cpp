@@ -1,5 +1,9 @@
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 #include "core/isa/kernels.h"
 #include "core/pixels/pixels.h"
@@ -66,6 +70,25 @@ Span span(int begin, int length, int step, bool subsampled, int samples) {
           std::min(samples, (begin + length + step - 1) / step + margin)};
 }
 
+// Images of so many bytes make batches that leave the caches before anybody reads them. Their stores would wait for the memory to be read
+// first, so they are written past the caches (`stream`), a band at a time.
+constexpr size_t kStreamed = 1 << 16;
+
+void stream(const uint8_t* from, size_t bytes, uint8_t* to) {
+#if defined(__SSE2__)
+  const size_t head = std::min(bytes, -reinterpret_cast<uintptr_t>(to) % 16);
+  std::memcpy(to, from, head);
+  size_t at = head;
+  for (; at + 16 <= bytes; at += 16) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to + at), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + at)));
+  }
+  std::memcpy(to + at, from + at, bytes - at);
+  _mm_sfence();  // whoever is told that the image is there must see it
+#else
+  std::memcpy(to, from, bytes);
+#endif
+}
+
 }  // namespace
 
 void Resizer::run(const Pixels& pixels, const Crop& crop, const Output& out, void* to) {
@@ -91,6 +114,7 @@ void Resizer::run(const Pixels& pixels, const Crop& crop, const Output& out, voi
   const size_t band = static_cast<size_t>(out.size + 7) / 8 * 8 * kBand;  // one channel of a band
   int16_t* bands = bands_.at_least(3 * band);
   const size_t row_bytes = static_cast<size_t>(out.size) * 3 * bytes_of(out.dtype);
+  uint8_t* lines = static_cast<size_t>(out.size) * row_bytes >= kStreamed ? lines_.at_least(row_bytes * kBand) : nullptr;
 
   for (int first = 0; first < out.size; first += kBand) {
     for (int p = 0, together; p < planes; p += together) {  // luma, or pixels; then both planes of chroma
@@ -112,8 +136,10 @@ void Resizer::run(const Pixels& pixels, const Crop& crop, const Output& out, voi
     }
     if (pixels.color == Color::kYcc) kernels_.ycc_to_rgb(bands, bands + band, bands + 2 * band, out.size);
     const bool gray = pixels.color == Color::kGray;
-    kernels_.store_band(bands, gray ? bands : bands + band, gray ? bands : bands + 2 * band, out,
-                        std::min(kBand, out.size - first), static_cast<uint8_t*>(to) + static_cast<size_t>(first) * row_bytes);
+    const int count = std::min(kBand, out.size - first);
+    uint8_t* place = static_cast<uint8_t*>(to) + static_cast<size_t>(first) * row_bytes;
+    kernels_.store_band(bands, gray ? bands : bands + band, gray ? bands : bands + 2 * band, out, count, lines ? lines : place);
+    if (lines) stream(lines, static_cast<size_t>(count) * row_bytes, place);
   }
 }
 
