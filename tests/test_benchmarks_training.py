@@ -8,6 +8,8 @@ from benchmarks import training
 from benchmarks.harness import Suite
 from benchmarks.training_subjects import ours, reference
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_suite_trains_in_all_three_ways(tmp_path, monkeypatch):
     noisy_colours(tmp_path, "imagenet-sample", (6,) * 4)

@@ -4,7 +4,10 @@ import re
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
+
+pytestmark = pytest.mark.slow
 
 PATH = Path(__file__).parent.parent / "examples/which_classes.ipynb"
 

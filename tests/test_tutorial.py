@@ -12,6 +12,8 @@ import pytest
 from dp4tl_fast import Beton, Selection
 from dp4tl_fast.demo.data import is_glyph
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
