@@ -2,8 +2,8 @@
 
 ``remote-K%``: MB/s of fetching K % of the classes into an empty cache, beside a plain parallel download of the same bytes from the
 same server into a file. ``remote-K%-excess``: what the server sent beyond the wanted records, by its own log, as a fraction of the
-file. ``remote-K%-first-batch``: what had come when a shuffled loader gave its first batch of 256, of what was wanted; the
-server is slowed to 1 MiB/s per connection there, as decoding would otherwise be slower than the network.
+file. ``remote-K%-first-batch``: what had come when a shuffled loader gave its first batch of 64, of what was wanted; the server is
+slowed to 64 KiB/s per connection there, as decoding would otherwise be slower than the network.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from dp4tl_fast.beton import Beton
 
 KEEP = (0.6, 0.4, 0.2)
-CONNECTIONS, PIECE = 32, 8 << 20  # of the plain download, as of ours
+RATE = "64k"  # bytes per second and connection: a record takes longer on the way than to decode
+BATCH = 64
 
 
 def network(suite: Suite, path: Path) -> None:
@@ -35,7 +36,7 @@ def network(suite: Suite, path: Path) -> None:
     first: list[float] = []
     with tempfile.TemporaryDirectory(dir=path.parent) as name:
         work = Path(name)
-        with nginx(path.parent, work) as url:
+        with nginx(path.parent, work, RATE) as url:
             for keep in KEEP:
                 seen: dict[str, list[float]] = {"ours": [], "plain parallel download": []}
                 beyond = []
@@ -73,7 +74,10 @@ def _wanted(beton: Beton, keep: float, seed: int) -> np.ndarray:
 
 def fetch(url: str, keep: float, seed: int, out: str) -> dict[str, float]:
     """``seconds`` from opening the URL until the records are there, their bytes (``wanted``) and the file's (``file``)."""
+    import obstore.store  # noqa: F401  (before the clock starts, as in `download`)
+
     from dp4tl_fast.beton import Beton
+    from dp4tl_fast.remote import file  # noqa: F401
 
     start = time.perf_counter()
     beton = Beton(url, cache_dir=out)
@@ -89,6 +93,7 @@ def download(url: str, path: str, keep: float, seed: int, out: str) -> dict[str,
     from obstore.store import HTTPStore
 
     from dp4tl_fast.beton import Beton
+    from dp4tl_fast.remote.arrivals import CONNECTIONS, PIECE
 
     beton = Beton(path)
     records = _wanted(beton, keep, seed)
@@ -116,7 +121,7 @@ def first_batch(url: str, keep: float, seed: int, out: str) -> dict[str, float]:
 
     beton = Beton(url, cache_dir=out)
     records = _wanted(beton, keep, seed)
-    spec = LoaderSpec(batch_size=256, size=224, transform="random_resized_crop", shuffle=True, workers=2, seed=seed)
+    spec = LoaderSpec(batch_size=BATCH, size=224, transform="random_resized_crop", shuffle=True, workers=2, seed=seed)
     with open_loader(beton, records, spec) as loader:
         next(iter(loader))
         return {"came": beton.bytes_fetched, "wanted": int(beton.sizes[records].sum())}

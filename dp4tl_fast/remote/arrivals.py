@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
+import time
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import aclosing
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,6 +15,8 @@ import numpy as np
 
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.errors import BackendError, RecordError
+from dp4tl_fast.common.machine import cores
+from dp4tl_fast.remote.background import ending
 from dp4tl_fast.remote.cache import try_lock, unlock
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ T = TypeVar("T")
 Run = tuple[int, int]  # places of records that lie one after another in the file, first and last + 1
 Piece = tuple[Run, bool, "_Job"]  # one request; whether it is a long stretch that nothing waits for yet; whose it is
 
-CONNECTIONS = 32  # requests at a time; one of cloud storage brings 30 to 100 MB/s
-IN_BULK = 8  # of them fetch long stretches, even while batches that come soon need single records
+CONNECTIONS = min(32, 8 * cores())  # requests at a time; one of cloud storage brings 30 to 100 MB/s, a core handles a GB/s in all
+IN_BULK = CONNECTIONS // 4  # of them fetch long stretches, even while batches that come soon need single records
 PIECE = 8 << 20  # bytes of a request
 AHEAD = 32 << 20  # bytes of the batches that are next, whose records are asked for first
 TOLD = 1 << 24  # bytes from which on a fetch is told of
@@ -99,7 +100,9 @@ class Arrivals:
         self.have[self._stops == self._starts] = 1
         self._changed = threading.Condition()  # guards all below
         self._claimed = np.zeros(len(starts), bool)  # by this process
+        self._told = self._claimed.copy()  # of which it was said that they are fetched
         self._jobs: list[_Job] = []
+        self._awaited: list[int] = []  # the first of the places that each waiter still lacks
         self._running = self._in_bulk = 0  # requests
         self._unsynced, self._syncing = 0, False
 
@@ -119,10 +122,12 @@ class Arrivals:
         missing &= self.have == 0
         if not missing.any():
             return local
-        needed = int((self._stops - self._starts)[missing].sum())
-        self.file.entry.cache.make_room(self.file.entry, needed)
-        if needed >= TOLD and os.environ.get("LOCAL_RANK", "0") == "0":
-            cli.message(f"{self.file.url}: fetching {needed / 1e6:,.0f} MB into {self.file.entry.folder}")
+        sizes = self._stops - self._starts
+        self.file.entry.cache.make_room(self.file.entry, int(sizes[missing].sum()))
+        new = int(sizes[missing & ~self._told].sum())
+        self._told |= missing
+        if new >= TOLD and os.environ.get("LOCAL_RANK", "0") == "0":
+            cli.message(f"{self.file.url}: fetching {new / 1e6:,.0f} MB into {self.file.entry.folder}")
         later: np.ndarray = np.zeros(0, np.int64) if others is None else self.places(others)
         job = _Job(self, batches, later)
         with self._changed:
@@ -131,39 +136,36 @@ class Arrivals:
         return job
 
     def go_on(self) -> None:
-        self.file.background.start(self._begin())
-
-    async def _begin(self) -> None:
-        """Have as many requests running as there is work for. In the background, as all that follows."""
+        """Have as many requests running as there is work for."""
+        self.file.background.check()
         with self._changed:
             for job in self._jobs:
                 job.try_again()
-        while self._running < CONNECTIONS and (piece := self._next()):
-            self._running += 1
-            asyncio.get_running_loop().create_task(self._work(piece))
+            while self._running < CONNECTIONS and (piece := self._next()):
+                self._running += 1
+                self.file.background.start(self._work, piece)
 
-    async def _work(self, piece: Piece | None) -> None:
+    def _work(self, piece: Piece | None) -> None:
         while piece:
             (first, stop), bulk, job = piece
             try:
-                await self._fetch(first, stop)
-                await self._sync()
+                self._fetch(first, stop)
+                self._sync(int(self._stops[stop - 1] - self._starts[first]))
             except Exception as error:
                 job.failure = error  # others who want these records ask for them themselves
                 self.end(job)
-            finally:
-                with self._changed:
-                    self._claimed[first:stop] = False
-                    self._in_bulk -= bulk
-                    unlock(self._lock_fd, first, stop - first)
-                    self._changed.notify_all()
-            piece = self._next()
-        self._running -= 1
+            with self._changed:
+                self._claimed[first:stop] = False
+                self._in_bulk -= bulk
+                unlock(self._lock_fd, first, stop - first)
+                self._changed.notify_all()
+                piece = self._next()
+                self._running -= piece is None
 
     def _next(self) -> Piece | None:
         """What to fetch next, locked."""
         with self._changed:
-            if self.file.background.ending.is_set():
+            if ending():
                 return None
             late = [job for job in self._jobs if job.has_begun]
             order = [(job, False) for job in self._jobs] + [(job, True) for job in late]
@@ -204,63 +206,72 @@ class Arrivals:
                 return first, stop
         return None
 
-    async def _fetch(self, first: int, stop: int) -> None:
+    def _fetch(self, first: int, stop: int) -> None:
         """Fetch the records at these places, and mark each when it is there."""
         failed = -1
         while first < stop:
             at, crc = int(self._starts[first]), 0
-            async with aclosing(self.file.store.read(self.file.entry.version, at, int(self._stops[stop - 1]))) as parts:
-                async for part in parts:
-                    self.file.entry.cache.write(self._fd, part, at)
-                    self._unsynced += len(part)
-                    first, crc, right = self._mark(first, stop, part, at, crc)
-                    at += len(part)
-                    if not right:
-                        break
+            for part in self.file.store.read(self.file.entry.version, at, int(self._stops[stop - 1])):
+                first, crc, right = self._keep(first, stop, part, at, crc)
+                at += len(part)
+                if not right:
+                    break
             if first < stop and first == failed:  # a wrong checksum: once is the network's fault, twice the file's
                 record = f"{self.file.url}: record {int(self._record[first])}"
                 raise RecordError(f"{record} does not match its checksum: the file is damaged. Upload it again")
             failed = first
 
-    def _mark(self, first: int, stop: int, part: memoryview, at: int, crc: int) -> tuple[int, int, bool]:
-        """Mark the records that end in ``part``, which was written at byte ``at``.
+    def _keep(self, first: int, stop: int, part: memoryview, at: int, crc: int) -> tuple[int, int, bool]:
+        """Write ``part``, the bytes from ``at`` on, and mark the records that end in it.
 
         Returns:
             The place of the first record that is not there yet, the CRC-32 of what there is of it, and whether all was right.
         """
-        begun, checksums = 0, self._checksums
+        self.file.entry.cache.write(self._fd, part, at)
+        begun, checksums, before = 0, self._checksums, first
         while first < stop and self._stops[first] <= at + len(part):
             end = int(self._stops[first]) - at
             if checksums is not None and zlib.crc32(part[begun:end], crc) != checksums[first]:
                 return first, 0, False
             self.have[first] = 1
             first, begun, crc = first + 1, end, 0
-        with self._changed:
-            self._changed.notify_all()
+        if any(before <= place < first for place in tuple(self._awaited)):  # who waits for one looks after he has said so
+            with self._changed:
+                self._changed.notify_all()
         return first, zlib.crc32(part[begun:], crc) if checksums is not None else 0, True
 
-    async def _sync(self) -> None:
+    def _sync(self, written: int) -> None:
         """Now and then, and after the last request of many."""
-        if self._syncing or self._unsynced < (SYNC if self._running > 1 else PIECE):
-            return
-        self._unsynced, self._syncing = 0, True
+        with self._changed:
+            self._unsynced += written
+            if self._syncing or self._unsynced < (SYNC if self._running > 1 else PIECE):
+                return
+            self._unsynced, self._syncing = 0, True
         try:
-            await asyncio.to_thread(self.file.entry.sync, self._fd, self.have)
+            self.file.entry.sync(self._fd, self.have)
         finally:
             self._syncing = False
 
     def wait(self, job: _Job, places: np.ndarray) -> None:
         """Return once the records at these places are there."""
+        asked, missing = time.monotonic(), places
         while True:
             with self._changed:
-                if self.have[places].all():
+                missing = missing[self.have[missing] == 0]
+                if not len(missing):
                     return
                 if job.failure is not None:
                     raise job.failure
                 if job.closed:
                     raise BackendError(f"{self.file.url}: the loader was closed while it waited for records")
-                self._changed.wait(LOOK_S)
-            self.go_on()  # others may have ended, or fetched some of it
+                first = int(missing[0])
+                self._awaited.append(first)
+                if not self.have[first]:
+                    self._changed.wait(LOOK_S)
+                self._awaited.remove(first)
+            if time.monotonic() - asked >= LOOK_S:  # others may have ended, or fetched some of it
+                asked = time.monotonic()
+                self.go_on()
 
     def end(self, job: _Job) -> None:
         with self._changed:

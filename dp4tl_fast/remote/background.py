@@ -1,91 +1,59 @@
-"""Coroutines beside the program: an event loop in a thread of its own.
+"""Blocking calls beside the program, in threads of their own.
 
-At exit nothing new is begun, and requests that are under way may finish.
+Python waits for these threads at its end, as no thread may be inside obstore then. So whatever runs here looks now and then whether
+the program is ``ending``, and begins nothing new.
 """
 
 from __future__ import annotations
 
-import asyncio
-import atexit
 import os
 import threading
-import weakref
-from collections.abc import Coroutine
+import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from dp4tl_fast.common.errors import BetonError
 
 T = TypeVar("T")
-
-FINISH_S = 3.0  # at exit, for requests that are under way
-THREADS = 40  # that wait for answers
-_open: weakref.WeakSet[Background] = weakref.WeakSet()
+LOOK_S = 0.1  # how often a pause looks whether the program ends
 
 
 class Background:
-    """Begins its thread when there is something to do. Ends with this object, or with the process.
+    """Begins its threads when there is something to do. They end with this object, or with the process."""
 
-    Attributes:
-        ending: Set when the process ends: begin nothing new.
-    """
-
-    def __init__(self) -> None:
-        self.ending = threading.Event()
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
         self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pool: ThreadPoolExecutor | None = None
         self._process = os.getpid()
 
-    def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Raises: BetonError, in a child after a fork, where the thread is not."""
+    def check(self) -> None:
+        """Raises: BetonError, in a child after a fork, where the threads are not."""
         if os.getpid() != self._process:
-            work.close()
             raise BetonError(f"a URL was opened by process {self._process}. Open it in the child (process {os.getpid()})")
+
+    def start(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
+        self.check()
         with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="dp4tl-remote"))
-                thread = threading.Thread(target=self._loop.run_forever, name="dp4tl-remote", daemon=True)
-                thread.start()
-                self._end = weakref.finalize(self, _end, self._loop, thread, self._process)
-                self._end.atexit = False
-                _open.add(self)
-            return asyncio.run_coroutine_threadsafe(work, self._loop)
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="dp4tl-remote")
+            try:
+                return self._pool.submit(work, *arguments)
+            except RuntimeError:
+                raise BetonError("the program ends: nothing more is fetched") from None
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """What it returns, or raises."""
-        future = self.start(work)
-        try:
-            return future.result()
-        finally:
-            future.cancel()  # where the wait was interrupted
+    def run(self, work: Callable[..., T], *arguments: Any) -> T:
+        """What it returns, or raises. Unlike a call in the main thread, the wait can be interrupted."""
+        return self.start(work, *arguments).result()
 
 
-def _end(loop: asyncio.AbstractEventLoop, thread: threading.Thread, process: int) -> None:
-    if os.getpid() != process:
-        return
-
-    async def finish() -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        if others:
-            _, late = await asyncio.wait(others, timeout=FINISH_S)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
-        await loop.shutdown_asyncgens()
-        loop.stop()
-
-    if thread.is_alive():
-        asyncio.run_coroutine_threadsafe(finish(), loop)
-        if thread is not threading.current_thread():
-            thread.join()
-            loop.close()
+def ending() -> bool:
+    """Whether the program ends: Python waits for other threads now."""
+    return not threading.main_thread().is_alive()
 
 
-@atexit.register
-def _at_exit() -> None:
-    running = [background for background in _open if background._process == os.getpid()]
-    for background in running:
-        background.ending.set()
-    for background in running:
-        background._end()
+def pause(seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0 and not ending():
+        time.sleep(min(left, LOOK_S))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import weakref
 from collections.abc import Iterator, Mapping
@@ -29,8 +28,8 @@ class RemoteFile:
         self.url = url
         cache = Cache.of(cache_dir, cache_limit)
         self.store = Store(url)
-        self.background = Background()
-        version, self._first = self.background.run(self.store.first())
+        self.background = Background(CONNECTIONS)
+        version, self._first = self.background.run(self.store.first)
         self.entry = cache.entry(url, version)
         self._fd = -1  # while it is opened
 
@@ -59,19 +58,18 @@ class RemoteFile:
         if self.entry.opened or start >= stop:
             return
         pieces = [(at, min(at + PIECE, stop)) for at in range(start, stop, PIECE)]
+        requests = [self.background.start(self._bring, *piece) for piece in pieces]
+        try:
+            for request in requests:
+                request.result()
+        finally:
+            for request in requests:
+                request.cancel()
 
-        async def fetch() -> None:
-            turn = asyncio.Semaphore(CONNECTIONS)
-
-            async def one(at: int, end: int) -> None:
-                async with turn:
-                    async for part in self.store.read(self.entry.version, at, end):
-                        self.entry.cache.write(self._fd, part, at)
-                        at += len(part)
-
-            await asyncio.gather(*(one(*piece) for piece in pieces))
-
-        self.background.run(fetch())
+    def _bring(self, at: int, stop: int) -> None:
+        for part in self.store.read(self.entry.version, at, stop):
+            self.entry.cache.write(self._fd, part, at)
+            at += len(part)
 
     def bring_sidecars(self, files: Mapping[str, Path]) -> None:
         """Have what lies beside the object now, by name, in these local files. Where there is the first, it is all."""
@@ -79,7 +77,7 @@ class RemoteFile:
         for name, to in files.items():
             partial = partial_path(to)
             with self.entry.cache.errors():
-                etag = self.background.run(self.store.beside(name, known.get(name, "") if to.exists() else "", partial))
+                etag = self.background.run(self.store.beside, name, known.get(name, "") if to.exists() else "", partial)
                 if etag is None:
                     to.unlink(missing_ok=True)
                     continue

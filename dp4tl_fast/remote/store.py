@@ -6,11 +6,11 @@ nothing comes twice, and only for as long as some of it comes.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 import re
-from collections.abc import AsyncGenerator
+import threading
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,10 +18,11 @@ from typing import Any
 
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.errors import BetonError, Dp4tlError, UsageError
+from dp4tl_fast.remote.background import ending, pause
 from dp4tl_fast.remote.url import SCHEMES, Url
 
 FIRST = 1 << 16  # bytes of the first request: a header, and the tables of a small file
-CHUNK = 1 << 19  # bytes that are handed on at a time; a transfer that breaks loses less than one, so the next hands on fewer
+CHUNK = 1 << 18  # bytes that are handed on at a time; a transfer that breaks loses less than one, so the next hands on fewer
 OPENING, READING = 4, 9  # requests in a row that may fail, of a file that is opened and of one that is being read
 LONGEST_WAIT = 16.0  # seconds between two of them; the first waits are 0.25, 0.5, 1, ...
 SILENT_S = 30.0  # a server that sends nothing for so long is asked again; one that is slow has all the time it needs
@@ -73,8 +74,8 @@ class Store:
             from obstore import store as stores
         except ImportError:
             raise UsageError(f"{url}: URLs need obstore. Install it with `pip install dp4tl_fast[cloud]`") from None
-        self._obstore_get = obstore.get
-        self.received = 0
+        self._get = obstore.get  # its asynchronous functions abort the process when its threads come for Python's lock at the end
+        self.received, self._counting = 0, threading.Lock()
         client = {**CLIENT, "read_timeout": timedelta(seconds=SILENT_S)}
         how: dict[str, Any] = {"client_options": client, "retry_config": {"max_retries": 0}}
         try:
@@ -86,27 +87,23 @@ class Store:
             remedy = "" if url.is_http else f". {self._credentials()}"
             raise UsageError(f"{url}: {_first_line(error)}{remedy}") from None
 
-    async def _get(self, *arguments: Any, **options: Any) -> Any:
-        """By a thread of Python's: obstore's own would abort the process if they came for Python's lock at its end."""
-        return await asyncio.to_thread(self._obstore_get, *arguments, **options)
-
-    async def first(self) -> tuple[Version, bytes]:
+    def first(self) -> tuple[Version, bytes]:
         """The version that is there now, and the first bytes of it."""
         for failures in range(1, OPENING + 1):
             try:
-                result = await self._get(self._store, self.url.name, options={"range": (0, FIRST)})
-                data = bytes(await asyncio.to_thread(result.bytes))
-                self.received += len(data)
+                result = self._get(self._store, self.url.name, options={"range": (0, FIRST)})
+                data = bytes(result.bytes())
+                self._count(len(data))
                 version = _version(result.meta)
                 if len(data) == min(FIRST, version.size):
                     return version, data
                 why = f"only {len(data)} bytes came"
             except Exception as error:
-                why = await self._failed(error, failures, OPENING)
-            await _pause(failures)
+                why = self._failed(error, failures, OPENING)
+            _pause(failures)
         raise BetonError(f"{self.url}: cannot be read: {why}. It was tried {OPENING} times")
 
-    async def read(self, version: Version, start: int, stop: int) -> AsyncGenerator[memoryview, None]:
+    def read(self, version: Version, start: int, stop: int) -> Iterator[memoryview]:
         """Bytes ``start`` to ``stop`` of this version, in order, a part at a time.
 
         Raises:
@@ -114,43 +111,45 @@ class Store:
         """
         at, failures = start, 0
         while at < stop:
-            options: dict[str, Any] = {"range": (at, stop)}
+            options: Any = {"range": (at, stop)}
             if version.etag.startswith('"'):  # a weak one never matches
                 options["if_match"] = version.etag
             why = "no bytes came"
             try:
-                result = await self._get(self._store, self.url.name, options=options)
+                result = self._get(self._store, self.url.name, options=options)
                 self._check(version, _version(result.meta))
                 if result.range[0] != at:
                     raise BetonError(f"{self.url}: the server answered with bytes from {result.range[0]} on instead of {at}")
-                async for chunk in _chunks(result, max(1, CHUNK >> 3 * failures)):
+                for chunk in result.stream(min_chunk_size=max(1, CHUNK >> 3 * failures)):
                     part = memoryview(chunk)[: stop - at]
                     at += len(part)
-                    self.received += len(part)
+                    self._count(len(part))
                     failures = 0
                     yield part
-                if at == stop:
-                    return
+                    if at == stop:
+                        return
+                    if ending():
+                        raise BetonError(f"{self.url}: the program ended while byte {at} was fetched")
             except Exception as error:
-                why = await self._failed(error, failures + 1, READING, version)
+                why = self._failed(error, failures + 1, READING, version)
             failures += 1
             if failures >= READING:
                 raise BetonError(
                     f"{self.url}: byte {at} cannot be read: {why}. It was tried {READING} times; what came stays in the cache: "
                     "run the command again"
                 )
-            await _pause(failures)
+            _pause(failures)
 
-    async def beside(self, name: str, etag: str, to: Path) -> str | None:
+    def beside(self, name: str, etag: str, to: Path) -> str | None:
         """Fetch another file of the folder, if it is not the one with this ETag, which is there. Returns the ETag of what is there
         now, or ``None`` where there is no such file (or none that may be read)."""
         unless: Any = {"if_none_match": etag} if etag else {}
         for failures in range(1, OPENING + 1):
             try:
-                result = await self._get(self._store, name, options=unless)
+                result = self._get(self._store, name, options=unless)
                 with open(to, "wb") as file:
-                    async for chunk in _chunks(result, CHUNK):
-                        self.received += file.write(chunk)
+                    for chunk in result.stream(min_chunk_size=CHUNK):
+                        self._count(file.write(chunk))
                     if file.tell() == result.meta["size"]:
                         return result.meta["e_tag"] or ""
                 why = f"{file.tell()} of {result.meta['size']} bytes came"
@@ -163,11 +162,11 @@ class Store:
                     return etag
                 if type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError"):
                     return None  # S3's answer for one that does not exist, to those who may not list
-                why = await self._failed(error, failures, OPENING)
-            await _pause(failures)
+                why = self._failed(error, failures, OPENING)
+            _pause(failures)
         raise BetonError(f"{self.url}: {name}, beside it, cannot be read: {why}. It was tried {OPENING} times")
 
-    async def _failed(self, error: Exception, failures: int, most: int, version: Version | None = None) -> str:
+    def _failed(self, error: Exception, failures: int, most: int, version: Version | None = None) -> str:
         """Why a request failed, where another may help."""
         if isinstance(error, Dp4tlError) or (isinstance(error, OSError) and error.errno is not None):
             raise error
@@ -184,7 +183,7 @@ class Store:
                 "server with range requests"
             ) from None
         if kind == "PreconditionError" or status == 412:
-            now, _ = await self.first()
+            now, _ = self.first()
             self._check(version or now, now)
             raise BetonError(f"{self.url}: the server refuses its own ETag (HTTP 412). Use another server") from None
         if not status and re.search(NO_CREDENTIALS, text):
@@ -200,6 +199,10 @@ class Store:
             cli.message(f"note: {self.url}: {what}; trying again for a while")
         return what
 
+    def _count(self, received: int) -> None:
+        with self._counting:
+            self.received += received
+
     def _credentials(self) -> str:
         if self.url.is_http:
             return "A signed URL is valid for a while only: sign it again"
@@ -211,13 +214,6 @@ class Store:
                 f"{self.url}: was replaced while it was being read: it was {expected}, and now is {found}. Run the command again, "
                 "which reads the new one"
             )
-
-
-async def _chunks(result: Any, size: int) -> AsyncGenerator[Any, None]:
-    """Of ``size`` bytes or somewhat more."""
-    stream = iter(result.stream(min_chunk_size=size))
-    while (chunk := await asyncio.to_thread(next, stream, None)) is not None:
-        yield chunk
 
 
 def _version(meta: Any) -> Version:
@@ -238,8 +234,8 @@ def _profile(scheme: str) -> dict[str, Any]:
     return {"credential_provider": Boto3CredentialProvider(session)} if session.get_credentials() else {}
 
 
-async def _pause(failures: int) -> None:
-    await asyncio.sleep(min(LONGEST_WAIT, 2.0 ** (failures - 3)) * random.uniform(0.75, 1.25))
+def _pause(failures: int) -> None:
+    pause(min(LONGEST_WAIT, 2.0 ** (failures - 3)) * random.uniform(0.75, 1.25))
 
 
 def _first_line(error: Exception) -> str:
