@@ -63,6 +63,26 @@ def test_after_kill_9_nothing_comes_twice(server, original, tmp_path):
     intact(beton, original)
 
 
+ENDS = """
+import sys, numpy as np
+from dp4tl_fast.beton import Beton
+from dp4tl_fast.remote import arrivals
+arrivals.PIECE = 20_000  # bytes: dozens of requests
+beton = Beton(sys.argv[1], cache_dir=sys.argv[2])
+beton.arriving([], np.arange(beton.num_samples))
+"""
+
+
+def test_a_program_that_ends_begins_no_more_requests(server, original, tmp_path):
+    """Those that run end at their next part."""
+    server.fault = lambda name, a, b, _: "drip" if name == "x.beton" and original.page_size <= a < original._alloc_ptr else None
+    done = subprocess.run([sys.executable, "-c", ENDS, server.url + "x.beton", str(tmp_path)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    asked = [(a, b) for a, b in of_records(server, original) if a < original._alloc_ptr]
+    assert 0 < len(asked) <= arrivals.CONNECTIONS and sum(b - a for a, b in asked) < original.sizes.sum()
+    intact(Beton(server.url + "x.beton", cache_dir=tmp_path), original)
+
+
 def test_two_processes_fetch_each_record_once(server, original, tmp_path):
     processes = [fetching(server, tmp_path, env={**os.environ, "LOCAL_RANK": str(r), "LOCAL_WORLD_SIZE": "2"}) for r in range(2)]
     paths = {process.communicate()[0].split()[-1] for process in processes}
