@@ -60,7 +60,6 @@ def _short(budget: float) -> list[Cell]:
         full(budget),
         *(chosen(method, share, budget=budget) for share in (LARGE, MIDDLE) for method in ("random", "lm")),
         chosen("lm", SMALL, budget=budget),
-        *(chosen("pm", share, budget=budget) for share in (LARGE, MIDDLE, SMALL)),
         chosen("fm", LARGE, budget=budget),
         Cell(name="soft", budget=budget, prune=weighted),
         Cell(name="rs2", budget=budget, fresh=LARGE),
@@ -118,7 +117,7 @@ def rivals(cell: Cell) -> list[str]:
     if cell.train:  # what it adds to the same selection
         return [chosen("lm", LARGE, budget=cell.budget).id]
     method, _, share = cell.slug.rpartition("-")
-    other = {"lm": "random", "pm": "lm", "fm": "random", "lm-reversed": "lm"}.get(method)
+    other = {"lm": "random", "fm": "random", "lm-reversed": "lm"}.get(method)
     same = [f"{other}-{share}@{cell.budget:g}"] if other else []
     return ([full(cell.budget).id] if cell.prune or cell.fresh else []) + same
 

@@ -10,13 +10,13 @@ from small_runs import noisy_colours
 
 from dp4tl_fast import finetune, pretrain
 from dp4tl_fast.__main__ import main as dispatch
-from dp4tl_fast.common import cli
+from dp4tl_fast.common import cli, parser
 from dp4tl_fast.finetune import main as finetune_main
 from dp4tl_fast.pretrain import main as pretrain_main
 from dp4tl_fast.reporting.runs import flat
 from dp4tl_fast.training import checkpoint
 
-RECIPES = sorted(p.stem for p in cli.RECIPES.glob("*.yaml"))
+RECIPES = sorted(p.stem for p in parser.RECIPES.glob("*.yaml"))
 TRANSFER = {"lp", "ff", "ff_sgd"}
 
 
@@ -36,7 +36,7 @@ def parsed(name, *more):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_parses_and_flags_win_over_it(name, capsys):
-    settings, values = flat(yaml.safe_load((cli.RECIPES / f"{name}.yaml").read_text())), parsed(name)
+    settings, values = flat(yaml.safe_load((parser.RECIPES / f"{name}.yaml").read_text())), parsed(name)
     assert {k: values[k] for k in settings} == settings
     assert parsed(name, "--epochs=3")["epochs"] == 3
     assert dispatch(["finetune" if name in TRANSFER else "pretrain", "--help"]) == 0

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton.format import MODE_JPEG, MODE_RAW
 from dp4tl_fast.common.errors import RecordError
-from dp4tl_fast.common.pictures import open_picture
 
 
 def bad_record(beton: Beton, record: int, why: str) -> RecordError:
@@ -37,6 +35,10 @@ def decode_record(beton: Beton, record: int, row: np.void, payload: np.ndarray) 
         return payload.reshape(height, width, 3)
     if mode != MODE_JPEG:
         raise bad_record(beton, record, f"has the unknown mode {mode}")
+    from PIL import Image  # takes 10 ms, and loaders import this module for what they seldom need
+
+    from dp4tl_fast.common.pictures import open_picture
+
     try:
         with open_picture(payload.tobytes(), formats=("JPEG",)) as image:
             if image.size != (width, height):

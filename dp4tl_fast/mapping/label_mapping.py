@@ -3,13 +3,6 @@
     s(c) = | { t in target training set : argmax_j f(t)_j = c } |
 
 for a surrogate f trained on the source; c is a source class. Target labels are not used.
-
-Probability mapping (PM) adds up probabilities instead,
-
-    s(c) = sum over t of softmax(f(t))_c
-
-*probabilistic classify and count* in the literature on quantification (Bella et al. 2010): a weak surrogate gives each image to
-many classes with a little confidence each, and the largest of these says less than all of them.
 """
 
 from __future__ import annotations

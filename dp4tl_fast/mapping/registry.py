@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -79,13 +79,6 @@ def lm(i: Inputs, t: Target) -> Scores:
     return Scores(result.votes.astype(np.float64), "classes", result.probability, result.votes, by_class)
 
 
-def pm(i: Inputs, t: Target) -> Scores:
-    """In expected target images. What asks for votes gets those of ``lm``."""
-    mapped = lm(i, t)
-    assert mapped.tie_breaks is not None
-    return replace(mapped, values=mapped.tie_breaks * len(t.features), tie_breaks=None)
-
-
 def fm(i: Inputs, t: Target) -> Scores:
     return _votes(i.groups(), t)
 
@@ -126,7 +119,6 @@ def _samples(function: Callable[[Inputs], np.ndarray]) -> Callable[[Inputs], Sco
 
 METHODS: dict[str, Method] = {
     "lm": Method(lm, ("target", "surrogate"), logits=True),
-    "pm": Method(pm, ("target", "surrogate"), logits=True),
     "fm": Method(fm, ("target", "surrogate")),
     "random": Method(lambda i: Scores(baselines.random_classes(i.num_classes, i.seed))),
     "random-samples": Method(_samples(lambda i: baselines.random_samples(len(i.labels), i.seed))),

@@ -50,7 +50,7 @@ class PruneConfig(Placement, BadRecordsConfig, CacheConfig):
         accept_surrogate: Go on, with a warning, with a surrogate that is hardly better than chance on its own source, or whose
             classes are numbered in another order.
         arch: The surrogate's architecture, where its file does not say.
-        method: lm, pm, fm, ffmm, cmt, cmt-median, random, handpicked, influence, random-samples, moderate, grand, el2n,
+        method: lm, fm, ffmm, cmt, cmt-median, random, handpicked, influence, random-samples, moderate, grand, el2n,
             forgetting, prototypes or ssl-prototypes.
         groups: What fm votes for: classes, kmeans (no labels needed), or the .groups.npz of an earlier run.
         clusters: K of K-means, for --groups kmeans and ssl-prototypes.
