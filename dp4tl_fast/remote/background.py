@@ -1,7 +1,7 @@
 """Blocking calls beside the program, in threads of their own.
 
 Python waits for these threads at its end, as no thread may be inside obstore then. So whatever runs here looks now and then whether
-the program is ``ending``, and begins nothing new.
+the program is ``ending``, and begins nothing new. (An executor's threads are waited for before that can be seen.)
 """
 
 from __future__ import annotations
@@ -10,22 +10,20 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from dp4tl_fast.common.errors import BetonError
 
 T = TypeVar("T")
-LOOK_S = 0.1  # how often a pause looks whether the program ends
+LOOK_S = 0.1  # how often a wait looks whether the program ends
 
 
 class Background:
-    """Begins its threads when there is something to do. They end with this object, or with the process."""
+    """``most`` calls at a time, each in a thread that ends with it."""
 
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
-        self._lock = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
+    def __init__(self, most: int) -> None:
+        self._turn = threading.Semaphore(most)
         self._process = os.getpid()
 
     def check(self) -> None:
@@ -35,13 +33,21 @@ class Background:
 
     def start(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
         self.check()
-        with self._lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="dp4tl-remote")
-            try:
-                return self._pool.submit(work, *arguments)
-            except RuntimeError:
-                raise BetonError("the program ends: nothing more is fetched") from None
+        future: Future[T] = Future()
+        threading.Thread(target=self._call, args=(future, work, arguments), name="dp4tl-remote", daemon=False).start()
+        return future
+
+    def _call(self, future: Future[T], work: Callable[..., T], arguments: tuple[Any, ...]) -> None:
+        while not self._turn.acquire(timeout=LOOK_S):
+            if ending():
+                future.cancel()
+        try:
+            if future.set_running_or_notify_cancel():
+                future.set_result(work(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+        finally:
+            self._turn.release()
 
     def run(self, work: Callable[..., T], *arguments: Any) -> T:
         """What it returns, or raises. Unlike a call in the main thread, the wait can be interrupted."""
