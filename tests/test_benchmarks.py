@@ -74,6 +74,7 @@ def test_ratio_to_must_be_measured():
         Suite(name="demo").add("case", {"ours": [1.0]}, "s", ratio_to="peer")
 
 
+@pytest.mark.slow
 def test_scale_measures_every_subject_and_puts_the_rest_of_21k_on_paper(tmp_path, monkeypatch):
     sizes = {"FILES": 400, "RECORDS": 4000, "CLASSES": 100, "IMAGES_21K": 10_000, "CLASSES_21K": 200, "PHOTOS": 100}
     for name, value in sizes.items():

@@ -73,6 +73,7 @@ convert(sys.argv[1], sys.argv[2], workers=2, write_mode="jpg", resume=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tree", [1000], indirect=True)  # large images: the timer's resolution is some milliseconds
 def test_twenty_kills_at_random_moments(tree: Path, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     seed = random.randrange(2**32)

@@ -53,6 +53,7 @@ def small_demo(tmp_path_factory):
         return out, demo(out=str(out), seeds=2, per_class=8, epochs=1)
 
 
+@pytest.mark.slow
 def test_demo_in_miniature(small_demo):
     out, summary = small_demo
     assert json.loads((out / "summary.json").read_text()) == summary
@@ -66,6 +67,7 @@ def test_demo_in_miniature(small_demo):
     assert all(0.1 < row["lp_mean"] <= 1 for row in rows.values())
 
 
+@pytest.mark.slow
 def test_report_is_one_self_contained_page(small_demo):
     out, _ = small_demo
     html = (out / "report.html").read_text()
@@ -75,6 +77,7 @@ def test_report_is_one_self_contained_page(small_demo):
     assert "glyph-U+" in html and "speed-up" in html
 
 
+@pytest.mark.slow
 def test_report_command_on_run_folders(small_demo, tmp_path):
     out, summary = small_demo
     result = report(dirs=[str(out / "runs")], out=str(tmp_path / "r.html"), title="<b>mine</b>")
@@ -89,6 +92,7 @@ def test_demo_replaces_only_what_a_demo_made(tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 
 
+@pytest.mark.slow
 def test_what_the_readme_goes_on_with(small_demo, tmp_path, monkeypatch):
     """Finetune from a pruned pretraining, stopped twice; then evaluate, predict the test photos, export: all one network."""
     import onnxruntime

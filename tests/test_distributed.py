@@ -141,6 +141,7 @@ def processes(parent):
     return ranks
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_and_the_run_resumes_to_the_same_bits(data, tmp_path):
     """MoCo, which has the most to keep: a queue, a second network, permutations of each rank's own."""
     long = {"epochs": 12, "arch": "small-16", "size": 48, "objective": "moco", "moco.queue": 64}

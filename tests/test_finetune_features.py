@@ -75,7 +75,7 @@ def test_a_stopped_pass_goes_on_and_ends_with_the_same_bits(data, tmp_path, seen
         assert same(tensors(tmp_path / "whole/seed-0"), tensors(out / "seed-0"))
 
 
-@pytest.mark.parametrize(("start", "how"), [([sys.executable], "KILL"), (TORCHRUN, "TERM")])
+@pytest.mark.parametrize(("start", "how"), [([sys.executable], "KILL"), pytest.param(TORCHRUN, "TERM", marks=pytest.mark.slow)])
 def test_a_killed_pass_and_one_of_two_processes_go_on(data, tmp_path, start, how):
     """Killed without a warning; and a signal to the process that does not write."""
     script = tmp_path / "stop.py"

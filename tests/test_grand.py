@@ -53,7 +53,7 @@ def odd():
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 32])
-@pytest.mark.parametrize("arch", [*ARCHITECTURES, odd])
+@pytest.mark.parametrize("arch", [pytest.param(a, marks=[pytest.mark.slow] * (a == "vgg11_bn")) for a in [*ARCHITECTURES, odd]])
 def test_norm_of_each_images_gradient(arch, chunk, monkeypatch):
     model, (images, y) = network(arch), batch(5, ARCHITECTURES.get(arch, 17))
     monkeypatch.setattr(module, "grand_by_vmap", None)  # it must do without

@@ -109,6 +109,7 @@ def together(source, out, *more):
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
 
 
+@pytest.mark.slow
 def test_several_processes_lose_no_epoch_to_an_image_that_cannot_be_validated(data, tmp_path):
     bad = broken(data / "v.beton", tmp_path / "v.beton", [20])
     done = together(data / "s.beton", tmp_path / "r", f"--val={bad}")
