@@ -16,6 +16,14 @@ settings.register_profile("no clock", deadline=None)
 settings.load_profile("no clock")
 
 
+@pytest.fixture(autouse=True)
+def in_the_same_folder():
+    """A test's folder is removed after it: those that follow could not run in it."""
+    before = os.getcwd()
+    yield
+    assert os.getcwd() == before, "a test has changed the folder; monkeypatch.chdir undoes that"
+
+
 @pytest.fixture
 def tests_on_the_childs_path(monkeypatch):
     """For functions of a test module that run in a process of ``benchmarks.child``."""

@@ -224,6 +224,7 @@ def test_what_a_machine_lacks_is_one_line(cluster: Any, tree: Path, tmp_path: Pa
 
 
 def test_a_part_stops_once_the_mark_has_gone(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # as make_part will; undone at the end
     plan = Plan(src=str(tree), options=SourceOptions(), rule=ImageRule(write_mode="jpg"), layout="class", seed=0, skip=True)
     parts = Parts(tmp_path / "o.beton", 1, tmp_path / ".seen-1")
     parts.mark.touch()

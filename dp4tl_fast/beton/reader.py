@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,7 +23,12 @@ from dp4tl_fast.beton.fingerprint import CHECKSUMS, CLASS_NAMES, RECORDS, Finger
 from dp4tl_fast.beton.sidecars import KINDS, Sidecar, Stamp, sidecar, stamp
 from dp4tl_fast.common.content import HEAD_BYTES, what_it_is
 from dp4tl_fast.common.errors import BetonError, RecordError
-from dp4tl_fast.remote import Arrivals, Arriving, RemoteFile, Url, is_url, local
+from dp4tl_fast.remote.arriving import Arriving, local
+from dp4tl_fast.remote.url import Url, is_url
+
+if TYPE_CHECKING:
+    from dp4tl_fast.remote.arrivals import Arrivals
+    from dp4tl_fast.remote.file import RemoteFile
 
 PIECE = 1 << 16  # rows of a table at a time: what is made of them stays in the processor's cache
 SAME_FOLDERS = "Convert both from folders of the same classes"
@@ -67,6 +73,8 @@ class Beton:
         self._cache = {"cache_dir": str(cache_dir), "cache_limit": str(cache_limit)}
         self._remote: RemoteFile | None = None
         if is_url(path):
+            from dp4tl_fast.remote.file import RemoteFile  # seldom needed, and not small
+
             self.path: Path | Url = path if isinstance(path, Url) else Url(str(path))
             self._remote = RemoteFile(self.path, cache_dir, cache_limit)  # type: ignore[arg-type]
             self.real_path = self._remote.path
@@ -312,6 +320,8 @@ class Beton:
 
     @cached_property
     def _arrivals(self) -> Arrivals:
+        from dp4tl_fast.remote.arrivals import Arrivals
+
         assert self._remote is not None
         starts = self.images["data_ptr"].astype(np.int64)
         return Arrivals(self._remote, starts, self.sizes, self.checksums())

@@ -21,7 +21,7 @@ from dp4tl_fast.finetuning.config import FinetuneConfig
 from dp4tl_fast.finetuning.splits import few_shots, hold_out
 from dp4tl_fast.finetuning.targets import target_path
 from dp4tl_fast.inference import accuracy
-from dp4tl_fast.remote import shown
+from dp4tl_fast.remote.url import shown
 from dp4tl_fast.runs.folder import FREE, check_folder, defaults_of, owned
 from dp4tl_fast.runs.trackers import Callback
 from dp4tl_fast.training.ranks import on_rank_zero, process_group, rank, world_size

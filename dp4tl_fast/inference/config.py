@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dp4tl_fast.common.checks import require, require_one_of
 from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.remote import CacheConfig
+from dp4tl_fast.remote.cache import CacheConfig
 from dp4tl_fast.runs.bad_records import BadRecordsConfig
 from dp4tl_fast.training.placement import Placement
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,7 +17,9 @@ from dp4tl_fast.loaders.contract import Batch, IndexedBatch, Loader
 from dp4tl_fast.loaders.order import Draws
 from dp4tl_fast.loaders.spec import IMAGENET_MEAN, IMAGENET_STD, LoaderSpec
 from dp4tl_fast.loaders.transforms import Transform, Transforms
-from dp4tl_fast.selection import Selection
+
+if TYPE_CHECKING:
+    from dp4tl_fast.selection import Selection
 
 __all__ = [
     "BACKENDS",
@@ -75,14 +78,20 @@ def open_loader(
     """
     cls = backend_class(backend)
     beton = source if isinstance(source, Beton) else Beton(source, cache_dir=cache_dir, cache_limit=cache_limit)
-    if isinstance(selection, Selection):
-        records: np.ndarray | None = selection.indices(beton)
-    else:
-        records = None if selection is None else distinct_numbers(selection, beton.num_samples, f"{beton.path}: record")
+    records: np.ndarray | None = None
+    draws = None
+    if selection is not None:
+        from dp4tl_fast.selection import Selection  # takes milliseconds, and who reads a whole file needs none
+
+        if isinstance(selection, Selection):
+            records = selection.indices(beton)
+            draws = Draws(*selection.draws(beton)) if selection.weights else None
+        else:
+            records = distinct_numbers(selection, beton.num_samples, f"{beton.path}: record")
     loader = cls(beton, records, spec or LoaderSpec())
     loader.transforms = Transforms(transform, target_transform)
-    if isinstance(selection, Selection) and selection.weights:
-        loader.set_draws(Draws(*selection.draws(beton)))
+    if draws is not None:
+        loader.set_draws(draws)
     return loader
 
 

@@ -27,7 +27,7 @@ from dp4tl_fast.loaders.epoch import Epoch, sharding
 from dp4tl_fast.loaders.iteration import Iteration
 from dp4tl_fast.loaders.spec import LoaderSpec
 from dp4tl_fast.loaders.transforms import Transforms
-from dp4tl_fast.remote import Arriving, local
+from dp4tl_fast.remote.arriving import Arriving, local
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ from typing import ClassVar
 from dp4tl_fast.common.checks import require, require_one_of
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.pretraining.objectives import OBJECTIVES
-from dp4tl_fast.remote import CacheConfig
+from dp4tl_fast.remote.cache import CacheConfig
 from dp4tl_fast.runs.bad_records import BadRecordsConfig
 from dp4tl_fast.runs.config import CheckpointConfig, signals
 from dp4tl_fast.runs.trackers import TrackingConfig

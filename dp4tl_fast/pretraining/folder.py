@@ -10,7 +10,7 @@ from dp4tl_fast.beton import Beton
 from dp4tl_fast.common import machine
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.pretraining import initial
-from dp4tl_fast.remote import shown
+from dp4tl_fast.remote.url import shown
 from dp4tl_fast.reporting.runs import flat, read_metrics
 from dp4tl_fast.runs.folder import FREE, check_folder, defaults_of
 from dp4tl_fast.selection import Selection

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dp4tl_fast.mapping.keep import Keep
 from dp4tl_fast.pruning.config import PruneConfig
-from dp4tl_fast.remote import shown
+from dp4tl_fast.remote.url import shown
 
 
 @dataclass(frozen=True)

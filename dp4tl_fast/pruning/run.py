@@ -18,7 +18,7 @@ from dp4tl_fast.mapping.keep import Keep
 from dp4tl_fast.pruning import paths
 from dp4tl_fast.pruning.config import PruneConfig
 from dp4tl_fast.pruning.write import draw, make, tell, tell_seconds
-from dp4tl_fast.remote import shown
+from dp4tl_fast.remote.url import shown
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.selection.names import readable
 from dp4tl_fast.training.ranks import process_group, rank, world_size

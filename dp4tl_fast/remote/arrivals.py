@@ -7,22 +7,21 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.errors import BackendError, RecordError
 from dp4tl_fast.common.machine import cores
+from dp4tl_fast.remote.arriving import Arriving, local
 from dp4tl_fast.remote.background import ending
 from dp4tl_fast.remote.cache import try_lock, unlock
 
 if TYPE_CHECKING:
     from dp4tl_fast.remote.file import RemoteFile
 
-T = TypeVar("T")
 Run = tuple[int, int]  # places of records that lie one after another in the file, first and last + 1
 Piece = tuple[Run, bool, "_Job"]  # one request; whether it is a long stretch that nothing waits for yet; whose it is
 
@@ -33,46 +32,6 @@ AHEAD = 32 << 20  # bytes of the batches that are next, whose records are asked 
 TOLD = 1 << 24  # bytes from which on a fetch is told of
 SYNC = 1 << 30  # bytes after which what is there is made to outlast a power failure
 LOOK_S = 0.05  # how often a process that waits looks what the others have fetched
-
-
-class Arriving:
-    """Batches that come one after another. This one is of a local file: they are there.
-
-    Attributes:
-        complete: All of them were there at the start.
-    """
-
-    complete = True
-
-    def there(self, i: int) -> bool:
-        """Whether batch ``i`` is there."""
-        return True
-
-    def wait(self, i: int) -> None:
-        """Return once batch ``i`` is there.
-
-        Raises:
-            BetonError: It cannot be fetched; the message says why.
-            BackendError: ``close`` was called meanwhile.
-        """
-
-    def each(self, items: Iterable[T]) -> Iterator[T]:
-        """Item ``i`` once batch ``i`` is there."""
-        for i, item in enumerate(items):
-            self.wait(i)
-            yield item
-
-    def close(self) -> None:
-        """Fetch no more of it. May be called twice, from any thread."""
-
-    def __enter__(self) -> Arriving:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-
-local = Arriving()
 
 
 class Arrivals:
