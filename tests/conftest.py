@@ -19,9 +19,9 @@ settings.load_profile("no clock")
 @pytest.fixture(autouse=True)
 def in_the_same_folder():
     """A test's folder is removed after it: those that follow could not run in it."""
-    before = os.getcwd()
+    before = Path.cwd()
     yield
-    assert os.getcwd() == before, "a test has changed the folder; monkeypatch.chdir undoes that"
+    assert Path.cwd() == before, "a test has changed the folder; monkeypatch.chdir undoes that"
 
 
 @pytest.fixture
