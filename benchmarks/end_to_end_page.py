@@ -8,17 +8,17 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.cells import Outcome
-from benchmarks.end_to_end import LABELS, LARGE, LOSS, QUARTER, SPEED_UP_GOAL, WHOLE, chosen, full
+from benchmarks.end_to_end import BUDGETS, LABELS, LARGE, LOSS, QUARTER, SPEED_UP_GOAL, WHOLE, chosen, full
 from benchmarks.paired import Outcomes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PICTURE = "docs/end-to-end.png"
-NAMES = {"full": "full", "rs2": "RS2", "soft": "soft", "auto": "LM auto"}
+NAMES = {"full": "full", "rs2": "RS2", "soft": "soft"}
 MAIN = chosen("lm", LARGE, budget=QUARTER)
 # Of the columns.
-ORDER = ("full", "rs2", "random 25 %", "random 12.5 %", "lm 25 %", "lm 12.5 %", "lm 6 %", "auto", "fm 25 %", "soft")
+ORDER = ("full", "rs2", "random 25 %", "random 12.5 %", "lm 25 %", "lm 12.5 %", "lm 6 %", "fm 25 %", "soft")
 LEFT_OUT = ("reversed", "infobatch")  # RESULTS.md has them
 LINES = ("full", "rs2", "random 25 %", "lm 25 %", "lm 12.5 %", "lm 6 %", "fm 25 %", "soft")  # of the picture, in their colours
 COLOURS = ("#7a7a7a", "#b9a26a", "#d0472f", "#2f7fd0", "#1f5a96", "#7fb4e6", "#1a9e7a", "#a06cd5")
@@ -33,8 +33,9 @@ def markdown(result: dict[str, Any]) -> str:
     """Accuracies at a quarter of the full run's steps, what that means, and what was measured."""
     rows, tables, settings = outcomes(result), result["tables"]["end_to_end"], result["settings"]["end_to_end"]
     targets = list(dict.fromkeys(o.target for o in rows))
+    found = f"{_headline(tables, targets)} {_auto(result['goals'], targets)}".strip()
     return "\n".join([
-        _headline(tables, targets), "", _accuracies(rows, targets), "", _gains(rows, tables, targets), "",
+        found, "", _accuracies(rows, targets), "", _gains(rows, tables, targets), "",
         f"![Linear-probe accuracy over the time that everything took, for every target]({PICTURE})", "",
         _about(rows, settings, result["environment"]["machine"]), "",
     ])  # fmt: skip
@@ -63,6 +64,16 @@ def _headline(tables: dict[str, Any], targets: Sequence[str]) -> str:
     if at_whole:
         sentences.append(f"Trained for as many steps as the full run, it is {at_whole} points above that.")
     return " ".join(sentences)
+
+
+def _auto(goals: Sequence[dict[str, Any]], targets: Sequence[str]) -> str:
+    """How good the cut is that ``prune`` chooses."""
+    measured = {goal["id"]: goal["measured"] for goal in goals}
+    close = {LABELS[b]: measured[f"end_to_end/auto-{b:g}"] for b in BUDGETS if f"end_to_end/auto-{b:g}" in measured}
+    if not close:
+        return ""
+    each = ", ".join(f"{n:.0f} ({label} of the steps)" for label, n in close.items())
+    return f"The cut that `prune --keep auto` makes is within a point of the sweep's best on {each} of {len(targets)} targets."
 
 
 def _range(differences: Sequence[dict[str, Any]], cell: str, against: str) -> str:

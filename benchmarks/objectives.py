@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from benchmarks.cells import Cell, chosen, part_of
+from benchmarks.cells import Cell, chosen
 from benchmarks.end_to_end import LABELS, QUARTER, WHOLE, full
 from benchmarks.harness import Suite
 from benchmarks.paired import Outcomes, total
@@ -70,7 +70,7 @@ def run_objective(suite: Suite, recipe: Recipe, name: str, how: Objective) -> No
     part = Suite(name=f"{suite.name}/{name}", data=suite.data, work=suite.work, recipe=suite.recipe, part=suite.part)
     with study(part, recipe, TARGETS, how.modes, network=how.network, surrogates={"surrogate": how.surrogate}) as work:
         every = cells(how)
-        work.run(*part_of(part, every, TARGETS, SEEDS))
+        work.run_part(part, every, TARGETS, SEEDS)
         rows = work.outcomes(every, sorted({*SEEDS, *suite.part.seeds}))
         for target in TARGETS:
             found = Outcomes(rows, len(TARGETS))

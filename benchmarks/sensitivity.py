@@ -12,7 +12,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from benchmarks.cells import Cell, chosen, part_of
+from benchmarks.cells import Cell, chosen
 from benchmarks.harness import Suite
 from benchmarks.paired import Outcomes
 from benchmarks.recipes import Options, Recipe, find
@@ -59,7 +59,7 @@ def run(suite: Suite) -> None:
     with study(suite, recipe, TARGETS, ("lp",), surrogates=known) as work:
         by = mapped(list(known))
         every = [*by.values(), *others()]
-        work.run(*part_of(suite, every, TARGETS, SEEDS))
+        work.run_part(suite, every, TARGETS, SEEDS)
         seeds = sorted({*SEEDS, *suite.part.seeds})
         found = Outcomes(work.outcomes(every, seeds), len(TARGETS))
         random = others()[-1].id

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import targets as data_sets
-from benchmarks.cells import Cell, Job, Outcome, say
+from benchmarks.cells import Cell, Job, Outcome, part_of, say
 from benchmarks.harness import Suite, interleave
 from benchmarks.recipes import Options, Recipe
 from dp4tl_fast.beton import Beton
@@ -68,6 +68,17 @@ class Study:
             for own in ([""] if cell.shared else targets)
         ]  # fmt: skip
 
+    def run_part(self, suite: Suite, cells: Sequence[Cell], targets: Sequence[str], seeds: Sequence[int]) -> None:
+        """What ``--cells``, ``--targets`` and ``--seeds`` leave of these; or with ``--cells clock`` the times alone.
+
+        Raises:
+            UsageError: They leave nothing, or name what is not there.
+        """
+        if suite.part.cells == ("clock",):
+            self.clock(cells)
+        else:
+            self.run(*part_of(suite, cells, targets, seeds))
+
     def run(self, cells: Sequence[Cell], targets: Sequence[str], seeds: Sequence[int]) -> None:
         """Every run that is not finished yet, after an estimate of the time that takes."""
         jobs = [job for job in self.jobs(cells, targets, seeds) if not self.finished(job)]
@@ -109,8 +120,6 @@ class Study:
         out = self._selection(cell, target, seed)
         if not out.exists():
             options = {**cell.prune, "source": str(self.files["source"]), "cache": str(self.root / "cache"), "seed": seed}
-            if options["keep"] == "auto":
-                options["budget"] = f"{cell.budget * self.network['epochs']:g}epochs"
             needs = METHODS[options["method"]].needs
             if "target" in needs:
                 options["target"] = [str(self.files[f"{target}-train"])]
@@ -120,8 +129,7 @@ class Study:
         return out
 
     def _selection(self, cell: Cell, target: str, seed: int) -> Path:
-        name = cell.id if cell.prune and cell.prune["keep"] == "auto" else cell.slug  # other cuts are the same for every budget
-        return self.root / "selections" / (target or "shared") / f"{name}-{seed}.json"
+        return self.root / "selections" / (target or "shared") / f"{cell.slug}-{seed}.json"  # the same for every budget
 
     def made(self, cell: Cell, target: str, seed: int) -> Selection | None:
         """The selection of a cell, if it was made."""

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.mapping.keep import Keep, auto_cut, budget_cut
+from dp4tl_fast.mapping.keep import Keep, auto_cut
 from dp4tl_fast.mapping.registry import Scores
 from dp4tl_fast.pruning.choose import choose, in_turn
 
@@ -28,7 +28,7 @@ def test_rules(keep, count):
     ("keep", "message"),
     [
         ("budget:0.1", "keeps nothing"), ("samples:0", "above 0"), ("samples:", "above 0"), ("budget:nan", "above 0"),
-        ("auto", "no votes"), ("auto:2", "at most 1"), ("often", "give a fraction"), ("5", "1 to the source's 4"),
+        ("auto", "no votes"), ("auto:0.9", "takes no number"), ("often", "give a fraction"), ("5", "1 to the source's 4"),
     ],
 )  # fmt: skip
 def test_rules_refused(keep, message):
@@ -36,61 +36,47 @@ def test_rules_refused(keep, message):
         Keep.parse(keep).cut(ORDER, SIZES, None)
 
 
-@given(st.lists(st.integers(0, 50), min_size=1, max_size=30), st.floats(0.05, 1), st.integers(0, 99))
-def test_auto_carries_the_share(votes, share, seed):
-    votes = np.array(votes)
-    order = np.argsort(-votes, kind="stable")
-    if votes.sum() == 0:
-        with pytest.raises(UsageError, match="no target image voted"):
-            auto_cut(order, votes, share)
-        return
-    count = auto_cut(order, votes, share, seed)
-    plain = int((np.cumsum(votes[order]) < share * votes.sum() - 1e-9).sum()) + 1
-    assert plain <= count <= len(votes)  # never fewer than the observed ranking needs
-    assert count == auto_cut(order, votes, share, seed)
-    assert Keep.parse(f"auto:{share}").cut(order, np.ones_like(votes), votes, seed=seed) == count
-
-
-def test_auto_keeps_more_when_the_ranking_is_uncertain():
-    few = np.array([64, 32, 16, 8, 4, 2, 1])
-    order = np.arange(7)  # the first four carry 120 of 127; with the fifth in the fourth's place they carry 116
-    assert auto_cut(order, few * 1000, 0.944) == 4
-    assert auto_cut(order, few, 0.944) == 5  # 8 and 4 of 127 change places in more than one draw of twenty
-
-
 def scores(values, votes=True):
     values = np.array(values)
     return Scores(values.astype(float), tie_breaks=np.zeros(len(values)), votes=values if votes else None)
 
 
-# -- the cut for a budget --------------------------------------------------------------------------------------------
+# -- auto ------------------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.integers(0, 50), min_size=2, max_size=30), st.integers(1, 10**6), st.integers(0, 2**31))
-def test_the_budget_cut_is_the_best_of_all_cuts_that_fit(votes, images, seed):
-    votes = np.array(votes)
-    sizes = np.random.default_rng(seed).integers(1, 300, len(votes))
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=30), st.booleans(), st.integers(0, 10**4), st.integers(0, 2**31))
+def test_auto_is_a_halving_that_serves_the_target(votes, outputs, images, seed):
+    votes, random = np.array(votes), np.random.default_rng(seed)
+    sizes, probability = random.integers(1, 300, len(votes)), random.random(len(votes))
     order = np.argsort(-votes, kind="stable")
-    worth = {}
-    for k in range(2, len(votes) + 1):
-        records = int(sizes[order[:k]].sum())
-        if records <= images and votes.sum():
-            worth[k] = votes[order[:k]].sum() / votes.sum() * (1 - np.exp(-images / records / 12))
-    if not worth:
-        message = "not one epoch of the first two classes" if votes.sum() else "no target image voted"
-        with pytest.raises(UsageError, match=message):
-            budget_cut(order, votes, sizes, images)
+    total, least = sizes.sum(), sizes[order[:2]].sum()
+    if not votes.sum() or 0 < images < least:
+        with pytest.raises(UsageError, match="not one epoch of the first two classes" if votes.sum() else "no target image voted"):
+            auto_cut(order, sizes, votes, probability if outputs else None, images)
         return
-    k = budget_cut(order, votes, sizes, images)
-    assert worth[k] == pytest.approx(max(worth.values()), rel=1e-9) and k == Keep("images", images, "").cut(order, sizes, votes)
+    k = auto_cut(order, sizes, votes, probability if outputs else None, images)
+    mass = probability if outputs else votes
+    asked_for = sum(m / mass.sum() / (n / total) >= 1.5 for m, n in zip(mass, sizes, strict=True))
+    covering = next(k for k in range(1, 31) if votes[order[:k]].sum() >= 0.6 * votes.sum() - 1e-9)
+    wanted = sizes[order[: max(asked_for, covering)]].sum()
+    halving = min((total / 2**j for j in range(12)), key=lambda limit: abs(np.log(limit / wanted)))
+    limit = min(halving, images or np.inf)
+    best = next(k for k in range(len(votes), 0, -1) if k <= 2 or sizes[order[:k]].sum() <= limit + 1e-9)
+    assert k == max(best, min(2, len(votes)))
 
 
-def test_more_time_keeps_more_classes():
-    votes = (1000 * 0.9 ** np.arange(40)).astype(int)
-    cuts = [Keep.within(f"{b}epochs", 0).cut(np.arange(40), np.full(40, 100), votes) for b in (0.25, 1, 4, 16, 64, 1024)]
-    assert cuts == sorted(cuts) and cuts[0] < 6 and cuts[-1] == 40
-    broad = Keep.within("4epochs", 0).cut(np.arange(40), np.full(40, 100), np.full(40, 10))
-    assert broad > cuts[2]  # a target that is like many classes keeps more
+def test_auto_keeps_more_for_a_broad_target_and_for_a_surrogate_that_is_not_sure():
+    order, sizes = np.arange(64), np.full(64, 10)
+    narrow, broad = (1000 * 0.7 ** np.arange(64)).astype(int), np.full(64, 10)
+    assert auto_cut(order, sizes, narrow) == 8 and auto_cut(order, sizes, broad) == 32
+    unsure = 0.95 ** np.arange(64)  # 16 of them have half again their share, or more
+    assert auto_cut(order, sizes, narrow, unsure) == 16
+
+
+def test_one_epoch_of_what_auto_keeps_fits():
+    votes, sizes = np.full(40, 10), np.full(40, 100)
+    cuts = [Keep.within(f"{b}epochs", 0).cut(np.arange(40), sizes, votes) for b in (0.05, 0.25, 1, 4)]
+    assert cuts == [2, 10, 20, 20]
 
 
 def test_budgets_in_three_units():
@@ -108,7 +94,7 @@ ONES = np.ones(6, int)
 
 
 def kept(merge, keep="2", reverse=False, sizes=ONES):
-    return choose([A, B], [24, 6], sizes, Keep.parse(keep), merge, reverse, 0).kept.tolist()
+    return choose([A, B], [24, 6], sizes, Keep.parse(keep), merge, reverse).kept.tolist()
 
 
 def test_merges():
@@ -126,10 +112,10 @@ def test_units_without_records_take_no_place_under_any_rule():
     target = scores([30, 40, 30, 3, 30, 2, 30, 1, 30, 30])
 
     def kept(keep, target=target):
-        return choose([target], [1], sizes, Keep.parse(keep), "sum", False, 0).kept.tolist()
+        return choose([target], [1], sizes, Keep.parse(keep), "sum", False).kept.tolist()
 
     assert kept("0.5") == [1, 3] and kept("1.0") == [1, 3, 5, 7] and kept("3") == [1, 3, 5]
-    assert kept("auto:0.8") == [1]  # of the 46 votes for classes that are there
+    assert kept("auto") == [1, 3]  # the first has 40 of the 46 votes for classes that are there; two at least are kept
     with pytest.raises(UsageError, match="1 to the source's 4"):
         kept("5")
     with pytest.raises(UsageError, match="no target image voted"):
@@ -138,8 +124,8 @@ def test_units_without_records_take_no_place_under_any_rule():
 
 def test_sum_weighs_tie_breaks_by_images():
     a, b = (Scores(np.zeros(2), tie_breaks=np.array(t)) for t in ([1.0, 0.0], [0.0, 1.0]))
-    assert choose([a, b], [3, 1], np.ones(2, int), Keep.parse("1"), "sum", False, 0).kept.tolist() == [0]
-    assert choose([a, b], [1, 3], np.ones(2, int), Keep.parse("1"), "sum", False, 0).kept.tolist() == [1]
+    assert choose([a, b], [3, 1], np.ones(2, int), Keep.parse("1"), "sum", False).kept.tolist() == [0]
+    assert choose([a, b], [1, 3], np.ones(2, int), Keep.parse("1"), "sum", False).kept.tolist() == [1]
 
 
 @given(st.integers(1, 8), st.integers(1, 4), st.integers(0, 2**31))

@@ -10,8 +10,7 @@ import numpy as np
 
 from dp4tl_fast.common.errors import UsageError
 
-AUTO_SHARE, CONFIDENCE, RESAMPLES = 0.9, 0.95, 200
-REPEATS = 12.0  # epochs in which an image teaches 63 % of what it can
+COVERED, ASKED_FOR = 0.6, 1.5  # of ``auto_cut``
 AMOUNTS = re.compile(r"(\d+\.?\d*|\.\d+) ?(epochs?|images?|hours?)?")  # "8", "8epochs", "500000images", "1.5 hours"
 
 
@@ -23,7 +22,7 @@ class Keep:
         rule: ``fraction`` of the units (rounded up, so that at least one is kept); ``count`` of them; ``samples``, the
             fewest units with at least that fraction of all records; ``budget``, the most units with at most that fraction
             (the cost of an epoch is proportional to its records); or ``auto``, see ``auto_cut``.
-        value: The fraction, the number, or the share of the votes.
+        value: The fraction or the number.
         text: As it was given.
     """
 
@@ -33,14 +32,16 @@ class Keep:
 
     @staticmethod
     def parse(text: str) -> Keep:
-        """``0.4``, ``400`` (``1`` is one unit, ``1.0`` all), ``samples:F``, ``budget:F``, ``auto`` or ``auto:F``.
+        """``0.4``, ``400`` (``1`` is one unit, ``1.0`` all), ``samples:F``, ``budget:F`` or ``auto``.
 
         Raises:
             UsageError: It is none of these.
         """
         rule, colon, value = text.partition(":")
         if rule == "auto":
-            return Keep("auto", _fraction(text, value) if colon else AUTO_SHARE, text)
+            if colon:
+                raise UsageError(f"`keep={text}`: auto takes no number. Give auto, or a fraction of the classes")
+            return Keep("auto", 0, text)
         if rule in ("samples", "budget"):
             return Keep(rule, _fraction(text, value), text)
         if text.strip().isdigit():
@@ -51,14 +52,14 @@ class Keep:
         if not 0 < fraction <= 1:
             raise UsageError(
                 f"`keep={text}`: give a fraction above 0 and at most 1.0, a whole number of classes (clusters, records), "
-                "samples:FRACTION, budget:FRACTION, auto or auto:FRACTION"
+                "samples:FRACTION, budget:FRACTION or auto"
             )
         return Keep("fraction", fraction, text)
 
     @staticmethod
     def within(budget: str, images_per_s: float) -> Keep:
-        """The cut that is best for a budget of pretraining (``budget_cut``): ``8`` or ``8epochs`` of the full source,
-        ``500000images``, or ``1.5hours`` at ``images_per_s``.
+        """``auto`` for a pretraining of this length: ``8`` or ``8epochs`` of the full source, ``500000images``, or ``1.5hours`` at
+        ``images_per_s``.
 
         Raises:
             UsageError: It is none of these, or 0; or hours without a rate.
@@ -80,8 +81,9 @@ class Keep:
         return int(self.value * (records if self.rule == "epochs" else 1)) if self.rule in ("epochs", "images") else 0
 
     def cut(
-        self, order: np.ndarray, sizes: np.ndarray, votes: np.ndarray | None, unit: str = "classes", seed: int = 0
-    ) -> int:
+        self, order: np.ndarray, sizes: np.ndarray, votes: np.ndarray | None, unit: str = "classes",
+        probability: np.ndarray | None = None,
+    ) -> int:  # fmt: skip
         """How many units of ``order`` to keep.
 
         Args:
@@ -89,19 +91,16 @@ class Keep:
             sizes: Records per unit, int64 ``[units]``.
             votes: Target images that chose each unit, int64 ``[units]``; ``None`` for methods without votes.
             unit: Name of the units, for messages.
-            seed: Of the bootstrap of ``auto``.
+            probability: What each unit has of the target by the surrogate's outputs, float64 ``[units]``; ``None`` where only votes
+                are known.
 
         Raises:
             UsageError: The rule cannot be satisfied, or needs votes.
         """
-        if self.rule == "auto":
+        if self.rule in ("auto", "epochs", "images"):
             if votes is None:
                 raise UsageError("`keep=auto`: this method has no votes to decide by. Give a fraction or a number")
-            return auto_cut(order, votes, self.value, seed)
-        if images := self.images(int(sizes.sum())):
-            if votes is None:
-                raise UsageError("`keep=auto`: this method has no votes to decide by. Give a fraction or a number")
-            return budget_cut(order, votes, sizes, images, unit)
+            return auto_cut(order, sizes, votes, probability, self.images(int(sizes.sum())), unit)
         if self.rule == "fraction":
             return max(1, math.ceil(self.value * len(order) - 1e-9))
         if self.rule == "count":
@@ -121,56 +120,42 @@ class Keep:
         return count
 
 
-def auto_cut(order: np.ndarray, votes: np.ndarray, share: float, seed: int = 0) -> int:
-    """The number of units that have ``share`` of the votes, with confidence over the choice of target images.
+def auto_cut(
+    order: np.ndarray, sizes: np.ndarray, votes: np.ndarray, probability: np.ndarray | None = None, images: int = 0,
+    unit: str = "classes",
+) -> int:  # fmt: skip
+    """How many of the first units to keep: half of the records, a quarter, an eighth ...: what is nearest to the larger of
 
-    The target set is a sample. The bootstrap draws as many votes again from the observed distribution (``RESAMPLES``
-    times), ranks the units by the draw, and counts how many of the first ones are needed to have ``share`` of the
-    *observed* votes: a draw that ranks the tail wrongly needs more. The result is the ``CONFIDENCE`` quantile of these
-    counts: in that proportion of the draws, the kept units would have been enough. A target whose votes spread over many
-    classes keeps many, and so does a small target, whose ranking is uncertain.
-    """
-    ranked = votes[order]  # draws are ranked stably: equal votes keep the order of the scores
-    n = int(ranked.sum())
-    if n == 0:
-        raise UsageError("`keep=auto`: no target image voted for a unit that has records. Give a fraction or a number")
-    generator = np.random.default_rng(seed)
-    draws = generator.multinomial(n, ranked / n, size=RESAMPLES)
-    needed = []
-    for draw in draws:
-        carried = np.cumsum(ranked[np.argsort(-draw, kind="stable")])
-        needed.append(int((carried < share * n - 1e-9).sum()) + 1)
-    return int(np.quantile(needed, CONFIDENCE, method="higher"))
+    - the fewest units that carry ``COVERED`` of the votes, so that most of the target is served;
+    - as many as the target asks for: units g with P(g | target) >= ``ASKED_FOR`` P(g | source), an importance weight
+      (arXiv 1811.07056). P(g | target) is the mean probability, or the share of the votes; P(g | source) the share of the records.
 
+    Of a target that is like a few classes, a weak surrogate ranks those that are meant too far behind: the second keeps them. Of a
+    broad target it is sure of nothing, and the second would keep few: the first does not. Finer steps than halvings make no
+    difference that the sweeps of ``python -m benchmarks end_to_end`` could show, and how long the pretraining is made little: five
+    targets of Tiny-ImageNet, two to eight epochs, a surrogate of 12 % top-1. Both constants were set by hand by these sweeps.
 
-def budget_cut(order: np.ndarray, votes: np.ndarray, sizes: np.ndarray, images: int, unit: str = "classes") -> int:
-    """Units worth keeping for a pretraining that sees ``images`` images, repeated ones counted: the k of the largest
-
-        U(k) = V(k) (1 - exp(-E(k) / REPEATS)),   E(k) = images / S(k)
-
-    for the share V(k) of the votes that the first k carry and the number S(k) of their records: what fraction of the target the
-    kept classes serve, times how much of what they can teach is learned in the E(k) epochs that the budget allows. The less time
-    there is, the fewer classes are kept (arXiv 2305.12224 on classes against images per class; the exponential of repeats is
-    that of arXiv 2305.16264). A cut is at least two units and one epoch of them.
-
-    REPEATS was set by hand by the sweeps of ``python -m benchmarks end_to_end``: five targets of Tiny-ImageNet, budgets of two and
-    four epochs, a surrogate of 12 % top-1. With 30 the cut was too narrow for most of them.
+    Args:
+        order, sizes, votes, probability, unit: As for ``Keep.cut``.
+        images: That the pretraining sees, repeated ones counted: one epoch must fit. 0 is no limit.
 
     Raises:
-        UsageError: No vote, or not even one epoch of the first two fits.
+        UsageError: No vote, or not even one epoch of the first two units fits.
     """
     ranked, records = votes[order].astype(np.float64), np.cumsum(sizes[order]).astype(np.float64)
     if ranked.sum() == 0:
         raise UsageError("`keep=auto`: no target image voted for what has records. Give a fraction or a number")
-    least = min(2, len(order))
-    fits = (records <= images) & (np.arange(1, len(order) + 1) >= least)
-    if not fits.any():
+    covering = int((np.cumsum(ranked) < COVERED * ranked.sum() - 1e-9).sum()) + 1
+    target = ranked if probability is None else probability[order]
+    asked_for = int((target / target.sum() >= ASKED_FOR * sizes[order] / records[-1]).sum())
+    halvings = round(-math.log2(records[max(covering, asked_for) - 1] / records[-1]))
+    least, limit = min(2, len(order)), min(records[-1] / 2**halvings, images or math.inf)
+    if images and records[least - 1] > images:
         raise UsageError(
             f"`budget`: {images} images are not one epoch of the first two {unit}, which have {int(records[least - 1])} records. "
             "Give a larger one"
         )
-    worth = np.cumsum(ranked) / ranked.sum() * -np.expm1(-images / records / REPEATS)
-    return int(np.where(fits, worth, -1).argmax()) + 1
+    return max(least, int((records <= limit + 1e-9).sum()))
 
 
 def _number(text: str) -> float:

@@ -55,15 +55,16 @@ class Scores:
         unit: classes, clusters or samples.
         tie_breaks: float64 ``[units]``, rank equal values; where these are equal too, the lower id comes first.
         votes: int64 ``[units]``, target images, for methods that count them.
+        probability: float64 ``[units]``, the surrogate's mean over the target images, for methods that use its classifier.
         votes_by_target_class: Computes int64 ``[target classes, units]``, for methods with votes.
     """
-
 
     values: np.ndarray
     unit: str = "classes"
     tie_breaks: np.ndarray | None = None
     votes: np.ndarray | None = None
     votes_by_target_class: Callable[[], np.ndarray] | None = None
+    probability: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Method:
 def lm(i: Inputs, t: Target) -> Scores:
     result = label_mapping.label_mapping(i.head, t.features.split(CHUNK), i.num_classes)
     by_class = partial(label_mapping.votes_by_target_class, t.features, t.labels, i.head)
-    return Scores(result.votes.astype(np.float64), "classes", result.probability, result.votes, by_class)
+    return Scores(result.votes.astype(np.float64), "classes", result.probability, result.votes, by_class, result.probability)
 
 
 def fm(i: Inputs, t: Target) -> Scores:

@@ -22,7 +22,7 @@ class Choice:
 
 
 def choose(
-    scores: Sequence[Scores], weights: Sequence[int], sizes: np.ndarray, keep: Keep, merge: str, reverse: bool, seed: int
+    scores: Sequence[Scores], weights: Sequence[int], sizes: np.ndarray, keep: Keep, merge: str, reverse: bool
 ) -> Choice:
     """Decide what to keep.
 
@@ -43,10 +43,10 @@ def choose(
     if merge == "turns":
         order = in_turn(orders)
     if merge == "union":
-        parts = [o[: keep.cut(o, sizes, s.votes, unit, seed)] for o, s in zip(orders, scores, strict=True)]
+        parts = [o[: keep.cut(o, sizes, s.votes, unit, s.probability)] for o, s in zip(orders, scores, strict=True)]
         kept = np.unique(np.concatenate(parts))
     else:
-        kept = order[: keep.cut(order, sizes, total.votes, unit, seed)]
+        kept = order[: keep.cut(order, sizes, total.votes, unit, total.probability)]
     return Choice(total, order, kept)
 
 
@@ -89,11 +89,16 @@ def _order(scores: Scores, sizes: np.ndarray, reverse: bool) -> np.ndarray:
 def _sum(scores: Sequence[Scores], weights: Sequence[int]) -> Scores:
     if len(scores) == 1:
         return scores[0]
-    ties = [s.tie_breaks * w for s, w in zip(scores, weights, strict=True) if s.tie_breaks is not None]
+
+    def mean(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
+        there = [part * w for part, w in zip(parts, weights, strict=True) if part is not None]
+        return np.sum(there, axis=0) / sum(weights) if there else None
+
     votes = [s.votes for s in scores if s.votes is not None]
     return Scores(
         np.sum([s.values for s in scores], axis=0),
         scores[0].unit,
-        np.sum(ties, axis=0) / sum(weights) if ties else None,
+        mean([s.tie_breaks for s in scores]),
         np.sum(votes, axis=0) if votes else None,
+        probability=mean([s.probability for s in scores]),
     )

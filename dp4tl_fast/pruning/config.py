@@ -23,12 +23,12 @@ class PruneConfig(Placement, BadRecordsConfig, CacheConfig):
         source: Source .beton, or its URL (s3://, gs://, az://, https://); targets likewise.
         out: Selection to write (.json).
         keep: How much to keep: a fraction of the classes (0.4) or a number of them (400); samples:0.4 for the fewest
-            classes with that share of the samples; auto (or auto:0.9) for the fewest that carry this share of the votes,
-            with confidence. Counts clusters under --groups kmeans, and records for methods that score records. Several, as in
+            classes with that share of the samples; auto for half, a quarter, an eighth ... of the samples, by how broad the
+            target is. Counts clusters under --groups kmeans, and records for methods that score records. Several, as in
             0.5,0.25,0.125, write a selection each, with the cut in its name: SEL.0.25.json.
         budget: Instead of --keep: the most classes whose samples cost at most this share of a full epoch (0.4). With --keep auto:
-            the pretraining to choose the cut for, in epochs of the full source (8epochs), images (500000images) or hours (2hours,
-            with --images-per-s): the less, the fewer classes. `pretrain` then takes its epochs from the selection.
+            how long the pretraining is, in epochs of the full source (8epochs), images (500000images) or hours (2hours, with
+            --images-per-s): one epoch of what is kept must fit. `pretrain` then takes its epochs from the selection.
         images_per_s: Rate of the pretraining that --budget is given in hours of.
         sample: whole (every epoch reads all that is kept, once) or weighted (soft mapping: every epoch draws as many records as
             --keep would keep, from every class by its share of the votes; another part of large classes in every epoch).
@@ -57,7 +57,7 @@ class PruneConfig(Placement, BadRecordsConfig, CacheConfig):
         classes: Names or ids for --method handpicked.
         scores: CSV or Parquet with a column score and one of class, record or index, for --method influence.
         reverse: Keep the lowest instead (an ablation).
-        seed: For random, K-means and the bootstrap of --keep auto.
+        seed: For random and K-means.
         cache: Folder for features, so that another method or ratio takes seconds; the default is .dp4tl-cache beside
             --out, none keeps nothing.
         materialize: Also copy the surviving records to this .beton.

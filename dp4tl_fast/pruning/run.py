@@ -210,7 +210,7 @@ def _choose(
     for cut in cuts:
         rule = cut.rule or Keep.parse(str(np.count_nonzero(scores[0].values[sizes > 0])))
         for path, (some, counts, merge, of) in zip(cut.paths, [(scores, images, config.merge, targets), *alone], strict=False):
-            choice = choose(some, counts, sizes, rule, merge, config.reverse, config.seed)
+            choice = choose(some, counts, sizes, rule, merge, config.reverse)
             chosen[path] = rule, choice, draw(config, choice, sizes), of
     return chosen
 

@@ -84,7 +84,7 @@ def agreement(before: list[Scores], after: list[Scores], sizes: np.ndarray, conf
     rules = config.rules if config.groups == "classes" and config.rules else [QUARTER]
     found = []
     for a, b in zip(before, after, strict=True):
-        cuts = [[choose([s], [1], sizes, rule, "sum", config.reverse, config.seed).kept for s in (a, b)] for rule in rules]
+        cuts = [[choose([s], [1], sizes, rule, "sum", config.reverse).kept for s in (a, b)] for rule in rules]
         first, second = min(cuts, key=lambda pair: len(pair[1]))
         share = len(np.intersect1d(first, second)) / max(len(first), len(second))
         chance = min(len(first), len(second)) / np.count_nonzero(sizes)
