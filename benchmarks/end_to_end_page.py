@@ -72,8 +72,11 @@ def _auto(goals: Sequence[dict[str, Any]], targets: Sequence[str]) -> str:
     close = {LABELS[b]: measured[f"end_to_end/auto-{b:g}"] for b in BUDGETS if f"end_to_end/auto-{b:g}" in measured}
     if not close:
         return ""
-    each = ", ".join(f"{n:.0f} ({label} of the steps)" for label, n in close.items())
-    return f"The cut that `prune --keep auto` makes is within a point of the sweep's best on {each} of {len(targets)} targets."
+    each = ", ".join(f"{n:.0f} at {label}" for label, n in close.items())
+    return (
+        "The cut that `prune --keep auto` makes, whose constants were set by these runs, is within a point of the best of the three: of "
+        f"{len(targets)} targets on {each} of the steps."
+    )
 
 
 def _range(differences: Sequence[dict[str, Any]], cell: str, against: str) -> str:
