@@ -74,8 +74,8 @@ def _auto(goals: Sequence[dict[str, Any]], targets: Sequence[str]) -> str:
         return ""
     each = ", ".join(f"{n:.0f} at {label}" for label, n in close.items())
     return (
-        "The cut that `prune --keep auto` makes, whose constants were set by these runs, is within a point of the best of the three: of "
-        f"{len(targets)} targets on {each} of the steps."
+        "The cut that `prune --keep auto` makes, whose constants were set by these runs, is within a point of the best of "
+        f"the three: of {len(targets)} targets on {each} of the steps."
     )
 
 

@@ -23,8 +23,7 @@ NOTES = {
     "end_to_end-cpu": "An earlier form of this suite, which cannot tell a good choice from a bad one: its only target is CIFAR-10, "
     "which is so broad that most classes serve it, and its surrogate was trained for one epoch at 16 pixels, after which it "
     "classified 6 % of the source's validation images correctly. Rows of fewer classes also took fewer steps.",
-    "sensitivity-cpu": "An earlier form of this suite, for CIFAR-10 alone; the same holds for it.",
-    "objectives-cpu": "An earlier form of this suite, for CIFAR-10 alone, of one seed; rows of fewer images also took fewer steps.",
+    "sensitivity-cpu": "One seed: differences of less than about 3 points are noise.",
     "gpu_day-2": "Features from host memory were measured in an earlier run, on another machine of the same kind.",
     "gpu_day-3": "Loaders and networks were measured in two runs, on two machines of the same kind: that of the networks had "
     "neither DALI nor FFCV, and came before the GPU kernels were tuned, which they do not use.",
