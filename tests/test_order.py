@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dp4tl_fast.loaders.order import Draws, block_shuffle, epoch_order, epoch_places, num_batches, rank_batches
+from dp4tl_fast.loaders.order import Draws, block_shuffle, epoch_order, epoch_places, joined, num_batches, rank_batches
 
 RECORDS = st.lists(st.integers(0, 10**9), unique=True, max_size=200).map(lambda x: np.array(sorted(x), np.int64))
 SEED, EPOCH = st.integers(0, 2**63 - 1), st.integers(0, 10_000)
@@ -165,3 +165,16 @@ def test_a_long_native_order_is_numpys() -> None:
 def test_an_epoch_has_the_order_that_it_always_had() -> None:
     """Checkpoints continue in it: neither another NumPy nor another core may change it."""
     assert epoch_places(10, seed=7, epoch=3, shuffle=True).tolist() == [8, 4, 5, 3, 6, 0, 9, 7, 1, 2]
+
+
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 3), st.integers(0, 5), st.booleans())
+def test_batches_joined_are_the_order_itself_where_nothing_lies_between(n, batch_size, ranks, start, drop_last):
+    order = np.random.default_rng(n).permutation(n)
+    sharding = {"batch_size": batch_size, "rank": ranks - 1, "world_size": ranks, "drop_last": drop_last}
+    if batches := rank_batches(order, **sharding)[start:]:
+        found = joined(batches)
+        assert found.tolist() == np.concatenate(batches).tolist()
+        assert ranks > 1 or found.base is order
+        assert joined(batches[::-1]).tolist() == np.concatenate(batches[::-1]).tolist()
+    apart = [order[:1].copy(), order[1:]]
+    assert joined(apart).tolist() == order.tolist() and joined([order.copy()]).tolist() == order.tolist()

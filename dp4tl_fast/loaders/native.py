@@ -158,7 +158,7 @@ class NativeLoader(BaseLoader):
             return
         bounds = np.cumsum([0] + [len(b) for b in batches], dtype=np.int64)
         spec, windows = self.now.spec, self._windows(batches)
-        records = np.concatenate(batches).astype(np.int64, copy=False)
+        records = order.joined(batches).astype(np.int64, copy=False)
         own = () if isinstance(epochs[0], int) else (np.concatenate(epochs),)  # type: ignore[arg-type]  # all are of one kind
         with self._arriving(batches) as arriving:
             if len(windows):  # which are read ahead by themselves

@@ -165,6 +165,18 @@ def rank_batches(
     return [part for part in parts if len(part)]
 
 
+def joined(batches: Sequence[np.ndarray]) -> np.ndarray:
+    """The batches, at least one, one after another; not copied where they lie so already, as those of a single rank do."""
+    base, starts = batches[0].base, [b.__array_interface__["data"][0] for b in batches]
+    ends = [start + b.nbytes for start, b in zip(starts, batches, strict=True)]
+    if base is None or base.ndim != 1 or not base.flags.c_contiguous or starts[1:] != ends[:-1]:
+        return np.concatenate(batches)
+    if any(b.base is not base for b in batches):  # neighbours by chance
+        return np.concatenate(batches)
+    first = (starts[0] - base.__array_interface__["data"][0]) // base.itemsize
+    return base[first : first + sum(map(len, batches))]
+
+
 def _cut(n: int, batch_size: int, world_size: int, min_batch: int) -> tuple[int, int, int]:
     """Whole global batches, how many records their last lends to the incomplete one that follows it, and the size of that."""
     step, least = batch_size * world_size, min_batch * world_size
