@@ -24,6 +24,7 @@ NOTES = {
     "which is so broad that most classes serve it, and its surrogate was trained for one epoch at 16 pixels, after which it "
     "classified 6 % of the source's validation images correctly. Rows of fewer classes also took fewer steps.",
     "sensitivity-cpu": "One seed: differences of less than about 3 points are noise.",
+    "objectives-cpu": "The first seed's runs met other work on the machine: its times are too long.",
     "gpu_day-2": "Features from host memory were measured in an earlier run, on another machine of the same kind.",
     "gpu_day-3": "Loaders and networks were measured in two runs, on two machines of the same kind: that of the networks had "
     "neither DALI nor FFCV, and came before the GPU kernels were tuned, which they do not use.",
