@@ -46,10 +46,12 @@ DP4TL_AVX2 Best argmax_avx2(const void* data, const float* offset, int64_t n) {
   top = _mm256_max_ps(top, _mm256_permute2f128_ps(top, top, 1));
   top = _mm256_max_ps(top, _mm256_permute_ps(top, 0x4e));
   top = _mm256_max_ps(top, _mm256_permute_ps(top, 0xb1));
-  for (k = 0;; k = std::min(k + 8, n - 8)) {
-    const unsigned found = _mm256_movemask_ps(_mm256_cmp_ps(load(k), top, _CMP_EQ_OQ));
-    if (found) return {_mm256_cvtss_f32(top), k + __builtin_ctz(found)};
+  for (k = 0; k < n; k += 8) {
+    const int64_t at = std::min(k, n - 8);
+    const unsigned found = _mm256_movemask_ps(_mm256_cmp_ps(load(at), top, _CMP_EQ_OQ));
+    if (found) return {_mm256_cvtss_f32(top), at + __builtin_ctz(found)};
   }
+  return argmax_baseline<float>(data, offset, n);  // another thread has changed the row meanwhile
 }
 
 template <class T>
@@ -76,10 +78,12 @@ DP4TL_AVX2 Best argmax16_avx2(const void* data, const float*, int64_t n) {
   const Extreme<T> top(largest);
   const __m256i mask = _mm256_set1_epi16(static_cast<int16_t>(top.mask));
   const __m256i bits = _mm256_set1_epi16(static_cast<int16_t>(top.bits));
-  for (int64_t k = 0;; k = std::min(k + 16, n - 16)) {
-    const __m256i equal = _mm256_cmpeq_epi16(_mm256_and_si256(load(k), mask), bits);
-    if (const unsigned found = _mm256_movemask_epi8(equal)) return {top.value, k + __builtin_ctz(found) / 2};
+  for (int64_t k = 0; k < n; k += 16) {
+    const int64_t at = std::min(k, n - 16);
+    const __m256i equal = _mm256_cmpeq_epi16(_mm256_and_si256(load(at), mask), bits);
+    if (const unsigned found = _mm256_movemask_epi8(equal)) return {top.value, at + __builtin_ctz(found) / 2};
   }
+  return argmax_baseline<T>(data, nullptr, n);  // another thread has changed the row meanwhile
 }
 
 template <class T>

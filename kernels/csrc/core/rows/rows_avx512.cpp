@@ -67,10 +67,12 @@ DP4TL_AVX512 Best argmax16_avx512(const void* data, const float*, int64_t n) {
   const Extreme<T> top(largest);
   const __m512i mask = _mm512_set1_epi16(static_cast<int16_t>(top.mask));
   const __m512i bits = _mm512_set1_epi16(static_cast<int16_t>(top.bits));
-  for (int64_t k = 0;; k = std::min(k + 32, n - 32)) {
-    const __mmask32 equal = _mm512_cmpeq_epi16_mask(_mm512_and_si512(load(k), mask), bits);
-    if (equal) return {top.value, k + __builtin_ctz(equal)};
+  for (int64_t k = 0; k < n; k += 32) {
+    const int64_t at = std::min(k, n - 32);
+    const __mmask32 equal = _mm512_cmpeq_epi16_mask(_mm512_and_si512(load(at), mask), bits);
+    if (equal) return {top.value, at + __builtin_ctz(equal)};
   }
+  return argmax_baseline<T>(data, nullptr, n);  // another thread has changed the row meanwhile
 }
 
 template <class T>
