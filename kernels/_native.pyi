@@ -299,3 +299,19 @@ def byte_views(buffer: object, offsets: Annotated[NDArray[numpy.int64], dict(sha
     Pieces of a buffer, nothing copied: a list of uint8 [sizes[i]] that speak DLPack and the buffer protocol. They are only
     for reading: writing to a piece of a read-only mapping ends the process. IndexError: a piece is not inside the buffer.
     """
+
+def has_fast_crc32() -> bool:
+    """
+    Whether the CPU multiplies without carry; zlib is faster where it does not.
+    """
+
+def crc32(data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], value: int = 0) -> int:
+    """zlib.crc32."""
+
+def crc32s(payloads: Sequence[Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)]]) -> list[int]:
+    """zlib.crc32 of each."""
+
+def keep_freed_memory() -> None:
+    """
+    For the rest of this process, keep up to 64 MiB of freed memory for reuse, and large pieces, too. Without glibc nothing happens.
+    """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dp4tl_fast.beton.checksum import crc32, crc32s
 from dp4tl_fast.beton.entry_points import add_entry_points
 from dp4tl_fast.beton.format import MODE_JPEG
 from dp4tl_fast.beton.layout import record_order
@@ -113,9 +113,12 @@ class Payloads:
 
 def _payloads(beton: Beton, records: np.ndarray, index_jpegs: bool) -> Iterator[Payloads]:
     """Read records in order, several chunks ahead, and compare checksums where the file has them."""
+    from dp4tl_fast.kernels._native import keep_freed_memory
+
     pointers, sizes = beton.images["data_ptr"].astype(np.int64), beton.sizes
     known = beton.checksums()
     fd = os.open(beton.real_path, os.O_RDONLY | os.O_CLOEXEC)
+    keep_freed_memory()  # chunk after chunk takes as much
 
     def read(job: np.ndarray) -> Payloads:
         beton.fetch(job)
@@ -125,7 +128,7 @@ def _payloads(beton: Beton, records: np.ndarray, index_jpegs: bool) -> Iterator[
             if len(data) != size:
                 raise RecordError(f"{beton.path}: record {i} has {size} bytes, but the file ended after {len(data)}")
             payloads.append(data)
-        checksums = np.fromiter((zlib.crc32(data) for data in payloads), np.uint32, len(payloads))
+        checksums = crc32s(payloads)
         if known is not None and (bad := checksums != known[job]).any():
             i = int(job[bad.argmax()])
             where = f"{beton.path}: record {i} (class {beton.class_names[beton.labels[i]]})"
@@ -147,5 +150,5 @@ def _indexed(images: np.ndarray, chunk: Payloads) -> Payloads:
     payloads, checksums = add_entry_points(chunk.payloads, areas), chunk.checksums.copy()
     for i, (before, after) in enumerate(zip(chunk.payloads, payloads, strict=True)):
         if after is not before:
-            checksums[i] = zlib.crc32(after)
+            checksums[i] = crc32(after)
     return Payloads(chunk.records, payloads, checksums)

@@ -8,7 +8,6 @@ import mmap
 import os
 import unicodedata
 import weakref
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dp4tl_fast.beton import format as fmt
+from dp4tl_fast.beton.checksum import crc32
 from dp4tl_fast.beton.fingerprint import CHECKSUMS, CLASS_NAMES, RECORDS, Fingerprint
 from dp4tl_fast.beton.sidecars import KINDS, Sidecar, Stamp, sidecar, stamp
 from dp4tl_fast.common.content import HEAD_BYTES, what_it_is
@@ -137,7 +137,7 @@ class Beton:
         self.sidecar = Sidecar(self.real_path if self._remote else self.path, self._stamp)  # type: ignore[arg-type]
 
     def _stamp(self) -> Stamp:
-        crc = zlib.crc32(memoryview(self._pages)[: self.data_start])
+        crc = crc32(self._map[: self.data_start])
         self._release()
         return stamp(self.file_size, crc)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import os
-import zlib
 from collections.abc import Callable
 
 import numpy as np
 
 from dp4tl_fast.beton import format as fmt
 from dp4tl_fast.beton import jpeg
+from dp4tl_fast.beton.checksum import crc32
 from dp4tl_fast.beton.entry_points import check as check_jpeg
 from dp4tl_fast.beton.reader import Beton
 from dp4tl_fast.common.errors import RecordError
@@ -42,7 +42,7 @@ def verify(
         for i, pointer, size, shape, checksum in zip(*columns, expected, strict=False):
             data = os.pread(fd, size, pointer)
             fault = "" if len(data) == size else f"has {size} bytes, but the file ends after {len(data)} of them"
-            if not fault and checksum is not None and zlib.crc32(data) != checksum:
+            if not fault and checksum is not None and crc32(data) != checksum:
                 fault = "does not match its checksum"
             if fault := fault or _fault(data, shape, decode):
                 where = f"{beton.path}: record {i} (class {beton.class_names[beton.labels[i]]})"

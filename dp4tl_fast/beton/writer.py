@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from types import TracebackType
 import numpy as np
 
 from dp4tl_fast.beton import format as fmt
+from dp4tl_fast.beton.checksum import crc32
 from dp4tl_fast.beton.sidecars import Contents, put_in_place, sidecar, stamp, write_partial
 from dp4tl_fast.common.errors import BetonError, InUseError, UsageError
 from dp4tl_fast.common.files import commit, naming, partial_path, suppress_no_locks, through_links, write_at
@@ -212,7 +212,7 @@ class BetonWriter:
         if contents is None:
             sidecar(self.path).unlink(missing_ok=True)
         else:
-            write_partial(self.path, stamp(end + allocations.nbytes, zlib.crc32(tables)), contents)
+            write_partial(self.path, stamp(end + allocations.nbytes, crc32(tables)), contents)
             put_in_place(self.path)
         commit(self.partial, self.path)  # still locked
         self.release()

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from dp4tl_fast.beton.checksum import crc32
 from dp4tl_fast.beton.sidecars import CHECKSUM
 from dp4tl_fast.beton.writer import ROW
 from dp4tl_fast.common.files import naming
@@ -147,6 +148,6 @@ def payloads_are_intact(fd: int, frame: Frame) -> bool:
     """Read a chunk's payloads back and compare their checksums."""
     pointers = frame.rows["f0"]["data_ptr"].tolist()
     for pointer, size, checksum in zip(pointers, frame.sizes.tolist(), frame.checksums.tolist(), strict=True):
-        if zlib.crc32(os.pread(fd, size, pointer)) != checksum:
+        if crc32(os.pread(fd, size, pointer)) != checksum:
             return False
     return True

@@ -6,12 +6,12 @@ Threads suffice: reading, checksums and PIL's codecs run outside the interpreter
 from __future__ import annotations
 
 import itertools
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from dp4tl_fast.beton.checksum import crc32s
 from dp4tl_fast.common.content import UNFINISHED
 from dp4tl_fast.common.errors import SourceError
 from dp4tl_fast.common.ordered import chunk_bounds, ordered_map
@@ -51,6 +51,9 @@ def converted(source: Source, order: np.ndarray, rule: ImageRule, *, workers: in
     Raises:
         SourceError: An image cannot be stored, and it is not to be skipped.
     """
+    from dp4tl_fast.kernels._native import keep_freed_memory
+
+    keep_freed_memory()  # chunk after chunk takes as much
     bounds = chunk_bounds(source.sizes[order], CHUNK_BYTES, CHUNK_RECORDS)
     jobs = (order[start:stop] for start, stop in itertools.pairwise(bounds))
     return ordered_map(lambda positions: convert_chunk(source, positions, rule, skip), jobs, workers)
@@ -87,5 +90,5 @@ def convert_chunk(source: Source, positions: np.ndarray, rule: ImageRule, skip: 
             notes.append((i, len(records), record.note))
         records.append(record)
         index.append(i)
-    checksums = np.fromiter((zlib.crc32(record.payload) for record in records), np.uint32, len(records))
+    checksums = crc32s([record.payload for record in records])
     return Chunk(positions, np.array(index, np.int64), records, checksums, notes)

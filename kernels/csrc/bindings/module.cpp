@@ -12,4 +12,5 @@ NB_MODULE(_native, m) {
   dp4tl::register_loader(m);
   dp4tl::register_jpeg(m);
   dp4tl::register_views(m);
+  dp4tl::register_bytes(m);
 }

@@ -10,5 +10,6 @@ void register_counts(nanobind::module_& m);  // label_counts, nearest-centroid r
 void register_loader(nanobind::module_& m);  // the data plane
 void register_jpeg(nanobind::module_& m);    // lossless rewriting
 void register_views(nanobind::module_& m);   // pieces of a buffer
+void register_bytes(nanobind::module_& m);   // checksums, and memory for many payloads
 
 }  // namespace dp4tl
