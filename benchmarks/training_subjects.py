@@ -1,6 +1,7 @@
 """The ways of training that suite ``training`` compares, each in a process of its own (``benchmarks.child``).
 
-Options: ``folder`` (class folders of images), ``file`` (the same as a .beton), ``batch``, ``size``, ``arch`` and ``threads``.
+Options: ``folder`` (class folders of images), ``file`` (the same as a .beton), ``batch``, ``size``, ``arch``, ``threads`` and, for
+ours, ``precision`` (fp32).
 An epoch answers ``{"seconds", "samples", "wait_s", "loss"}``; ``wait_s`` is the time in which the loop had no batch.
 """
 
@@ -99,7 +100,7 @@ def ours(options: dict[str, Any]) -> Epoch:
     source = Beton(options["file"])
     config = PretrainConfig(
         source=options["file"], out=tempfile.gettempdir(), arch=options["arch"], size=options["size"], batch_size=options["batch"],
-        min_scale=MIN_SCALE, weight_decay=1e-4, precision="fp32",
+        min_scale=MIN_SCALE, weight_decay=1e-4, precision=options.get("precision", "fp32"),
     )  # fmt: skip
     loader = open_train(config, source, None)
     learner = build(config, source, None, total_steps=1)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 def test_the_suite_trains_in_all_three_ways(tmp_path, monkeypatch):
     noisy_colours(tmp_path, "imagenet-sample", (6,) * 4)
-    for name, value in (("IMAGES", 48), ("BATCH", 16), ("SIZE", 32), ("ARCH", "small-8")):
+    for name, value in (("IMAGES", 48), ("BATCH", 16), ("SIZE", 32), ("ARCH", "small-8"), ("SMALL", ("small-4",))):
         monkeypatch.setattr(training, name, value)
     suite = Suite(name="training", data=tmp_path)
     training.run(suite)
@@ -22,6 +22,9 @@ def test_the_suite_trains_in_all_three_ways(tmp_path, monkeypatch):
         assert rows["samples", subject].value > 0 and 0 <= rows["data-wait", subject].value <= 1
     assert rows["samples", "ours"].rounds == rows["data-wait", "ours"].rounds == 5
     goals = {goal.id: goal for goal in suite.goals}
+    faster = rows["small-4 at 32 pixels", "auto"]
+    assert faster.ratio_to == "fp32" and faster.rounds == training.SMALL_ROUNDS
+    assert goals["training/auto-precision-small-4"].measured == faster.ratio
     assert goals["training/vs-reference"].measured == rows["samples", "ours"].ratio
     share = goals["training/data-wait-share"]
     assert share.measured == rows["data-wait", "ours"].value and share.at_most and share.goal == 0.05
