@@ -87,7 +87,7 @@ class Beton:
     def _open(self) -> None:
         """Map the file, and check its tables against its size."""
         try:
-            self._fd = os.open(self.real_path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = os.open(self.real_path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for ever
             weakref.finalize(self, os.close, self._fd).atexit = False  # a thread may be reading still
             self._pages = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
@@ -97,7 +97,7 @@ class Beton:
         self._map = np.frombuffer(self._pages, np.uint8)
         self.file_size = self._map.size
         if what := what_it_is(bytes(self._map[:HEAD_BYTES])):
-            self._fail(f"is {what}, not a .beton file")
+            self._fail(f"is no .beton file but {what}")
         header = self._table(0, fmt.HEADER, 1, "header")[0]
         if header["version"] != fmt.VERSION:
             self._fail(
