@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -58,6 +59,7 @@ def _check(root: Path, tree: dict[str, dict[str, bytes]], litter: list[str], ord
         _webdataset(root / "wds.tar", expected),
         _parquet(root / "x.parquet", expected),
         _csv(root / "x.csv", root, expected),
+        _remote(root / "tree"),
     ]
     for src in sources:
         assert samples(src, root, class_order=order) == expected, src
@@ -85,6 +87,14 @@ def _webdataset(path: Path, expected: list[tuple[str, bytes]]) -> Path:
         for row in ((f"{i:04}.img", data), (f"{i:04}.cls", name.encode()))
     ]
     return make_tar(path, rows)
+
+
+def _remote(tree: Path) -> str:
+    fs = fsspec.filesystem("memory")
+    if fs.exists("/tree"):
+        fs.rm("/tree", recursive=True)
+    fs.put(str(tree), "/tree", recursive=True)
+    return "memory://tree"
 
 
 def _parquet(path: Path, expected: list[tuple[str, bytes]]) -> Path:

@@ -139,7 +139,7 @@ def convert(
     part = parse_shard(shard)
     target = through_links(shard_path(Path(out), *part) if part else Path(out))
     check_outputs([("out", target)], [src])
-    with closing(plan.open(target.absolute().parent)) as listing:
+    with closing(plan.open(None if dry_run else target.absolute().parent)) as listing:
         source = listing.source
         if dry_run:
             result = listed(src, source)

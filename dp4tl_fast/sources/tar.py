@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dp4tl_fast.common.content import HEAD_BYTES
+from dp4tl_fast.common.content import HEAD_BYTES, TAR, image_kind, what_it_is
+from dp4tl_fast.common.errors import SourceError
 from dp4tl_fast.sources import webdataset
 from dp4tl_fast.sources.files import check_file
 from dp4tl_fast.sources.litter import is_annotation, is_litter_folder, why_litter
@@ -25,17 +26,18 @@ class TarSource(TreeSource):
     """Images in one or more tar files. A tar in a tar is a folder, whatever folders there are in it.
 
     Args:
-        paths: Local tars, uncompressed.
+        names: Local tars, uncompressed, and what each is called in messages.
         below: Only what lies below this folder.
     """
 
-    def __init__(self, paths: list[Path], options: SourceOptions, below: str = "") -> None:
-        where = str(paths[0]) if len(paths) == 1 else f"{paths[0]} to {paths[-1].name}"
+    def __init__(self, names: dict[Path, str], options: SourceOptions, below: str = "") -> None:
+        self._paths = list(names.values())
+        where = self._paths[0] if len(names) == 1 else f"{self._paths[0]} to {self._paths[-1].rpartition('/')[2]}"
         super().__init__(where + (f"#{below}" if below else ""), options)
-        self._paths, self._below = paths, os.fsencode(below)
+        self._below = os.fsencode(below)
         self._fds: list[int] = []
         try:
-            for path in paths:
+            for path in names:
                 check_file(path)
                 self._fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
             self._list_members()
@@ -45,9 +47,10 @@ class TarSource(TreeSource):
 
     def _list_members(self) -> None:
         contents = [self._members(tar, 0, os.fstat(fd).st_size, "", self._below) for tar, fd in enumerate(self._fds)]
-        found = webdataset.find([c.files for c in contents], self._bytes, self._options, [str(p) for p in self._paths])
+        found = webdataset.find([c.files for c in contents], self._bytes, self._options, self._paths)
         if found is not None:
-            self._options.refuse(self._where, "labels", "classes_from", "split")
+            self._options.refuse(self._where, "labels", "classes_from", "split", "image_column", "label_column")
+            self.notes += ["a WebDataset: files whose names are equal up to the first dot are one sample", found.rule]
             self.class_names, self.labels, self.bad = found.class_names, found.labels, found.bad
             self.left_out += found.left_out
             self._names.extend(found.names)
@@ -55,7 +58,7 @@ class TarSource(TreeSource):
             self._table = found.table
             self.sizes = np.ascontiguousarray(self._table[:, 0])
             return
-        self._options.refuse(self._where, "image_key", "label_key", "image_column")
+        self._options.refuse(self._where, "image_key", "label_key")
         rows: Rows = defaultdict(list)
         folders: set[bytes] = set()
         for tar, content in enumerate(contents):
@@ -70,6 +73,7 @@ class TarSource(TreeSource):
     def _members(self, tar: int, start: int, stop: int, inner: str, below: bytes = b"") -> Contents:
         where = f"{self._paths[tar]}{inner}"
         content = members(self._fds[tar], start, stop, where, below, partial(self._why_litter, tar))
+        content.folders += [folder for name, _ in content.left_out if (folder := name.rpartition(b"/")[0])]
         self.left_out += [(f"{where}: {os.fsdecode(name)}", why) for name, why in content.left_out]
         return content
 
@@ -89,14 +93,17 @@ class TarSource(TreeSource):
             folder, _, base = m.name.rpartition(b"/")
             if why := why_litter(base, partial(self._bytes, tar, m, HEAD_BYTES)):
                 self.left_out.append((f"{self._paths[tar]}: {os.fsdecode(m.name)}", why))
+                folders.update([folder] if folder else [])  # a class, though it may have no images
                 continue
-            if not base.lower().endswith(b".tar"):
+            if not base.lower().endswith(b".tar") or image_kind(head := self._bytes(tar, m, HEAD_BYTES)):
                 rows[folder].append((base, (m.size, tar, m.start)))
                 continue
             path = m.name[:-4]
             folders.add(path)
             if m.size == 0:
                 continue
+            if (what := what_it_is(head)) and what != TAR:
+                raise SourceError(f"{self._paths[tar]}: {os.fsdecode(m.name)} is {what}")
             inner = self._members(tar, m.start, m.start + m.size, f": {os.fsdecode(m.name)}")
             for file in inner.files:
                 if why := why_litter(file.name.rpartition(b"/")[2], partial(self._bytes, tar, file, HEAD_BYTES)):
