@@ -71,6 +71,37 @@ def test_large_ids_in_the_order_of_a_file(tmp_path: Path) -> None:
         opened(sources(tmp_path, ["0", "3", "2"])[0], class_order=str(order))
 
 
+def test_natural_order_of_names_that_come_with_ids(tmp_path: Path) -> None:
+    """As ClassLabel has them: their order stays unless another is asked for."""
+    for names, natural in ((["b10", "b2"], ["b2", "b10"]), (["cat", "cat"], None)):
+        table = pa.table({"image": IMAGES[:3], "label": [0, 1, 0]})
+        feature = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+        pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(feature)}), tmp_path / "x.parquet")
+        assert labels_of(tmp_path / "x.parquet") == (names, [0, 1, 0])
+        if natural:
+            assert labels_of(tmp_path / "x.parquet", class_order="natural") == (natural, [1, 0, 1])
+        else:
+            with pytest.raises(SourceError, match=r"x\.parquet: calls two classes 'cat', so `class_order=natural` cannot tell"):
+                opened(tmp_path / "x.parquet", tmp_path, class_order="natural")
+    for src in sources(tmp_path, ["10", "2", "0"]):
+        assert labels_of(src, class_order="natural") == ([str(i) for i in range(11)], [10, 2, 0])
+
+
+def test_columns_of_one_name_cannot_be_told_apart(tmp_path: Path) -> None:
+    put(tmp_path, {"0.jpg": IMAGES[0]})
+    (tmp_path / "x.csv").write_text("path,label,label\n0.jpg,1,2\n")
+    with pytest.raises(SourceError, match=r"has several columns 'label'\. Rename one of them"):
+        opened(tmp_path / "x.csv")
+    with pytest.raises(SourceError, match=r"has 2 columns 'label'"):
+        opened(tmp_path / "x.csv", label_column="label")
+
+
+def test_tables_in_utf16_are_named(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes("path,label\n0.jpg,1\n".encode("utf-16"))
+    with pytest.raises(SourceError, match=r"x\.csv: is text in UTF-16\. Save it as UTF-8"):
+        opened(tmp_path / "x.csv")
+
+
 def test_blank_labels_are_bad_records(tmp_path: Path) -> None:
     for blank in ("", "  "):
         for src in sources(tmp_path, ["cat", blank, "dog"]):

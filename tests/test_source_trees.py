@@ -203,6 +203,36 @@ def test_a_class_in_two_tars_of_tars_is_one_class(tmp_path: Path) -> None:
     assert names_of(tmp_path / "*.tar") == {"n01": ["1.jpg", "2.jpg", "4.jpg"], "n02": ["3.jpg"], "n03": ["5.jpg"]}
 
 
+def test_tars_that_are_splits_in_a_tar(tmp_path: Path) -> None:
+    """With class folders, or one folder around them, in each."""
+    for around in ("", "data/"):
+        parts = [(f"{s}.tar", inner(f"{around}a/{s}1.jpg", f"{around}b/{s}2.jpg")) for s in ("train", "val")]
+        src = make_tar(tmp_path / "x.tar", parts)
+        with pytest.raises(SourceError, match="holds the splits train, val"):
+            opened(src)
+        assert names_of(src, split="val") == {"a": ["val1.jpg"], "b": ["val2.jpg"]}
+    src = make_tar(tmp_path / "y.tar", [(f"{n}.tar", inner(f"{n}/1.jpg", f"{n}/2.jpg")) for n in ("n01", "n02")])
+    assert names_of(src) == {"n01": ["1.jpg", "2.jpg"], "n02": ["1.jpg", "2.jpg"]}
+    src = make_tar(tmp_path / "z.tar", [(f"{n}.tar", inner("c/1.jpg", "d/2.jpg")) for n in ("n01", "n02")])
+    with pytest.raises(SourceError, match="images at several depths, as in n01/c"):
+        opened(src)
+    assert {k: len(v) for k, v in names_of(src, classes_from="top").items()} == {"n01": 2, "n02": 2}
+
+
+def test_a_folder_of_tars_of_a_class_each_is_asked_about(tmp_path: Path) -> None:
+    """ILSVRC2012_img_train.tar, unpacked once."""
+    put(tmp_path / "t", {"README": b"x"})
+    for name in ("n02", "n01"):
+        make_tar(tmp_path / f"t/{name}.tar", [("1.jpg", image(1)), ("Thumbs.db", b"x"), ("2.jpg", image(2))])
+    for src in (tmp_path / "t", tmp_path / "t/*.tar", tmp_path / "t/n0{1,2}.tar"):
+        with pytest.raises(SourceError, match=r"hold images in no folders\. If each tar is a class, give `classes_from=leaf`"):
+            opened(src)
+        for mode in ("leaf", "top"):
+            assert samples(src, classes_from=mode) == [(n, image(k)) for n in ("n01", "n02") for k in (1, 2)]
+    with pytest.raises(SourceError, match=r"1\.jpg lies in no class folder"):
+        opened(tmp_path / "t/n01.tar")
+
+
 def test_splits_of_tars_of_tars_are_asked_about(tmp_path: Path) -> None:
     make_tar(tmp_path / "x.tar", [("train/n01.tar", inner("1.jpg")), ("val/n01.tar", inner("2.jpg"))])
     with pytest.raises(SourceError, match="holds the splits train, val"):

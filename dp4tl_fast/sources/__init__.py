@@ -120,7 +120,7 @@ def _check_content(file: Path, name: str) -> None:
     if file.suffix.lower() in UNFINISHED:
         raise SourceError(f"{name}: is an unfinished download. Finish it")
     what = what_it_is(read_head(os.fsencode(file)))
-    if what and what != EXPECTED.get(file.suffix.lower()):
+    if what and what != EXPECTED.get(file.suffix.lower(), TEXT):
         raise SourceError(f"{name}: is {what}")
 
 

@@ -128,7 +128,7 @@ def _by_id(
         distinct, labels = np.unique(labels, return_inverse=True)
         names, rule = [str(i) for i in distinct.tolist()], "labels are class ids, renumbered in ascending order"
     names, labels = reordered(names, labels, src, options)
-    return Labels(names, labels, rule + ("" if options.class_order in ORDERS else f", in {order_in_words(options)}"))
+    return Labels(names, labels, rule + ("" if options.class_order == "text" else f", in {order_in_words(options)}"))
 
 
 def _why(number: float) -> str:
@@ -141,9 +141,14 @@ def _why(number: float) -> str:
 
 
 def reordered(names: list[str], labels: np.ndarray, src: str, options: SourceOptions) -> tuple[list[str], np.ndarray]:
-    """Ids that come with names keep their order, unless a file gives another one."""
-    if options.class_order in ORDERS:
+    """Ids that come with names keep their order, unless another one is asked for."""
+    if options.class_order == "text":
         return names, labels
+    if len(set(names)) < len(names):
+        twice = Counter(names).most_common(1)[0][0]
+        raise SourceError(
+            f"{src}: calls two classes {twice!r}, so `class_order={options.class_order}` cannot tell them apart. Leave it out"
+        )
     order = ordered(set(names), src, options)
     position = {name: i for i, name in enumerate(order)}
     return order, np.array([position[name] for name in names], np.int64)[labels]

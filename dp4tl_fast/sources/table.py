@@ -109,12 +109,15 @@ def pick(path: str | Path, columns: Sequence[str], asked: str, known: tuple[str,
     """
     have = f"It has {', '.join(map(repr, columns)) or 'no columns'}"
     if asked:
-        if asked not in columns:
-            raise SourceError(f"{path}: has no column {asked!r}. {have}")
+        if columns.count(asked) != 1:
+            which = f"{columns.count(asked)} columns" if asked in columns else "no column"
+            raise SourceError(f"{path}: has {which} {asked!r}. {have}")
         return asked
     found = [column for column in columns if column.strip().lower() in known]
     if len(found) != 1:
         which = f"both {found[0]!r} and {found[1]!r}" if found else f"no column named {' or '.join(known[:3])}"
+        if len(set(found)) < len(found):
+            raise SourceError(f"{path}: has several columns {found[0]!r}. Rename one of them. {have}")
         raise SourceError(f"{path}: has {which}. Choose with `{what}_column`. {have}")
     return found[0]
 

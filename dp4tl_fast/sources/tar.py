@@ -23,7 +23,7 @@ Rows = dict[bytes, list[tuple[bytes, tuple[int, ...]]]]  # folder -> its files: 
 
 
 class TarSource(TreeSource):
-    """Images in one or more tar files. A tar in a tar is a folder, whatever folders there are in it.
+    """Images in one or more tar files. A tar in a tar is a folder, of files alone if they lie in one folder there.
 
     Args:
         names: Local tars, uncompressed, and what each is called in messages.
@@ -61,14 +61,30 @@ class TarSource(TreeSource):
         self._options.refuse(self._where, "image_key", "label_key")
         rows: Rows = defaultdict(list)
         folders: set[bytes] = set()
+        as_folders = self._are_folders(contents)
         for tar, content in enumerate(contents):
-            self._sort_in(tar, content, b"", rows, folders)
+            prefix = os.fsencode(self._paths[tar].rpartition("/")[2][:-4]) + b"/" if as_folders else b""
+            self._sort_in(tar, content, prefix, rows, folders)
         root = Folder(b"", b"")
         for path in sorted(folders):
             root.at(path)
         for path in list(rows):
             root.at(path).files = Files.of(rows.pop(path))
         self._arrange(root.at(normal(self._below)))
+
+    def _are_folders(self, contents: list[Contents]) -> bool:
+        """Whether each of several tars is a class, as ImageNet's, unpacked once: they hold flat images, and it is said so."""
+        flat = len(contents) > 1 and not any(c.folders or any(b"/" in m.name for m in c.files) for c in contents)
+        if not flat or any(m.name.lower().endswith(b".tar") for c in contents for m in c.files) or self._options.labels:
+            return False
+        if not self._options.classes_from:
+            raise SourceError(
+                f"{self._where}: hold images in no folders. If each tar is a class, give `classes_from=leaf`; for a table that names "
+                "the class of every image, `classes_from=TABLE`"
+            )
+        if as_folders := self._options.classes_from in ("top", "leaf"):
+            self.notes.append("each tar is a folder")
+        return as_folders
 
     def _members(self, tar: int, start: int, stop: int, inner: str, below: bytes = b"") -> Contents:
         where = f"{self._paths[tar]}{inner}"
@@ -85,7 +101,9 @@ class TarSource(TreeSource):
         return "" if is_annotation(base) else why_litter(base, partial(self._bytes, tar, m, HEAD_BYTES))
 
     def _sort_in(self, tar: int, content: Contents, prefix: bytes, rows: Rows, folders: set[bytes]) -> None:
-        """Files to their folders; a tar in the tar is one of them."""
+        """Files to their folders below ``prefix``; a tar in the tar is one of them."""
+        if prefix:
+            folders.add(prefix[:-1])
         for name in content.folders:
             if not any(map(is_litter_folder, name.split(b"/"))):
                 folders.add(name)
@@ -96,7 +114,7 @@ class TarSource(TreeSource):
                 folders.update([folder] if folder else [])  # a class, though it may have no images
                 continue
             if not base.lower().endswith(b".tar") or image_kind(head := self._bytes(tar, m, HEAD_BYTES)):
-                rows[folder].append((base, (m.size, tar, m.start)))
+                rows[prefix[:-1] or folder].append((base, (m.size, tar, m.start)))
                 continue
             path = m.name[:-4]
             folders.add(path)
@@ -105,9 +123,13 @@ class TarSource(TreeSource):
             if (what := what_it_is(head)) and what != TAR:
                 raise SourceError(f"{self._paths[tar]}: {os.fsdecode(m.name)} is {what}")
             inner = self._members(tar, m.start, m.start + m.size, f": {os.fsdecode(m.name)}")
+            several = len({file.name.rpartition(b"/")[0] for file in inner.files}) > 1  # splits, say, with classes inside
             for file in inner.files:
                 if why := why_litter(file.name.rpartition(b"/")[2], partial(self._bytes, tar, file, HEAD_BYTES)):
                     self.left_out.append((f"{self._paths[tar]}: {os.fsdecode(m.name)}: {os.fsdecode(file.name)}", why))
+                elif several:
+                    below, _, base = file.name.rpartition(b"/")
+                    rows[path + b"/" + below if below else path].append((base, (file.size, tar, file.start)))
                 else:
                     rows[path].append((file.name, (file.size, tar, file.start)))
 
