@@ -106,6 +106,7 @@ def test_what_was_fetched_is_called_by_its_url(tmp_path: Path) -> None:
     for src, message in (
         (f"{url}/lfs.tar", f"^{url}/lfs.tar: is a Git LFS pointer"), (f"{url}/p.parquet", f"^{url}/p.parquet: row 1: the label -1"),
         (f"{url}/t.tar?token=secret", f"^{url}/t.tar: b/1.jpg: it is a text file"),
+        (f"{url}/none.tar?token=secret", f"^{url}/none.tar: cannot be fetched: there is no such file$"),
     ):  # fmt: skip
         with pytest.raises(SourceError, match=message) as error:
             convert(src, out)

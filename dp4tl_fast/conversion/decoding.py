@@ -81,6 +81,7 @@ def _decode(data: bytes, max_pixels: int, orientation: str) -> Decoded:
             notes.append("turned by its EXIF orientation")
         if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
             notes.append("alpha dropped")
+            image.info.pop("transparency", None)  # of which Pillow warns when it makes RGB of a palette
         if sixteen_bits and not image.mode.startswith("I"):  # Pillow has made them 8-bit already
             notes.append("16-bit colours by their high byte")
         same_colours = image.mode in ("L", "RGB", "LA", "RGBA", "P", "1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -169,4 +170,7 @@ class RemoteFolderSource(TreeSource):
 
 
 def _words(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    words = (str(error).splitlines() or [""])[0] or type(error).__name__
+    return re.sub(r"\w+://\S+", lambda match: shown(match[0]), words)

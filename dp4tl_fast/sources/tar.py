@@ -79,8 +79,8 @@ class TarSource(TreeSource):
             return False
         if not self._options.classes_from:
             raise SourceError(
-                f"{self._where}: hold images in no folders. If each tar is a class, give `classes_from=leaf`; for a table that names "
-                "the class of every image, `classes_from=TABLE`"
+                f"{self._where}: hold images in no folders. If each tar is a class, give `classes_from=leaf`; for a table that "
+                "names the class of every image, `classes_from=TABLE`"
             )
         if as_folders := self._options.classes_from in ("top", "leaf"):
             self.notes.append("each tar is a folder")
