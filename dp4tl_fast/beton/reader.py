@@ -298,6 +298,15 @@ class Beton:
         """
         return _sha256(self.labels, self.index, self.sizes, self.images["width"], self.images["height"])
 
+    @cached_property
+    def contents_sha256(self) -> str | None:
+        """What ``records_sha256`` cannot tell: hash of class names in order and of every record's checksum.
+
+        ``None`` where the file has no checksums: then it is not known.
+        """
+        found = self.fingerprint
+        return hashlib.sha256(f"{found[CLASS_NAMES]} {found[CHECKSUMS]}".encode()).hexdigest() if CHECKSUMS in found else None
+
     def __reduce__(self) -> tuple[object, ...]:
         return _reopen, (self.path if self._remote else self.real_path, self.records_sha256, self._cache)
 
