@@ -48,7 +48,7 @@ class ColumnSource(SpoolSource):
         columns: tuple[str, str] | None = None
         names: list[str] | None = None
         values: list[Any] = []
-        counts = []
+        counts: list[int] = []
         for path in self._paths:
             schema = self._schema(path)
             columns = columns or (self._image_column(path, schema, options), self._label_column(path, schema, options))
