@@ -12,7 +12,7 @@ import numpy as np
 
 from dp4tl_fast.common.content import HEAD_BYTES, image_kind
 from dp4tl_fast.common.errors import SourceError
-from dp4tl_fast.sources.litter import is_litter_folder, why_litter
+from dp4tl_fast.sources.litter import is_litter_folder, outside_litter, why_litter
 from dp4tl_fast.sources.options import SourceOptions
 from dp4tl_fast.sources.shards import is_shard
 from dp4tl_fast.sources.tree import Files, Folder, TreeSource
@@ -153,11 +153,10 @@ class RemoteFolderSource(TreeSource):
 
     @staticmethod
     def _add(rows: dict[bytes, list[tuple[bytes, tuple[int, ...]]]], path: bytes) -> bool:
-        """Note a folder, also one without images, unless it is litter."""
-        if any(map(is_litter_folder, filter(None, path.split(b"/")))):
-            return False
-        rows.setdefault(path, [])
-        return True
+        """Note a folder, also one without images; of one that is litter, that around it, and say so."""
+        outside = outside_litter(path)
+        rows.setdefault(outside, [])
+        return outside == path
 
     def _head(self, path: bytes, row: np.ndarray) -> bytes:
         return self._folder.head(f"{self._folder.root}/{os.fsdecode(path)}")

@@ -14,7 +14,7 @@ from dp4tl_fast.common.content import HEAD_BYTES, TAR, image_kind, what_it_is
 from dp4tl_fast.common.errors import SourceError
 from dp4tl_fast.sources import webdataset
 from dp4tl_fast.sources.files import check_file
-from dp4tl_fast.sources.litter import is_annotation, is_litter_folder, why_litter
+from dp4tl_fast.sources.litter import is_annotation, is_litter_folder, outside_litter, why_litter
 from dp4tl_fast.sources.options import SourceOptions
 from dp4tl_fast.sources.tar_members import Contents, Member, members, normal
 from dp4tl_fast.sources.tree import Files, Folder, TreeSource
@@ -104,9 +104,7 @@ class TarSource(TreeSource):
         """Files to their folders below ``prefix``; a tar in the tar is one of them."""
         if prefix:
             folders.add(prefix[:-1])
-        for name in content.folders:
-            if not any(map(is_litter_folder, name.split(b"/"))):
-                folders.add(name)
+        folders.update(filter(None, map(outside_litter, content.folders)))
         for m in content.files:
             folder, _, base = m.name.rpartition(b"/")
             if why := why_litter(base, partial(self._bytes, tar, m, HEAD_BYTES)):

@@ -207,7 +207,7 @@ class TreeSource(Source):
             return self._leaves(root)
         if not mode:
             self._check_depth(root)
-        return [(_text(name), self._not_empty(folder, list(folder.walk()))) for name, folder in root.folders.items()]
+        return [(_text(name), self._not_empty(folder, list(folder.walk()))) for name, folder in sorted(root.folders.items())]
 
     def _check_depth(self, root: Folder) -> None:
         """Refuse to guess which folders are the classes."""
@@ -231,7 +231,7 @@ class TreeSource(Source):
         def ends(folder: Folder) -> Iterator[Folder]:
             if folder is not root and (folder.own or not folder.folders):
                 yield folder
-            for inner in folder.folders.values():
+            for _, inner in sorted(folder.folders.items()):
                 yield from ends(inner)
 
         leaves = list(ends(root))

@@ -69,7 +69,7 @@ def _has_labels(groups: list[tuple[int, bytes, Group]], read: Read, paths: list[
     for tar, _, group in groups:
         if "cls" in group and _images(tar, group, read):
             return True
-        if "json" in group and _images(tar, group, read):
+        if "json" in group and (images := _images(tar, group, read)) and "json" not in images:
             try:
                 found = "label" in json.loads(read(tar, group["json"], MAX_LABEL_BYTES))
             except (ValueError, TypeError, RecursionError):
@@ -87,7 +87,7 @@ def _refuse_other_labels(groups: list[tuple[int, bytes, Group]], read: Read, pat
     """Flat images whose labels were meant for a WebDataset, but are not where they are looked for."""
     for tar, key, group in groups:
         endings = [ending for ending in group if ending.rpartition(".")[2] in ("cls", "json")]
-        if b"/" in key or not endings or not _images(tar, group, read):
+        if b"/" in key or not endings or not (images := _images(tar, group, read)) or endings[0] in images:
             continue
         where = f"{paths[tar]}: {os.fsdecode(group[endings[0]].name)}"
         if "." in endings[0]:
@@ -158,7 +158,7 @@ def _label(tar: int, group: Group, read: Read, options: SourceOptions) -> tuple[
         return None, f"its .{ending} file is no JSON: {error}"
     for name in path.split("."):
         if not isinstance(value, dict) or value.get(name) is None:
-            keys = ", ".join(value) if isinstance(value, dict) else "no names"
+            keys = (isinstance(value, dict) and ", ".join(value)) or "no names"
             return None, f"its .{ending} file has no {name!r} (it has {keys}). Choose with `label_key=json:NAME`"
         value = value[name]
     return (None, f"its .{ending} file has an empty {path}") if is_missing(value) else (value, "")
