@@ -81,6 +81,19 @@ def test_a_hub_folder_behind_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         fetched.clear()
 
 
+def test_splits_of_webdataset_shards(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for k in range(2):
+            shard(put(tmp_path / "w", {"README.md": b"x"}) / f"set-{split}-{k:03}.tar", k + 2 * (split == "val"))
+    for src in (tmp_path / "w", tmp_path / "w/*.tar", tmp_path / "w/set-{train,val}-{000..001}.tar", remote(tmp_path / "w")):
+        with pytest.raises(SourceError, match=r"holds the splits train, val\. Choose one with `split=train`"):
+            opened(src, tmp_path)
+        assert samples(src, tmp_path, split="val") == [("2", IMAGES[2]), ("3", IMAGES[3])]
+        with pytest.raises(SourceError, match=r"has no split 'test'\. It holds train, val"):
+            opened(src, tmp_path, split="test")
+    assert samples(tmp_path / "w/set-train-*.tar") == EXPECTED
+
+
 def test_arrow_files_behind_a_url(tmp_path: Path) -> None:
     table = pa.table({"image": IMAGES, "label": [0, 1, 0, 1]})
     put(tmp_path / "saved", {"state.json": b"{}", "dataset_info.json": b"{}"})

@@ -219,6 +219,17 @@ def test_tars_that_are_splits_in_a_tar(tmp_path: Path) -> None:
     assert {k: len(v) for k, v in names_of(src, classes_from="top").items()} == {"n01": 2, "n02": 2}
 
 
+def test_an_empty_tar_in_a_tar_is_an_empty_class(tmp_path: Path) -> None:
+    for empty in (b"", inner()):
+        src = make_tar(tmp_path / "x.tar", [("n01.tar", inner("1.jpg")), ("n02.tar", empty), ("n03.tar", inner("3.jpg"))])
+        with pytest.raises(SourceError, match="class folder 'n02' has no images"):
+            opened(src)
+        assert names_of(src, allow_empty=True) == {"n01": ["1.jpg"], "n02": [], "n03": ["3.jpg"]}
+    src = make_tar(tmp_path / "x.tar", [("n01.tar", inner("1.jpg")), ("n02.tar", bytes(30_000))])
+    with pytest.raises(SourceError, match=r"n02\.tar is zeros: an incomplete download"):
+        opened(src, allow_empty=True)
+
+
 def test_a_folder_of_tars_of_a_class_each_is_asked_about(tmp_path: Path) -> None:
     """ILSVRC2012_img_train.tar, unpacked once."""
     put(tmp_path / "t", {"README": b"x"})

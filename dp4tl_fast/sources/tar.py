@@ -19,6 +19,7 @@ from dp4tl_fast.sources.options import SourceOptions
 from dp4tl_fast.sources.tar_members import Contents, Member, members, normal
 from dp4tl_fast.sources.tree import Files, Folder, TreeSource
 
+EMPTY_TAR = 20 * 512  # bytes, all of them 0, that tar writes where there are no files
 Rows = dict[bytes, list[tuple[bytes, tuple[int, ...]]]]  # folder -> its files: name, (size, number of the tar, start)
 
 
@@ -116,7 +117,7 @@ class TarSource(TreeSource):
                 continue
             path = m.name[:-4]
             folders.add(path)
-            if m.size == 0:
+            if m.size <= EMPTY_TAR and not any(self._bytes(tar, m, EMPTY_TAR)):
                 continue
             if (what := what_it_is(head)) and what != TAR:
                 raise SourceError(f"{self._paths[tar]}: {os.fsdecode(m.name)} is {what}")
