@@ -67,7 +67,7 @@ def test_large_ids_in_the_order_of_a_file(tmp_path: Path) -> None:
     order.write_text("2\n0\n1\n")
     for src in sources(tmp_path, ["0", "2", "2.0"]):
         assert labels_of(src, class_order=str(order)) == (["2", "0", "1"], [1, 0, 0])
-    with pytest.raises(SourceError, match=rf"order\.txt: has no class '3', but {tmp_path}/x\.csv does \(1 are missing\)"):
+    with pytest.raises(SourceError, match=rf"order\.txt: has no class '3', but {tmp_path}/x\.csv does$"):
         opened(sources(tmp_path, ["0", "3", "2"])[0], class_order=str(order))
 
 

@@ -309,6 +309,16 @@ def test_class_order(tmp_path: Path) -> None:
         opened(tmp_path / "tree", class_order="nowhere")
 
 
+def test_names_with_blanks_in_a_file_that_gives_the_order(tmp_path: Path) -> None:
+    put(tmp_path / "t", {f"{name}/1.jpg": JPEG for name in (" sp", "cat", "CAT ", "a\x85b", "c\u2028d")})
+    order = tmp_path / "order.txt"
+    order.write_bytes("CAT \r\ncat  \r\n sp\r\nc\u2028d\r\na\x85b\r\n".encode())
+    assert list(names_of(tmp_path / "t", class_order=str(order))) == ["CAT ", "cat", " sp", "c\u2028d", "a\x85b"]
+    order.write_text("CAT\ncat\n")
+    with pytest.raises(SourceError, match=r"order\.txt: has no class ' sp', but .*/t does \(4 are missing\)"):
+        opened(tmp_path / "t", class_order=str(order))
+
+
 def test_classes_that_read_the_same_are_named(tmp_path: Path) -> None:
     forms = [unicodedata.normalize(form, "café") for form in ("NFC", "NFD")]
     for src in both(tmp_path, {f"{name}/1.jpg": JPEG for name in forms}):

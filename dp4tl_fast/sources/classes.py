@@ -170,15 +170,15 @@ def ordered(names: Iterable[str], src: str, options: SourceOptions) -> list[str]
         return sorted(found, key=_natural)
     if options.class_order == "text":
         return sorted(found, key=os.fsencode)
-    given = list(options.class_list) or read_order(options.class_order)
+    given = list(options.class_list) or read_order(options.class_order, found)
     if missing := sorted(found - set(given), key=os.fsencode):
-        raise SourceError(
-            f"{options.class_order}: has no class {missing[0]!r}, but {src} does ({len(missing)} are missing)"
-        )
+        more = f" ({len(missing)} are missing)" if len(missing) > 1 else ""
+        raise SourceError(f"{options.class_order}: has no class {missing[0]!r}, but {src} does{more}")
     if not options.allow_empty and (more := [name for name in given if name not in found]):
+        several = f", nor of {len(more) - 1} {'other' if len(more) == 2 else 'others'}" if len(more) > 1 else ""
         raise SourceError(
-            f"{options.class_order}: has the class {more[0]!r}, but {src} has no image of it ({len(more)} such classes). "
-            "Give `allow_empty` to keep them as classes"
+            f"{options.class_order}: has the class {more[0]!r}, but {src} has no image of it{several}. "
+            "Give `allow_empty` to keep such classes"
         )
     return given
 
@@ -189,20 +189,20 @@ def _natural(name: str) -> tuple[list[tuple[int, Any]], bytes]:
     return parts, os.fsencode(name)
 
 
-def read_order(path: str) -> list[str]:
-    """Class names by id, from a text file with one per line.
+def read_order(path: str, known: set[str]) -> list[str]:
+    """Class names by id, from a text file with one per line. Blanks around a name count only if a ``known`` one has them.
 
     Raises:
         UsageError: It cannot be read, or names a class twice.
     """
     try:
         check_file(path)
-        lines = Path(path).read_text("utf-8-sig", "surrogateescape").splitlines()
+        lines = Path(path).read_text("utf-8-sig", "surrogateescape").split("\n")
     except OSError as error:
         raise UsageError(
             f"`class_order={path}`: cannot be read: {error.strerror}. Give text, natural, or a file"
         ) from None
-    names = [line.strip() for line in lines if line.strip()]
+    names = [line if line in known else line.strip() for line in lines if line.strip()]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise UsageError(f"`class_order={path}`: names {twice[0]!r} twice")

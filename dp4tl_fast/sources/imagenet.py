@@ -55,5 +55,7 @@ def _read(devkit: Path, name: str) -> bytes:
             return file.read() if file else b""
     except FileNotFoundError:
         raise SourceError(f"{devkit}: no such file. Give ILSVRC2012_devkit_t12.tar.gz") from None
-    except (IndexError, StopIteration, tarfile.TarError, OSError) as error:
-        raise SourceError(f"{devkit}: has no {name} ({error}). Give ILSVRC2012_devkit_t12.tar.gz") from None
+    except (IndexError, StopIteration):
+        raise SourceError(f"{devkit}: has no {name}. Give ILSVRC2012_devkit_t12.tar.gz") from None
+    except (tarfile.TarError, OSError) as error:
+        raise SourceError(f"{devkit}: cannot be read: {error}. Give ILSVRC2012_devkit_t12.tar.gz") from None
