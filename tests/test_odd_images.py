@@ -194,7 +194,9 @@ def test_one_damaged_image_does_not_end_the_conversion(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("kind", ["AVIF", "DDS", "TIFF", "BLP", "WEBP", "JPEG2000"])
-def test_damaged_files_of_a_kind_do_not_end_the_conversion(tmp_path: Path, kind: str) -> None:
+def test_damaged_files_of_a_kind_do_not_end_the_conversion(
+    tmp_path: Path, kind: str, recwarn: pytest.WarningsRecorder
+) -> None:
     """Cut anywhere, and with bytes changed: the others are stored, each of these is listed or decoded."""
     whole = FILES[KINDS.index(kind)]
     (tmp_path / "t/a").mkdir(parents=True)
@@ -206,6 +208,7 @@ def test_damaged_files_of_a_kind_do_not_end_the_conversion(tmp_path: Path, kind:
         (tmp_path / f"t/a/{k:02}").write_bytes(data if k % 2 else whole[: 12 + k * (len(whole) - 13) // 24])
     (tmp_path / "t/a/whole").write_bytes(whole)
     result = convert(str(tmp_path / "t"), str(tmp_path / "o.beton"), on_error="skip")
+    assert not recwarn.list
     beton = Beton(tmp_path / "o.beton")
     assert result["samples"] + result["skipped"] == 25 and result["skipped"] > 0
     assert 24 in beton.index.tolist() and len(list(beton.sidecar.audit())) == 25

@@ -172,8 +172,8 @@ def ordered(names: Iterable[str], src: str, options: SourceOptions) -> list[str]
         return sorted(found, key=os.fsencode)
     given = list(options.class_list) or read_order(options.class_order, found)
     if missing := sorted(found - set(given), key=os.fsencode):
-        more = f" ({len(missing)} are missing)" if len(missing) > 1 else ""
-        raise SourceError(f"{options.class_order}: has no class {missing[0]!r}, but {src} does{more}")
+        count = f" ({len(missing)} are missing)" if len(missing) > 1 else ""
+        raise SourceError(f"{options.class_order}: has no class {missing[0]!r}, but {src} does{count}")
     if not options.allow_empty and (more := [name for name in given if name not in found]):
         several = f", nor of {len(more) - 1} {'other' if len(more) == 2 else 'others'}" if len(more) > 1 else ""
         raise SourceError(
