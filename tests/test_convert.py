@@ -208,7 +208,7 @@ def test_empty_folder_and_folder_of_files(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="holds nothing"):
         convert(str(tmp_path / "tree"), str(tmp_path / "o.beton"))
     (tmp_path / "tree" / "x.jpg").write_bytes(b"x")
-    with pytest.raises(SourceError, match="1 files but no folder"):
+    with pytest.raises(SourceError, match="1 file but no folder"):
         convert(str(tmp_path / "tree"), str(tmp_path / "o.beton"))
 
 
@@ -239,7 +239,7 @@ def test_a_folder_that_may_not_be_read_is_named(
         return real(folder)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(SourceError, match=r"tree/n02: cannot be listed: Permission denied"):
+    with pytest.raises(SourceError, match=r"tree/n02: cannot be read: Permission denied"):
         convert(str(tree), str(tmp_path / "o.beton"))
 
 

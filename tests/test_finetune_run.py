@@ -17,6 +17,7 @@ from test_distributed import ONE_THREAD, TORCHRUN
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.cli import Terminated
 from dp4tl_fast.common.errors import CheckpointError, Dp4tlError, UsageError
+from dp4tl_fast.conversion.run import convert
 from dp4tl_fast.finetuning.config import FinetuneConfig, SaveConfig
 from dp4tl_fast.finetuning.run import finetune
 from dp4tl_fast.finetuning.splits import hold_out
@@ -163,6 +164,20 @@ def test_more_seeds_join_and_other_settings_or_images_do_not(data, tmp_path):
     other = noisy_colours(tmp_path, "train", (3, 3, 3, 3))
     with pytest.raises(UsageError, match=r"train_records_sha256 was .*holds other images by now"):
         finetune(config(data, tmp_path / "o", train=str(other), resume=True))
+
+
+def test_other_classes_in_equal_tables_are_not_gone_on_with(data, tmp_path):
+    """Pixels, as many of each class, in another order of classes."""
+    noisy_colours(tmp_path, "t", (5, 5, 5, 5))
+    for turned in (False, True):
+        (tmp_path / "order.txt").write_text("\n".join(sorted((f"class{c}" for c in range(4)), reverse=turned)))
+        for name in ("a", "b"):
+            convert(str(tmp_path / "t"), str(tmp_path / f"{name}.beton"), write_mode="raw", class_order=str(tmp_path / "order.txt"))
+        both = {"train": str(tmp_path / "a.beton"), "test": str(tmp_path / "b.beton")}
+        if not turned:
+            finetune(config(data, tmp_path / "o", seeds=1, **both))
+    with pytest.raises(UsageError, match=r"test_contents_sha256 was .*; train_contents_sha256 was .*holds other images by now"):
+        finetune(config(data, tmp_path / "o", seeds=1, resume=True, **both))
 
 
 @pytest.mark.parametrize("mode", ["lp", "ff"])

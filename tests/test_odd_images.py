@@ -193,6 +193,28 @@ def test_one_damaged_image_does_not_end_the_conversion(tmp_path: Path, monkeypat
     assert row["what"] == "it cannot be decoded: unpack requires a buffer of 4 bytes"
 
 
+@pytest.mark.parametrize("kind", ["AVIF", "DDS", "TIFF", "BLP", "WEBP", "JPEG2000"])
+def test_damaged_files_of_a_kind_do_not_end_the_conversion(
+    tmp_path: Path, kind: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Cut anywhere, and with bytes changed: the others are stored, each of these is listed or decoded."""
+    whole = FILES[KINDS.index(kind)]
+    (tmp_path / "t/a").mkdir(parents=True)
+    rng = np.random.default_rng(5)
+    for k in range(24):
+        data = bytearray(whole)
+        for at in rng.integers(4, len(data), 4):
+            data[at] = rng.integers(256)
+        (tmp_path / f"t/a/{k:02}").write_bytes(data if k % 2 else whole[: 12 + k * (len(whole) - 13) // 24])
+    (tmp_path / "t/a/whole").write_bytes(whole)
+    result = convert(str(tmp_path / "t"), str(tmp_path / "o.beton"), on_error="skip")
+    assert not recwarn.list
+    beton = Beton(tmp_path / "o.beton")
+    assert result["samples"] + result["skipped"] == 25 and result["skipped"] > 0
+    assert 24 in beton.index.tolist() and len(list(beton.sidecar.audit())) == 25
+    assert verify(beton, decode=True)["records"] == result["samples"]
+
+
 # -- integers ---------------------------------------------------------------------------------------------------------
 
 
@@ -253,6 +275,26 @@ def test_one_rule_of_orientation_for_all_formats(kind: str, turn: int) -> None:
     assert (kept.height, kept.width) == turned.shape[:2]
 
 
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize("orientation", ["ignore", "apply"])
+def test_what_xmp_says_turns_nothing(orientation: str) -> None:
+    """Kept JPEGs could not follow it: it is no EXIF."""
+    body = b"http://ns.adobe.com/xap/1.0/\0" + XMP
+    data = saved(scene(), "JPEG")
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", XMP.decode())
+    files = {
+        "JPEG": data[:2] + segment(0xE1, body) + data[2:], "PNG": saved(scene(), "PNG", pnginfo=info),
+        "WEBP": saved(scene(), "WEBP", lossless=True, xmp=XMP), "TIFF": saved(scene(), "TIFF", tiffinfo={700: XMP}),
+    }  # fmt: skip
+    for name, data in files.items():
+        for options in ({}, {"write_mode": "jpg"}, {"max_side": 48}, {"write_mode": "raw"}):
+            record = make_record(data, ImageRule(exif_orientation=orientation, **options), 0)
+            assert record.width > record.height and "turned" not in record.note, (name, options)
+
+
 # -- metadata ---------------------------------------------------------------------------------------------------------
 
 
@@ -277,6 +319,15 @@ def test_colour_profiles_are_dropped_or_kept_everywhere() -> None:
         record = make_record(data, ImageRule(keep_icc=True, **rule), 0)
         assert "ICC" not in record.note and Image.open(io.BytesIO(record.payload)).info["icc_profile"] == profile, name
     assert make_record(kinds["kept"], ImageRule(keep_icc=True), 0).payload == kinds["kept"]
+
+
+def test_a_dropped_profile_of_other_colours_is_noted() -> None:
+    for kind in ("JPEG", "TIFF"):
+        data = saved(scene().convert("CMYK"), kind, icc_profile=bytes(500))
+        for keep in (False, True):
+            record = make_record(data, ImageRule(keep_icc=keep), 0)
+            assert record.note.count("ICC profile dropped") == 1, "it describes inks, and these are RGB"
+            assert "icc_profile" not in Image.open(io.BytesIO(record.payload)).info
 
 
 def test_dropped_alpha_is_noted() -> None:

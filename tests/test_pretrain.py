@@ -15,6 +15,7 @@ from small_runs import noisy_colours
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import CheckpointError, Dp4tlError, RecordError, SelectionError, TrainingError, UsageError
+from dp4tl_fast.conversion.run import convert
 from dp4tl_fast.finetuning.config import FinetuneConfig
 from dp4tl_fast.finetuning.run import finetune
 from dp4tl_fast.pretraining.config import PretrainConfig
@@ -214,6 +215,32 @@ def test_another_source_under_the_same_name_is_not_gone_on_with(data, tmp_path):
     (tmp_path / "s.beton").write_bytes((data / "target.beton").read_bytes())
     with pytest.raises(UsageError, match="holds other images by now"):
         run(data, tmp_path / "r", source=str(tmp_path / "s.beton"), epochs=1, resume=True)
+
+
+def test_a_source_in_another_order_of_classes_is_not_gone_on_with(data, tmp_path):
+    """Pixels, as many of each class: tables are equal, byte for byte, and yet it is other data."""
+    source, order = tmp_path / "s.beton", tmp_path / "order.txt"
+    order.write_text("class3\nclass2\nclass1\nclass0\n")
+    convert(str(data / "val"), str(source), write_mode="raw")
+    before = Beton(source).records_sha256
+    run(data, tmp_path / "r", source=str(source), epochs=1, val=str(source))
+    assert run(data, tmp_path / "r", source=str(source), epochs=1, val=str(source), resume=True)
+    convert(str(data / "val"), str(source), write_mode="raw", class_order=str(order))
+    assert Beton(source).records_sha256 == before
+    with pytest.raises(UsageError, match=r"source_contents_sha256 was .*s\.beton holds other images by now"):
+        run(data, tmp_path / "r", source=str(source), epochs=1, val=str(source), resume=True)
+    source.with_suffix(".info.zip").unlink()
+    assert run(data, tmp_path / "r", source=str(source), epochs=1, val=str(source), resume=True), "not known"
+
+
+def test_a_run_of_an_earlier_version_is_gone_on_with(data, tmp_path):
+    """Which did not record what the source holds."""
+    run(data, tmp_path / "r", epochs=1)
+    path = tmp_path / "r/config.yaml"
+    lines = [line for line in path.read_text().splitlines(keepends=True) if not line.startswith("source_contents_sha256")]
+    assert len(lines) == len(path.read_text().splitlines()) - 1
+    path.write_text("".join(lines))
+    assert run(data, tmp_path / "r", epochs=1, resume=True)
 
 
 def test_a_loss_that_is_not_finite_names_its_images(data, tmp_path, monkeypatch):

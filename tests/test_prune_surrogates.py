@@ -10,7 +10,8 @@ from pruning_data import images, run
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import Dp4tlError, UsageError
 from dp4tl_fast.conversion.run import convert
-from dp4tl_fast.pretraining.config import MocoConfig
+from dp4tl_fast.pretraining.config import MocoConfig, PretrainConfig
+from dp4tl_fast.pretraining.run import pretrain
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.training import checkpoint, models
 
@@ -63,6 +64,20 @@ def test_forgetting_counts_are_of_one_order_of_one_file(data, tmp_path):
     convert(str(data / "source"), str(tmp_path / "other.beton"), layout="shuffled", seed=3)
     with pytest.raises(UsageError, match="of this one in another order"):
         run(data, tmp_path / "a.json", method="forgetting", source=str(tmp_path / "other.beton"))
+
+
+def test_forgetting_counts_are_of_one_order_of_classes(data, tmp_path):
+    """Pixels, as many of each class: the tables of two orders are equal, byte for byte."""
+    (tmp_path / "order.txt").write_text("class3\nclass2\nclass1\nclass0\n")
+    for name, order in (("one", "text"), ("other", str(tmp_path / "order.txt"))):
+        convert(str(data / "source"), str(tmp_path / f"{name}.beton"), write_mode="raw", class_order=order)
+    pretrain(PretrainConfig(
+        source=str(tmp_path / "one.beton"), out=str(tmp_path / "run"), arch="small-4", size=16, batch_size=8, epochs=2, lr=0.1,
+        tensorboard=False, precision="fp32", workers=1, forgetting=True,
+    ))  # fmt: skip
+    run(data, tmp_path / "a.json", method="forgetting", source=str(tmp_path / "one.beton"), surrogate=str(tmp_path / "run"))
+    with pytest.raises(UsageError, match=r"counts the records of another file|in another order"):
+        run(data, tmp_path / "b.json", method="forgetting", source=str(tmp_path / "other.beton"), surrogate=str(tmp_path / "run"))
 
 
 def test_published_and_timm_surrogates(data, tmp_path, monkeypatch):

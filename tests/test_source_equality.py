@@ -8,14 +8,16 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from source_cases import image, make_tar, put, samples
+from source_cases import image, make_tar, opened, put, samples
 
 from dp4tl_fast.beton import Beton
+from dp4tl_fast.common.errors import SourceError
 from dp4tl_fast.conversion.run import convert
 
 KINDS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
@@ -58,6 +60,7 @@ def _check(root: Path, tree: dict[str, dict[str, bytes]], litter: list[str], ord
         _webdataset(root / "wds.tar", expected),
         _parquet(root / "x.parquet", expected),
         _csv(root / "x.csv", root, expected),
+        _remote(root / "tree"),
     ]
     for src in sources:
         assert samples(src, root, class_order=order) == expected, src
@@ -87,6 +90,14 @@ def _webdataset(path: Path, expected: list[tuple[str, bytes]]) -> Path:
     return make_tar(path, rows)
 
 
+def _remote(tree: Path) -> str:
+    fs = fsspec.filesystem("memory")
+    if fs.exists("/tree"):
+        fs.rm("/tree", recursive=True)
+    fs.put(str(tree), "/tree", recursive=True)
+    return "memory://tree"
+
+
 def _parquet(path: Path, expected: list[tuple[str, bytes]]) -> Path:
     table = pa.table({"image": [{"bytes": data} for _, data in expected], "label": [name for name, _ in expected]})
     pq.write_table(table, path)
@@ -101,6 +112,50 @@ def _csv(path: Path, root: Path, expected: list[tuple[str, bytes]]) -> Path:
             (root / f"{i}").write_bytes(data)
             rows.writerow([f"{i}", name])
     return path
+
+
+FOLDERS = st.lists(st.sampled_from(["a", "b", "train", "val", "images", "10", "2", ".hidden", "__MACOSX"]), max_size=3)
+CONTENTS = {"Thumbs.db": b"x", "1.json": b"{}", "note.txt": b"some text", ".keep": b"", "x_boxes.txt": b"0"}
+NESTED = st.dictionaries(
+    st.tuples(FOLDERS, st.sampled_from(["1.jpg", "noending", "p.png", *CONTENTS])).map(lambda t: "/".join([*t[0], t[1]])),
+    st.integers(0, len(IMAGES) - 1), min_size=1, max_size=7,
+)  # fmt: skip
+OPTIONS = st.fixed_dictionaries(
+    {}, optional={"classes_from": st.sampled_from(["top", "leaf"]), "allow_empty": st.just(True),
+                  "split": st.sampled_from(["train", "val"]), "class_order": st.just("natural")},
+)  # fmt: skip
+
+
+@settings(max_examples=200)
+@given(NESTED, OPTIONS, st.booleans())
+def test_odd_trees_are_taken_or_refused_alike(tree: dict[str, int], options: dict[str, object], image_json: bool) -> None:
+    """Nested, with classes of litter alone; the tar lists no folders, the remote ones come as they are found."""
+    files = {path: CONTENTS.get(path.rpartition("/")[2], IMAGES[k]) for path, k in tree.items()}
+    if image_json:
+        files |= {path: IMAGES[0] for path in files if path.endswith("a/1.json")}
+    root = Path(tempfile.mkdtemp())
+    try:
+        put(root / "tree", files)
+        sources = {f"{root}/tree": f"{root}/tree/", f"{root}/tree.tar": f"{root}/tree.tar: ", _remote(root / "tree"): "memory://tree/"}
+        make_tar(root / "tree.tar", files.items())
+        found = [_outcome(src, root, where, options) for src, where in sources.items()]
+        assert found[0] == found[2]
+        # A flat image beside a .json might have been meant as a WebDataset: a tar says that its label is missing.
+        assert found[0] == found[1] or "1.json: its .json file has no 'label'" in str(found[1])
+    finally:
+        shutil.rmtree(root)
+
+
+def _outcome(src: str, scratch: Path, where: str, options: dict[str, object]) -> tuple[list[str], object] | str:
+    """Class names and samples, or what it is refused with, without where it lies."""
+    try:
+        source = opened(src, scratch, **options)
+    except SourceError as error:
+        return str(error).replace(where, "").replace(where.rstrip("/: "), "").removeprefix(": ")
+    try:
+        return source.class_names, [(int(label), source.read(i)) for i, label in enumerate(source.labels)]
+    finally:
+        source.close()
 
 
 def test_a_listing_is_class_by_class_in_the_order_of_names(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import socket
@@ -13,7 +14,7 @@ import pytest
 from source_cases import image, make_tar, names_of, opened, put, samples
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.common.errors import Dp4tlError, SourceError, UsageError
+from dp4tl_fast.common.errors import BetonError, Dp4tlError, SourceError, UsageError
 from dp4tl_fast.conversion.run import convert
 
 JPEG = image()
@@ -100,13 +101,6 @@ def test_what_is_no_file_is_refused_and_never_opened(
         server = socket.socket(socket.AF_UNIX)
         server.bind(f"t/{name}")
         server.close()
-    if name.endswith(".json") and kind == "socket":
-        with pytest.raises(SourceError, match=r"t/a/it\.json: cannot be read: No such device"):
-            opened("t")
-        return
-    if name.endswith(".json"):
-        assert names_of("t") == {"a": ["1.jpg"], "b": ["1.jpg"]}, "it is litter: not opened for its content"
-        return
     for src in ("t", f"file://{tmp_path}/t"):
         with pytest.raises(SourceError, match=f"t/{name}: is a {kind}, not a file"):
             opened(src)
@@ -129,8 +123,34 @@ def test_urls_of_files_are_files(tmp_path: Path) -> None:
 def test_a_pipe_behind_a_table_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "1.jpg")
     (tmp_path / "x.csv").write_text("path,label\n1.jpg,0\n")
-    with pytest.raises(SourceError, match=r"1\.jpg: is a pipe, not a file"):
+    with pytest.raises(SourceError, match=r"x\.csv: line 2: .*1\.jpg: is a pipe, not a file"):
         opened(tmp_path / "x.csv")
+
+
+def test_a_pipe_in_place_of_an_answer_is_refused(tmp_path: Path) -> None:
+    put(tmp_path / "t", {"a/1.jpg": JPEG, "b/1.jpg": JPEG})
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe.beton")
+    for option in ("labels", "classes_from", "class_order"):
+        with pytest.raises(SourceError, match="pipe: is a pipe, not a file"):
+            opened(tmp_path / "t", **{option: str(tmp_path / "pipe")})
+    with pytest.raises(BetonError, match=r"pipe\.beton: cannot be read as a \.beton file"):
+        convert(str(tmp_path / "t"), str(tmp_path / "o.beton"), class_order=str(tmp_path / "pipe.beton"))
+
+
+def test_a_file_that_may_not_be_read_is_one_plain_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel refuses it: the tests may run as root, whom it lets in everywhere."""
+    put(tmp_path / "t", {"a/1.jpg": JPEG, "a/2.jpg": image(2)})
+    real = os.open
+
+    def refused(path: str | bytes, *args: object, **kwargs: object) -> int:
+        if os.fsencode(path).endswith(b"a/2.jpg"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return real(path, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(SourceError, match=r"a/2\.jpg: Permission denied\. Repair or remove it, or give `on_error=skip`$"):
+        convert(str(tmp_path / "t"), str(tmp_path / "o.beton"))
 
 
 # -- names ------------------------------------------------------------------------------------------------------------
@@ -183,6 +203,47 @@ def test_a_class_in_two_tars_of_tars_is_one_class(tmp_path: Path) -> None:
     assert names_of(tmp_path / "*.tar") == {"n01": ["1.jpg", "2.jpg", "4.jpg"], "n02": ["3.jpg"], "n03": ["5.jpg"]}
 
 
+def test_tars_that_are_splits_in_a_tar(tmp_path: Path) -> None:
+    """With class folders, or one folder around them, in each."""
+    for around in ("", "data/"):
+        parts = [(f"{s}.tar", inner(f"{around}a/{s}1.jpg", f"{around}b/{s}2.jpg")) for s in ("train", "val")]
+        src = make_tar(tmp_path / "x.tar", parts)
+        with pytest.raises(SourceError, match="holds the splits train, val"):
+            opened(src)
+        assert names_of(src, split="val") == {"a": ["val1.jpg"], "b": ["val2.jpg"]}
+    src = make_tar(tmp_path / "y.tar", [(f"{n}.tar", inner(f"{n}/1.jpg", f"{n}/2.jpg")) for n in ("n01", "n02")])
+    assert names_of(src) == {"n01": ["1.jpg", "2.jpg"], "n02": ["1.jpg", "2.jpg"]}
+    src = make_tar(tmp_path / "z.tar", [(f"{n}.tar", inner("c/1.jpg", "d/2.jpg")) for n in ("n01", "n02")])
+    with pytest.raises(SourceError, match="images at several depths, as in n01/c"):
+        opened(src)
+    assert {k: len(v) for k, v in names_of(src, classes_from="top").items()} == {"n01": 2, "n02": 2}
+
+
+def test_an_empty_tar_in_a_tar_is_an_empty_class(tmp_path: Path) -> None:
+    for empty in (b"", inner()):
+        src = make_tar(tmp_path / "x.tar", [("n01.tar", inner("1.jpg")), ("n02.tar", empty), ("n03.tar", inner("3.jpg"))])
+        with pytest.raises(SourceError, match="class folder 'n02' has no images"):
+            opened(src)
+        assert names_of(src, allow_empty=True) == {"n01": ["1.jpg"], "n02": [], "n03": ["3.jpg"]}
+    src = make_tar(tmp_path / "x.tar", [("n01.tar", inner("1.jpg")), ("n02.tar", bytes(30_000))])
+    with pytest.raises(SourceError, match=r"n02\.tar is zeros: an incomplete download"):
+        opened(src, allow_empty=True)
+
+
+def test_a_folder_of_tars_of_a_class_each_is_asked_about(tmp_path: Path) -> None:
+    """ILSVRC2012_img_train.tar, unpacked once."""
+    put(tmp_path / "t", {"README": b"x"})
+    for name in ("n02", "n01"):
+        make_tar(tmp_path / f"t/{name}.tar", [("1.jpg", image(1)), ("Thumbs.db", b"x"), ("2.jpg", image(2))])
+    for src in (tmp_path / "t", tmp_path / "t/*.tar", tmp_path / "t/n0{1,2}.tar"):
+        with pytest.raises(SourceError, match=r"hold images in no folders\. If each tar is a class, give `classes_from=leaf`"):
+            opened(src)
+        for mode in ("leaf", "top"):
+            assert samples(src, classes_from=mode) == [(n, image(k)) for n in ("n01", "n02") for k in (1, 2)]
+    with pytest.raises(SourceError, match=r"1\.jpg lies in no class folder"):
+        opened(tmp_path / "t/n01.tar")
+
+
 def test_splits_of_tars_of_tars_are_asked_about(tmp_path: Path) -> None:
     make_tar(tmp_path / "x.tar", [("train/n01.tar", inner("1.jpg")), ("val/n01.tar", inner("2.jpg"))])
     with pytest.raises(SourceError, match="holds the splits train, val"):
@@ -203,6 +264,16 @@ def test_empty_classes_are_refused_or_kept_with_an_id(tmp_path: Path) -> None:
         convert(str(src), str(tmp_path / "o.beton"), allow_empty=True)
         beton = Beton(tmp_path / "o.beton")
         assert (beton.class_names, beton.class_counts.tolist()) == (["a", "b", "b2", "c"], [1, 0, 0, 1])
+
+
+def test_a_class_of_litter_alone_is_not_dropped(tmp_path: Path) -> None:
+    """Also in a tar that lists no folders, as programs write it."""
+    files = {"a/1.jpg": JPEG, "b/Thumbs.db": b"x", "c/.gitkeep": b"", "d/1.json": b"{}", "__MACOSX/a/._1": b"", "a/.git/x": b"x"}
+    put(tmp_path / "t", files)  # type: ignore[arg-type]
+    for src in (tmp_path / "t", make_tar(tmp_path / "t.tar", files.items())):
+        with pytest.raises(SourceError, match=r"class folder '[bcd]' has no images"):
+            opened(src)
+        assert names_of(src, allow_empty=True) == {"a": ["1.jpg"], "b": [], "c": [], "d": []}
 
 
 def test_dangling_links_are_never_dropped(tmp_path: Path) -> None:
@@ -236,6 +307,16 @@ def test_class_order(tmp_path: Path) -> None:
             opened(src, class_order=str(order))
     with pytest.raises(UsageError, match="`class_order=nowhere`: cannot be read: No such file"):
         opened(tmp_path / "tree", class_order="nowhere")
+
+
+def test_names_with_blanks_in_a_file_that_gives_the_order(tmp_path: Path) -> None:
+    put(tmp_path / "t", {f"{name}/1.jpg": JPEG for name in (" sp", "cat", "CAT ", "a\x85b", "c\u2028d")})
+    order = tmp_path / "order.txt"
+    order.write_bytes("CAT \r\ncat  \r\n sp\r\nc\u2028d\r\na\x85b\r\n".encode())
+    assert list(names_of(tmp_path / "t", class_order=str(order))) == ["CAT ", "cat", " sp", "c\u2028d", "a\x85b"]
+    order.write_text("CAT\ncat\n")
+    with pytest.raises(SourceError, match=r"order\.txt: has no class ' sp', but .*/t does \(4 are missing\)"):
+        opened(tmp_path / "t", class_order=str(order))
 
 
 def test_classes_that_read_the_same_are_named(tmp_path: Path) -> None:
@@ -341,12 +422,42 @@ def test_flat_images_with_a_table_of_classes(tmp_path: Path) -> None:
     table.write_text("1.jpg,cat\n")
     with pytest.raises(SourceError, match=r"does not name 2\.jpg, an image of"):
         opened(src, classes_from=str(table))
+    table.write_text("1.jpg,cat\n2.jpg,\n")
+    with pytest.raises(SourceError, match=r"line 2 gives 2\.jpg no class"):
+        opened(src, classes_from=str(table))
     table.write_text("1.jpg,cat\n2.jpg,dog\n1.jpg,dog\n")
     with pytest.raises(SourceError, match=r"line 3 gives 1\.jpg a second label, 'dog'"):
         opened(src, classes_from=str(table))
 
 
+def test_a_table_names_one_image_each(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("1.jpg,cat\n2.jpg,dog\n9.jpg,dog\n")
+    for src in both(tmp_path, {"x/1.jpg": image(1), "y/2.jpg": image(2)}):
+        source = opened(src, classes_from=str(table))
+        assert source.notes[0] == f"1 of 3 files that {table} names are not there"
+        source.close()
+    for src in both(tmp_path / "2", {"x/1.jpg": image(1), "y/1.jpg": image(2), "y/2.jpg": image(3)}):
+        with pytest.raises(SourceError, match=r"names 1\.jpg, but .* has x/1\.jpg and y/1\.jpg\. Name their folders"):
+            opened(src, classes_from=str(table))
+        table.write_text("x/1.jpg,cat\ny/1.jpg,dog\n2.jpg,dog\n")
+        assert samples(src, classes_from=str(table)) == [("cat", image(1)), ("dog", image(2)), ("dog", image(3))]
+        table.write_text("1.jpg,cat\n2.jpg,dog\n9.jpg,dog\n")
+
+
 def test_options_that_mean_nothing_are_refused(tmp_path: Path) -> None:
+    for src in both(tmp_path / "1", {"a/1.jpg": JPEG, "b/1.jpg": JPEG}):
+        for option in ("image_column", "label_column"):
+            with pytest.raises(UsageError, match=f"`{option}=x`: has no meaning for"):
+                opened(src, **{option: "x"})
+        with pytest.raises(UsageError, match=r"`label_type=id`: has no meaning for .* `class_order=natural` puts 2 before 10"):
+            opened(src, label_type="id")
+        with pytest.raises(UsageError, match="`classes_from=top`: has no meaning for"):
+            opened(src, classes_from="top", labels="devkit")
+    src = make_tar(tmp_path / "w.tar", [("1.jpg", JPEG), ("1.cls", b"1")])
+    for option in ("image_column", "label_column", "split"):
+        with pytest.raises(UsageError, match=f"`{option}=x`: has no meaning for"):
+            opened(src, **{option: "x"})
     put(tmp_path / "t", {"a/1.jpg": JPEG, "b/1.jpg": JPEG})
     with pytest.raises(UsageError, match="`image_key=jpg`: has no meaning for"):
         opened(tmp_path / "t", image_key="jpg")

@@ -91,7 +91,7 @@ class Beton:
     def _open(self) -> None:
         """Map the file, and check its tables against its size."""
         try:
-            self._fd = os.open(self.real_path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = os.open(self.real_path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for ever
             weakref.finalize(self, os.close, self._fd).atexit = False  # a thread may be reading still
             self._pages = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
@@ -101,7 +101,7 @@ class Beton:
         self._map = np.frombuffer(self._pages, np.uint8)
         self.file_size = self._map.size
         if what := what_it_is(bytes(self._map[:HEAD_BYTES])):
-            self._fail(f"is {what}, not a .beton file")
+            self._fail(f"is no .beton file but {what}")
         header = self._table(0, fmt.HEADER, 1, "header")[0]
         if header["version"] != fmt.VERSION:
             self._fail(
@@ -310,6 +310,15 @@ class Beton:
         No image is read, so it takes about 0.1 s per million records.
         """
         return _sha256(self.labels, self.index, self.sizes, self.images["width"], self.images["height"])
+
+    @cached_property
+    def contents_sha256(self) -> str | None:
+        """What ``records_sha256`` cannot tell: hash of class names in order and of every record's checksum.
+
+        ``None`` where the file has no checksums: then it is not known.
+        """
+        found = self.fingerprint
+        return hashlib.sha256(f"{found[CLASS_NAMES]} {found[CHECKSUMS]}".encode()).hexdigest() if CHECKSUMS in found else None
 
     def __reduce__(self) -> tuple[object, ...]:
         return _reopen, (self.path if self._remote else self.real_path, self.records_sha256, self._cache)

@@ -37,6 +37,7 @@ _OTHERS = (  # what people have instead of an image, and what to do about it
     (b"%PDF", "a PDF document"),
     (b"PAR1", PARQUET),
     (b"\x93NUMPY", "a NumPy array"),
+    (b"\xff\xfe", "text in UTF-16. Save it as UTF-8"), (b"\xfe\xff", "text in UTF-16. Save it as UTF-8"),
     (b"\x00\x05\x16\x07", "macOS metadata (AppleDouble)"),
 )
 _HEIF = {b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"heim": "HEIC", b"mif1": "HEIF", b"msf1": "HEIF"}

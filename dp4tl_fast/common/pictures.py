@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 MAX_PIXELS = 178_956_970  # of an image that convert takes by default: where Pillow itself would refuse one
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without Pillow's warnings of damage that it gets over: they name no file, and come in the middle of a progress bar."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
 
 
 def open_picture(data: bytes, formats: tuple[str, ...] | None = None) -> Any:

@@ -17,9 +17,10 @@ from dp4tl_fast.common.content import HEAD_BYTES, what_it_is
 from dp4tl_fast.common.errors import SourceError
 from dp4tl_fast.common.pictures import open_picture
 
+ICC_DROPPED = "ICC profile dropped"
 PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
-_ORIENTATION = 274
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION, _SAMPLE_FORMAT = 258, 262, 274, 339  # tags of TIFF; the third of EXIF, too
 _SIXTEEN_BITS = ("PNG", "PPM")  # formats whose mode I is unsigned, of 16 bits
 
 
@@ -56,8 +57,6 @@ def exif_orientation(data: bytes) -> int:
 
 
 def _decode(data: bytes, max_pixels: int, orientation: str) -> Decoded:
-    from PIL import ImageOps
-
     notes = []
     profile = b""
     if data.startswith(PNG):
@@ -68,22 +67,29 @@ def _decode(data: bytes, max_pixels: int, orientation: str) -> Decoded:
         kind = image.format or "image"
         width, height = image.size
         check_pixels(width, height, max_pixels)
-        turn = _orientation(image)
+        turn, undo, sixteen_bits, white_is_zero = 1, 1, data.startswith(PNG) and data[24:25] == b"\x10", False
+        if kind == "TIFF":
+            _check_samples(image)
+            turn, undo = _orientation(image), _undo_turn(image)  # loading it removes the tag
+            sixteen_bits, white_is_zero = 16 in _tags(image, _BITS_PER_SAMPLE), _tags(image, _PHOTOMETRIC) == (0,)
         profile = profile or image.info.get("icc_profile") or b""
         image.load()
-        if kind == "TIFF" and turn != 1:  # Pillow has turned it already
-            image = _turned_back(image, turn) if orientation == "ignore" else image
-        elif turn != 1 and orientation == "apply":
-            image = ImageOps.exif_transpose(image)
+        image = _turn_by(image, undo)
+        turn = turn if kind == "TIFF" else _orientation(image)  # a PNG's EXIF may lie at its end
         if turn != 1 and orientation == "apply":
+            image = _turn_by(image, turn)
             notes.append("turned by its EXIF orientation")
         if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
             notes.append("alpha dropped")
-        if kind == "PNG" and data[24:25] == b"\x10" and not image.mode.startswith("I"):  # Pillow has made them 8-bit already
+            image.info.pop("transparency", None)  # of which Pillow warns when it makes RGB of a palette
+        if sixteen_bits and not image.mode.startswith("I"):  # Pillow has made them 8-bit already
             notes.append("16-bit colours by their high byte")
         same_colours = image.mode in ("L", "RGB", "LA", "RGBA", "P", "1")
-        pixels = _to_8_bit(image, kind, notes)
-        return Decoded(pixels, kind, notes, profile if same_colours else b"")
+        pixels = _to_8_bit(image, kind, notes, white_is_zero)
+        if profile and not same_colours:  # it is of colours that are no longer these
+            notes.append(ICC_DROPPED)
+            profile = b""
+        return Decoded(pixels, kind, notes, profile)
 
 
 def check_pixels(width: int, height: int, limit: int) -> None:
@@ -92,7 +98,7 @@ def check_pixels(width: int, height: int, limit: int) -> None:
         raise SourceError(f"it has {width} x {height} pixels, more than `max_pixels={limit}`. Give a larger limit if that is right")
 
 
-def _to_8_bit(image: Any, kind: str, notes: list[str]) -> Any:
+def _to_8_bit(image: Any, kind: str, notes: list[str], white_is_zero: bool) -> Any:
     """To mode L or RGB."""
     import numpy as np
     from PIL import Image
@@ -100,6 +106,7 @@ def _to_8_bit(image: Any, kind: str, notes: list[str]) -> Any:
     if image.mode.startswith("I;16") or (image.mode == "I" and kind in _SIXTEEN_BITS):
         notes.append("16-bit grey")
         values = np.asarray(image).astype(np.int64)
+        values = 65535 - values if white_is_zero else values  # which Pillow does for 8 bits alone
         return Image.fromarray(((values + 128) // 257).astype(np.uint8))  # rounds v / 257
     if image.mode.startswith("I"):
         raise SourceError("its pixels are signed or 32-bit integers, whose range is not defined. Convert them to 8 or 16 bits")
@@ -109,21 +116,55 @@ def _to_8_bit(image: Any, kind: str, notes: list[str]) -> Any:
 
 
 def _orientation(image: Any) -> int:
+    """What EXIF says; in TIFF, whose tags it shares, the tag. What XMP says is not looked at."""
     try:
-        found = image.getexif().get(_ORIENTATION, 1)
+        if image.format == "TIFF":
+            found = image.tag_v2.get(_ORIENTATION, 1)
+        else:
+            from PIL import Image
+
+            exif = Image.Exif()
+            exif.load(image.info.get("exif", b""))
+            found = exif.get(_ORIENTATION, 1)
     except Exception:  # damaged EXIF tells nothing
         return 1
     return found if found in range(1, 9) else 1
 
 
-def _turned_back(image: Any, turn: int) -> Any:
+def _turn_by(image: Any, orientation: int) -> Any:
     from PIL.Image import Transpose
 
-    undo = {
+    turns = {
         2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
-        6: Transpose.ROTATE_90, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_270,
+        6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
     }  # fmt: skip
-    return image.transpose(undo[turn])
+    return image.transpose(turns[orientation]) if orientation in turns else image
+
+
+# -- TIFF -------------------------------------------------------------------------------------------------------------
+
+
+def _tags(image: Any, tag: int) -> tuple[int, ...]:
+    """The numbers of a TIFF's tag, 1 where it is not there."""
+    found = image.tag_v2.get(tag, 1)
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _check_samples(image: Any) -> None:
+    """Refuse pixels that Pillow would read as others: signed ones of 8 bits, and those of 12."""
+    if 2 in _tags(image, _SAMPLE_FORMAT):
+        raise SourceError("its pixels are signed or 32-bit integers, whose range is not defined. Convert them to 8 or 16 bits")
+    if 12 in _tags(image, _BITS_PER_SAMPLE):
+        raise SourceError("its pixels have 12 bits. Convert them to 8 or 16 bits")
+
+
+def _undo_turn(image: Any) -> int:
+    """The orientation that takes back how Pillow turns a TIFF when it is loaded."""
+    try:
+        turned = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF tells nothing
+        return 1
+    return {6: 8, 8: 6}.get(turned, turned)
 
 
 # -- PNG --------------------------------------------------------------------------------------------------------------

@@ -25,11 +25,10 @@ from dp4tl_fast.beton.entry_points import checked
 from dp4tl_fast.common.checks import require, require_one_of
 from dp4tl_fast.common.errors import SourceError
 from dp4tl_fast.common.pictures import MAX_PIXELS
-from dp4tl_fast.conversion.decoding import check_pixels, decode, exif_orientation
+from dp4tl_fast.conversion.decoding import ICC_DROPPED, check_pixels, decode, exif_orientation
 
 WRITE_MODES = ("keep", "jpg", "raw", "smart", "proportion")
 ORIENTATIONS = ("ignore", "apply")
-ICC_DROPPED = "ICC profile dropped"
 
 
 class Record(NamedTuple):

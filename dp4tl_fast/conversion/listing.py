@@ -10,7 +10,7 @@ import numpy as np
 from dp4tl_fast.common.files import printable
 from dp4tl_fast.sources import Source
 
-EXAMPLES = 3  # names per reason
+EXAMPLES, REASONS = 3, 10  # names per reason; reasons why samples are bad
 
 
 def listed(src: str, source: Source) -> dict[str, Any]:
@@ -36,17 +36,25 @@ def left_out(source: Source) -> dict[str, int]:
     return dict(sorted(Counter(why for _, why in source.left_out).items()))
 
 
+def _counted(count: int, what: str) -> str:
+    plural = f"{what}es" if what.endswith("s") else f"{what}s"
+    return f"{count:,} {what if count == 1 else plural}"
+
+
 def as_text(result: dict[str, Any]) -> str:
     """A listing for a terminal."""
     classes = result["classes"]
-    lines = [f"{result['src']}: {result['samples']:,} images in {len(classes):,} classes, {result['bytes']:,} bytes"]
+    counts = f"{_counted(result['samples'], 'image')} in {_counted(len(classes), 'class')}"
+    lines = [f"{result['src']}: {counts}, {result['bytes']:,} bytes"]
     lines += [f"rule        {rule}" for rule in result["rules"]]
     for why, count in result["left_out"].items():
         names = [entry.removesuffix(f": {why}") for entry in result["left_out_names"] if entry.endswith(f": {why}")][
             :EXAMPLES
         ]
         lines.append(f"left out    {count:,}: {why} ({', '.join(names)}{', ...' if count > len(names) else ''})")
-    lines += [f"bad         {count:,}: {why}" for why, count in result["bad"].items()]
+    bad = sorted(result["bad"].items(), key=lambda item: -item[1])
+    lines += [f"bad         {count:,}: {why}" for why, count in bad[:REASONS]]
+    lines += [f"bad         {sum(count for _, count in bad[REASONS:]):,}: other reasons"] if len(bad) > REASONS else []
     lines.append(f"{'id':>6}  {'images':>9}  class")
     lines += [f"{c['id']:>6}  {c['samples']:>9,}  {printable(c['name'])}" for c in classes]
     return "\n".join(lines)
@@ -54,7 +62,7 @@ def as_text(result: dict[str, Any]) -> str:
 
 def converted_text(result: dict[str, Any], rules: list[str]) -> str:
     """What a conversion did: the last line on the terminal."""
-    parts = [f"{result['out']}: {result['samples']:,} images in {result['classes']:,} classes"]
+    parts = [f"{result['out']}: {_counted(result['samples'], 'image')} in {_counted(result['classes'], 'class')}"]
     if result["changed"]:
         reasons: Counter[str] = Counter()
         for why, count in result["changed"].items():  # one image may have several
@@ -65,8 +73,6 @@ def converted_text(result: dict[str, Any], rules: list[str]) -> str:
         parts.append(f"{result['skipped']:,} skipped")
     if result["left_out"]:
         parts.append(f"{sum(result['left_out'].values()):,} left out (" + ", ".join(result["left_out"]) + ")")
-    parts += rules
-    details = (
-        "; the audit in its sidecar lists them" if result["skipped"] or result["left_out"] or result["changed"] else ""
-    )
-    return "; ".join(parts) + details
+    if len(parts) > 1:
+        parts.append("the audit in its sidecar lists them")
+    return "; ".join(parts + rules)

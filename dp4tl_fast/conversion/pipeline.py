@@ -81,7 +81,8 @@ def convert_chunk(source: Source, positions: np.ndarray, rule: ImageRule, skip: 
         record = checked[place] if isinstance(place, int) else place
         if isinstance(record, Exception):
             name = source.name(i)
-            why = f"it is an unfinished download: {record}" if name.lower().endswith(UNFINISHED) else str(record)
+            why = (isinstance(record, OSError) and record.strerror) or str(record)
+            why = f"it is an unfinished download: {why}" if name.lower().endswith(UNFINISHED) else why
             if not skip:
                 raise SourceError(f"{name}: {why}. Repair or remove it, or give `on_error=skip`") from None
             notes.append((i, -1, why))

@@ -35,9 +35,9 @@ class Plan:
     seed: int
     skip: bool
 
-    def open(self, scratch: Path) -> Listing:
-        """List the source; see ``sources.open_source`` for ``scratch`` and errors."""
-        return Listing(self, open_source(self.src, self.options, scratch=scratch))
+    def open(self, scratch: Path | None) -> Listing:
+        """List the source; see ``sources.open_source`` for ``scratch`` and errors. Without a folder, nothing is copied."""
+        return Listing(self, open_source(self.src, self.options, scratch=scratch, copy=scratch is not None))
 
 
 class Listing:

@@ -17,7 +17,7 @@ from dp4tl_fast.common.checks import require, require_one_of
 from dp4tl_fast.common.errors import SourceError
 from dp4tl_fast.common.files import check_outputs, through_links
 from dp4tl_fast.common.machine import cores
-from dp4tl_fast.common.pictures import MAX_PIXELS
+from dp4tl_fast.common.pictures import MAX_PIXELS, quiet
 from dp4tl_fast.conversion import ray
 from dp4tl_fast.conversion.conversion import check_space, finished
 from dp4tl_fast.conversion.images import ImageRule, make_record
@@ -139,7 +139,7 @@ def convert(
     part = parse_shard(shard)
     target = through_links(shard_path(Path(out), *part) if part else Path(out))
     check_outputs([("out", target)], [src])
-    with closing(plan.open(target.absolute().parent)) as listing:
+    with closing(plan.open(None if dry_run else target.absolute().parent)) as listing:
         source = listing.source
         if dry_run:
             result = listed(src, source)
@@ -151,7 +151,7 @@ def convert(
             summary, resumed = _convert_on_ray(listing, target, workers, resume, ray_address)
         elif summary is None:
             check_space(target, _bytes_needed(source, listing.order(part), rule))
-            with Progress(resumed) as bar:
+            with Progress(resumed) as bar, quiet():
                 conversion = listing.conversion(target, part, workers or cores(), resume, bar.advance)
                 summary, resumed = conversion.run(), conversion.resumed
     size, seconds = target.stat().st_size, time.perf_counter() - started

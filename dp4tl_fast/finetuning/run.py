@@ -22,7 +22,7 @@ from dp4tl_fast.finetuning.splits import few_shots, hold_out
 from dp4tl_fast.finetuning.targets import target_path
 from dp4tl_fast.inference import accuracy
 from dp4tl_fast.remote.url import shown
-from dp4tl_fast.runs.folder import FREE, check_folder, defaults_of, owned
+from dp4tl_fast.runs.folder import CONTENTS, FREE, check_folder, defaults_of, owned
 from dp4tl_fast.runs.trackers import Callback
 from dp4tl_fast.training.ranks import on_rank_zero, process_group, rank, world_size
 
@@ -78,7 +78,9 @@ def finetune(config: FinetuneConfig, *, callback: Callback | None = None) -> dic
     settings |= {name: shown(getattr(config, name)) for name in files}
     hashes = {f"{name}_records_sha256": beton.records_sha256 for name, beton in files.items()}
     paths = {f"{name}_records_sha256": shown(getattr(config, name)) for name in files} | {HASH: config.checkpoint}
-    settings |= {HASH: pinned(config), **hashes}
+    contents = {f"{name}{CONTENTS}": beton.contents_sha256 for name, beton in files.items()}
+    paths |= {f"{name}{CONTENTS}": shown(getattr(config, name)) for name in files}
+    settings |= {HASH: pinned(config), **hashes, **contents}
     defaults = {k: v for k, v in defaults_of(FinetuneConfig).items() if k not in FREE_ON_RESUME}
 
     def finished() -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.pretraining import initial
 from dp4tl_fast.remote.url import shown
 from dp4tl_fast.reporting.runs import flat, read_metrics
-from dp4tl_fast.runs.folder import FREE, check_folder, defaults_of
+from dp4tl_fast.runs.folder import CONTENTS, FREE, check_folder, defaults_of
 from dp4tl_fast.selection import Selection
 from dp4tl_fast.training.ranks import world_size
 
@@ -87,9 +87,9 @@ def settings_of(config: PretrainConfig, source: Beton, selection: Selection | No
     """All that decides what the run computes: config.yaml, and what a continuation must share."""
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE_ON_RESUME | {"init"}}
     settings |= {name: shown(settings[name]) for name in ("source", "val") if settings[name]}
-    settings["source_records_sha256"] = source.records_sha256
-    if config.val:
-        settings["val_records_sha256"] = Beton(config.val, **config.cached).records_sha256
+    files = {"source": source} | ({"val": Beton(config.val, **config.cached)} if config.val else {})
+    for name, beton in files.items():
+        settings |= {f"{name}_records_sha256": beton.records_sha256, f"{name}{CONTENTS}": beton.contents_sha256}
     if config.init:  # known by its hash, wherever it lies
         settings[initial.HASH] = initial.initial_hash(config)
     return settings if selection is None else settings | selection.kept_hashes()
@@ -98,6 +98,7 @@ def settings_of(config: PretrainConfig, source: Beton, selection: Selection | No
 def check_run(config: PretrainConfig, settings: dict[str, Any]) -> dict[str, Any] | None:
     """``check_folder`` of this run's folder: the summary of a run that is already complete."""
     files = {"source_records_sha256": config.source, "val_records_sha256": config.val, "selection_classes_sha256": config.selection}
+    files |= {f"source{CONTENTS}": config.source, f"val{CONTENTS}": config.val}
     hashes = {name: shown(file) for name, file in files.items() if file}
     defaults = {k: v for k, v in defaults_of(type(config)).items() if k not in FREE_ON_RESUME}
     older = {name: settings[name] for name in hashes if name != "selection_classes_sha256"}  # did not record these

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from dp4tl_fast.beton import Beton
+from dp4tl_fast.beton.fingerprint import difference
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.files import write_atomically
 from dp4tl_fast.mapping.feature_mapping import Groups, class_groups, kmeans_groups, nearest_groups
@@ -147,7 +148,8 @@ class SourceInputs:
                 f"{path}: no forgetting counts ({error}). Train the surrogate with `dp4tl-fast pretrain --forgetting`, or by "
                 "`train_surrogate`"
             ) from None
-        if self.surrogate.records not in (None, self.beton.records_sha256):
+        other = self.surrogate.records not in (None, self.beton.records_sha256)
+        if other or difference(self.surrogate.source or {}, self.beton.fingerprint):
             raise UsageError(
                 f"{path}: counts the records of another file, or of this one in another order. Give the `source` that "
                 f"{self.surrogate.path} was trained on"

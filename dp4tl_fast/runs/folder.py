@@ -31,6 +31,9 @@ FREE = {
 }  # fmt: skip
 
 
+CONTENTS = "_contents_sha256"  # how settings end that a run holds to where they are known: what a file holds
+
+
 def defaults_of(config: type) -> dict[str, Any]:
     """What each setting of a config class is where nothing was said; those that must be given are left out."""
     found = {}
@@ -79,7 +82,8 @@ def check_folder(
     unknown = sorted(k for k in was.keys() - now.keys() if not k.endswith(cli.HASH))
     if unknown and rank() == 0:
         cli.message(f"note: {path} has settings of another version, which are left out: {', '.join(unknown)}")
-    changed = sorted(k for k in (now.keys() | was.keys()) - moved - set(unknown) if now.get(k) != was.get(k))
+    unsaid = {k for k in now.keys() | was.keys() if k.endswith(CONTENTS) and None in (now.get(k), was.get(k))}
+    changed = sorted(k for k in (now.keys() | was.keys()) - moved - unsaid - set(unknown) if now.get(k) != was.get(k))
     if changed:
         differences = "; ".join(f"{k} was {was.get(k)!r}, now {now.get(k)!r}" for k in changed)
         remedy = "Give another folder"

@@ -15,24 +15,35 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dp4tl_fast.common.errors import SourceError, UsageError
+from dp4tl_fast.sources.files import check_file
 from dp4tl_fast.sources.options import SourceOptions
 
 MAX_LISTED = 1_000_000  # a class list of more ids than this would be nearly empty: they are numbers of another kind
 MAX_ID = 10**12
+ORDERS = {"text": "the order of their bytes", "natural": "natural order"}
+
+
+class Labels(NamedTuple):
+    """Class names by id, the class id of every sample, int64 ``[n]``, and the rule that was applied, in words."""
+
+    names: list[str]
+    ids: np.ndarray
+    rule: str
 
 
 def class_labels(
-    values: Sequence[Any], where: Callable[[int], str], options: SourceOptions, names: list[str] | None = None
-) -> tuple[list[str], np.ndarray]:
-    """Class names, and the class id of every sample, int64 ``[n]``.
+    src: str, values: Sequence[Any], where: Callable[[int], str], options: SourceOptions, names: list[str] | None = None
+) -> Labels:
+    """Class names and ids from labels as they stand in a source.
 
     Args:
-        values: Labels as they stand in the source: numbers, text, bytes.
+        src: What the labels come from, for messages.
+        values: Labels as they stand in the source: numbers, text, bytes; none that ``is_missing``.
         where: What to call sample ``i`` in messages.
         names: Class names by id, where the source has them.
 
@@ -43,7 +54,7 @@ def class_labels(
     first_text = next((i for i, number in enumerate(kinds) if number is None), None)
     first_number = next((i for i, number in enumerate(kinds) if number is not None), None)
     if first_text is None:
-        return _by_id(kinds, where, options, names)  # type: ignore[arg-type]
+        return _by_id(src, kinds, where, options, names)  # type: ignore[arg-type]
     if options.label_type == "id" or names:
         raise SourceError(
             f"{where(first_text)}: the label {values[first_text]!r} is no number, but labels are class ids here"
@@ -54,9 +65,19 @@ def class_labels(
             f"{values[first_number]!r}, is a number. Correct one, or give `label_type=text` if both are class names"
         )
     texts = [_text(value, where, i) for i, value in enumerate(values)]
-    found = ordered(set(texts), where(0), options)
+    found = ordered(set(texts), src, options)
     position = {name: i for i, name in enumerate(found)}
-    return found, np.fromiter((position[text] for text in texts), np.int64, len(texts))
+    ids = np.fromiter((position[text] for text in texts), np.int64, len(texts))
+    return Labels(found, ids, f"labels are class names, in {order_in_words(options)}")
+
+
+def order_in_words(options: SourceOptions) -> str:
+    return ORDERS.get(options.class_order, f"the order of {options.class_order}")
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a label is none, which makes a sample a bad record: nothing, or text of blanks."""
+    return value is None or (isinstance(value, (str, bytes)) and not value.strip())
 
 
 def _number(value: Any) -> float | int | None:
@@ -69,6 +90,8 @@ def _number(value: Any) -> float | int | None:
         return float(value)
     text = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
     if not isinstance(text, str):
+        return None
+    if "_" in text:  # Python takes 1_000 for a number
         return None
     try:
         return int(text)
@@ -83,14 +106,14 @@ def _text(value: Any, where: Callable[[int], str], i: int) -> str:
     text = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
     if isinstance(text, (bool, int, float, np.generic)):
         text = str(text)
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str):
         raise SourceError(f"{where(i)}: the label {value!r} is no class name")
     return text
 
 
 def _by_id(
-    numbers: list[float | int], where: Callable[[int], str], options: SourceOptions, names: list[str] | None
-) -> tuple[list[str], np.ndarray]:
+    src: str, numbers: list[float | int], where: Callable[[int], str], options: SourceOptions, names: list[str] | None
+) -> Labels:
     for i, number in enumerate(numbers):
         limit = len(names) - 1 if names else MAX_ID
         if not 0 <= number <= limit or number != int(number):
@@ -98,13 +121,14 @@ def _by_id(
             raise SourceError(f"{where(i)}: the label {number} is no class id: {why}")
     labels = np.fromiter((int(number) for number in numbers), np.int64, len(numbers))
     if names:
-        return _reordered(names, labels, where(0), options)
-    if options.class_order not in ("text", "natural"):
-        return _reordered([str(i) for i in range(int(labels.max(initial=-1)) + 1)], labels, where(0), options)
-    if labels.max(initial=0) < MAX_LISTED:
-        return [str(i) for i in range(int(labels.max(initial=-1)) + 1)], labels
-    distinct, labels = np.unique(labels, return_inverse=True)
-    return [str(i) for i in distinct.tolist()], labels
+        rule = "labels are ids of the class names that come with them"
+    elif labels.max(initial=0) < MAX_LISTED:
+        names, rule = [str(i) for i in range(int(labels.max(initial=-1)) + 1)], "labels are class ids"
+    else:
+        distinct, labels = np.unique(labels, return_inverse=True)
+        names, rule = [str(i) for i in distinct.tolist()], "labels are class ids, renumbered in ascending order"
+    names, labels = reordered(names, labels, src, options)
+    return Labels(names, labels, rule + ("" if options.class_order == "text" else f", in {order_in_words(options)}"))
 
 
 def _why(number: float) -> str:
@@ -112,13 +136,19 @@ def _why(number: float) -> str:
         return "it is not a number. Fill it in or remove the row"
     if number < 0:
         return "it is negative, as in test sets that hide their labels. Choose another split, or remove the row"
-    return "it is not a whole number" if number != int(number) else f"it is above {MAX_ID}"
+    why = f"it is above {MAX_ID}" if number > MAX_ID else "it is not a whole number"
+    return f"{why}. Correct it, or give `label_type=text` if labels are class names"
 
 
-def _reordered(names: list[str], labels: np.ndarray, src: str, options: SourceOptions) -> tuple[list[str], np.ndarray]:
-    """Ids that come with names keep their order, unless a file gives another one."""
-    if options.class_order in ("text", "natural"):
+def reordered(names: list[str], labels: np.ndarray, src: str, options: SourceOptions) -> tuple[list[str], np.ndarray]:
+    """Ids that come with names keep their order, unless another one is asked for."""
+    if options.class_order == "text":
         return names, labels
+    if len(set(names)) < len(names):
+        twice = Counter(names).most_common(1)[0][0]
+        raise SourceError(
+            f"{src}: calls two classes {twice!r}, so `class_order={options.class_order}` cannot tell them apart. Leave it out"
+        )
     order = ordered(set(names), src, options)
     position = {name: i for i, name in enumerate(order)}
     return order, np.array([position[name] for name in names], np.int64)[labels]
@@ -140,15 +170,15 @@ def ordered(names: Iterable[str], src: str, options: SourceOptions) -> list[str]
         return sorted(found, key=_natural)
     if options.class_order == "text":
         return sorted(found, key=os.fsencode)
-    given = list(options.class_list) or read_order(options.class_order)
+    given = list(options.class_list) or read_order(options.class_order, found)
     if missing := sorted(found - set(given), key=os.fsencode):
-        raise SourceError(
-            f"{options.class_order}: has no class {missing[0]!r}, but {src} does ({len(missing)} are missing)"
-        )
+        count = f" ({len(missing)} are missing)" if len(missing) > 1 else ""
+        raise SourceError(f"{options.class_order}: has no class {missing[0]!r}, but {src} does{count}")
     if not options.allow_empty and (more := [name for name in given if name not in found]):
+        several = f", nor of {len(more) - 1} {'other' if len(more) == 2 else 'others'}" if len(more) > 1 else ""
         raise SourceError(
-            f"{options.class_order}: has the class {more[0]!r}, but {src} has no image of it ({len(more)} such classes). "
-            "Give `allow_empty` to keep them as classes"
+            f"{options.class_order}: has the class {more[0]!r}, but {src} has no image of it{several}. "
+            "Give `allow_empty` to keep such classes"
         )
     return given
 
@@ -159,19 +189,20 @@ def _natural(name: str) -> tuple[list[tuple[int, Any]], bytes]:
     return parts, os.fsencode(name)
 
 
-def read_order(path: str) -> list[str]:
-    """Class names by id, from a text file with one per line.
+def read_order(path: str, known: set[str]) -> list[str]:
+    """Class names by id, from a text file with one per line. Blanks around a name count only if a ``known`` one has them.
 
     Raises:
         UsageError: It cannot be read, or names a class twice.
     """
     try:
-        lines = Path(path).read_text("utf-8-sig", "surrogateescape").splitlines()
+        check_file(path)
+        lines = Path(path).read_text("utf-8-sig", "surrogateescape").split("\n")
     except OSError as error:
         raise UsageError(
             f"`class_order={path}`: cannot be read: {error.strerror}. Give text, natural, or a file"
         ) from None
-    names = [line.strip() for line in lines if line.strip()]
+    names = [line if line in known else line.strip() for line in lines if line.strip()]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise UsageError(f"`class_order={path}`: names {twice[0]!r} twice")

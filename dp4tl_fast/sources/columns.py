@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dp4tl_fast.common.errors import SourceError
-from dp4tl_fast.sources.classes import class_labels
+from dp4tl_fast.sources.classes import class_labels, is_missing
 from dp4tl_fast.sources.files import check_file, read_whole
 from dp4tl_fast.sources.options import SourceOptions
 from dp4tl_fast.sources.spool import SpoolSource
@@ -25,13 +25,18 @@ class ColumnSource(SpoolSource):
 
     Class names are taken from the schema's ``huggingface`` entry where there is one.
 
+    Args:
+        called: Local files, and what each is called in messages.
+
     Raises:
         SourceError: pyarrow is missing, a file or column cannot be read, or a label is no class. Rows without image or label are
             bad samples.
     """
 
-    def __init__(self, paths: list[Path], options: SourceOptions, scratch: Path) -> None:
-        super().__init__(str(paths[0]) if len(paths) == 1 else f"{paths[0]} to {paths[-1].name}", scratch)
+    def __init__(self, called: dict[Path, str], options: SourceOptions, scratch: Path | None) -> None:
+        self._paths, self._called = list(called), called
+        first, last = called[self._paths[0]], called[self._paths[-1]]
+        super().__init__(first if len(called) == 1 else f"{first} to {last.rpartition('/')[2]}", scratch)
         options.refuse(self._src, "split", "classes_from", "labels", "image_key", "label_key")
         try:
             import pyarrow as pa
@@ -39,21 +44,23 @@ class ColumnSource(SpoolSource):
             raise SourceError(
                 "Parquet and Arrow files need pyarrow. Install it with `pip install dp4tl_fast[parquet]`"
             ) from None
-        self._paths, self._pa = paths, pa
+        self._pa = pa
         columns: tuple[str, str] | None = None
         names: list[str] | None = None
         values: list[Any] = []
-        counts = []
-        for path in paths:
+        counts: list[int] = []
+        for path in self._paths:
             schema = self._schema(path)
             columns = columns or (self._image_column(path, schema, options), self._label_column(path, schema, options))
             if missing := [column for column in columns if column not in schema.names]:
                 raise SourceError(
-                    f"{path}: has no column {missing[0]!r}, but {paths[0]} does. It has {', '.join(schema.names)}"
+                    f"{called[path]}: has no column {missing[0]!r}, but {first} does. It has {', '.join(schema.names)}"
                 )
             found = _names(schema, columns[1])
-            if path is not paths[0] and found != names:
-                raise SourceError(f"{path}: its schema names other classes than {paths[0]}. Convert them one by one")
+            if counts and found != names:
+                raise SourceError(
+                    f"{called[path]}: its schema names other classes than {first}. Convert them one by one"
+                )
             names = found
             start = len(values)
             for batch in self._batches(path, columns[1]):
@@ -62,12 +69,13 @@ class ColumnSource(SpoolSource):
         if not values or columns is None:
             raise SourceError(f"{self._src}: has no rows")
         self._starts_of = np.cumsum([0, *counts])
-        self.bad = {i: f"it has no {columns[1]}" for i, value in enumerate(values) if value is None}
+        self.bad = {i: f"it has no {columns[1]}" for i, value in enumerate(values) if is_missing(value)}
         good = [i for i in range(len(values)) if i not in self.bad]
         self.labels = np.full(len(values), -1, np.int64)
-        self.class_names, self.labels[good] = class_labels(
-            [values[i] for i in good], lambda k: self.name(good[k]), options, names
+        self.class_names, self.labels[good], rule = class_labels(
+            self._src, [values[i] for i in good], lambda k: self.name(good[k]), options, names
         )
+        self.notes.append(rule)
         self._spool(self._images(columns[0]))
 
     # -- files --------------------------------------------------------------------------------------------------------
@@ -90,7 +98,7 @@ class ColumnSource(SpoolSource):
             file = self._open(path)
             return file.schema_arrow if hasattr(file, "schema_arrow") else file.schema
         except (self._pa.ArrowException, OSError, ValueError) as error:
-            raise _unreadable(path, error) from None
+            raise self._unreadable(path, error) from None
 
     def _batches(self, path: Path, column: str) -> Iterator[list[Any]]:
         """The column's values as Python objects, some rows at a time."""
@@ -105,7 +113,11 @@ class ColumnSource(SpoolSource):
             for batch in batches:
                 yield batch.column(batch.schema.get_field_index(column)).to_pylist()
         except (self._pa.ArrowException, OSError, ValueError) as error:
-            raise _unreadable(path, error) from None
+            raise self._unreadable(path, error) from None
+
+    def _unreadable(self, path: Path, error: Exception) -> SourceError:
+        kind = "Parquet" if path.suffix.lower() == ".parquet" else "Arrow"
+        return SourceError(f"{self._called[path]}: cannot be read as {kind}: {(str(error).splitlines() or [''])[0]}")
 
     def _images(self, column: str) -> Iterator[bytes]:
         i = 0
@@ -114,8 +126,10 @@ class ColumnSource(SpoolSource):
                 for value in batch:
                     try:
                         data = self._image(path, value)
-                    except (OSError, SourceError) as error:
-                        data, self.bad[i] = b"", f"its image cannot be read: {error}"
+                    except OSError as error:
+                        data, self.bad[i] = b"", f"{os.fsdecode(error.filename or path)}: {error.strerror}"
+                    except SourceError as error:
+                        data, self.bad[i] = b"", str(error)
                     if not data:
                         self.bad.setdefault(i, f"it has no {column}")
                         self.labels[i] = -1
@@ -133,7 +147,7 @@ class ColumnSource(SpoolSource):
 
     def name(self, i: int) -> str:
         file = int(np.searchsorted(self._starts_of, i, "right")) - 1
-        return f"{self._paths[file]}: row {i - int(self._starts_of[file])}"
+        return f"{self._called[self._paths[file]]}: row {i - int(self._starts_of[file])}"
 
     # -- columns ------------------------------------------------------------------------------------------------------
 
@@ -147,18 +161,20 @@ class ColumnSource(SpoolSource):
 
         found = [field.name for field in schema if holds_images(field.type)]
         if options.image_column or len(found) == 1:
-            return pick(path, schema.names, options.image_column or found[0], (), "image")
+            return pick(self._called[path], schema.names, options.image_column or found[0], (), "image")
         if found:
-            raise SourceError(f"{path}: has images in the columns {', '.join(found)}. Choose one with `image_column`")
+            raise SourceError(
+                f"{self._called[path]}: has images in the columns {', '.join(found)}. Choose one with `image_column`"
+            )
         texts = [f.name for f in schema if types.is_string(f.type) or types.is_large_string(f.type)]
         if not set(texts) & set(PATH_COLUMNS):
             raise SourceError(
-                f"{path}: has no column of image bytes. Give `image_column`. It has {', '.join(schema.names)}"
+                f"{self._called[path]}: has no column of image bytes. Give `image_column`. It has {', '.join(schema.names)}"
             )
-        return pick(path, [name for name in texts if name in PATH_COLUMNS], "", PATH_COLUMNS, "image")
+        return pick(self._called[path], [name for name in texts if name in PATH_COLUMNS], "", PATH_COLUMNS, "image")
 
     def _label_column(self, path: Path, schema: Any, options: SourceOptions) -> str:
-        return pick(path, schema.names, options.label_column, LABEL_COLUMNS, "label")
+        return pick(self._called[path], schema.names, options.label_column, LABEL_COLUMNS, "label")
 
 
 def _names(schema: Any, label: str) -> list[str] | None:
@@ -168,8 +184,3 @@ def _names(schema: Any, label: str) -> list[str] | None:
         return [str(name) for name in feature["names"]]
     except (KeyError, ValueError, TypeError):
         return None
-
-
-def _unreadable(path: Path, error: Exception) -> SourceError:
-    kind = "Parquet" if path.suffix.lower() == ".parquet" else "Arrow"
-    return SourceError(f"{path}: cannot be read as {kind}: {str(error).splitlines()[0]}")

@@ -35,10 +35,15 @@ def check_file(path: str | bytes | Path) -> os.stat_result:
 
 
 def read_head(path: bytes) -> bytes:
-    """The first ``HEAD_BYTES`` of a file; nothing of what is no file."""
+    """The first ``HEAD_BYTES`` of a file.
+
+    Raises:
+        OSError, SourceError: It is not there, or no regular file.
+    """
+    check_file(path)
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        return os.read(fd, HEAD_BYTES) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+        return os.read(fd, HEAD_BYTES)
     finally:
         os.close(fd)
 

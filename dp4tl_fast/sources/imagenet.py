@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 from dp4tl_fast.common.errors import SourceError
+from dp4tl_fast.sources.files import check_file
 
 TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 
@@ -47,11 +48,14 @@ def _read(devkit: Path, name: str) -> bytes:
         if devkit.is_dir():
             found = sorted(devkit.rglob(name))
             return found[0].read_bytes()
+        check_file(devkit)
         with tarfile.open(devkit) as tar:
             member = next(m for m in tar if m.isfile() and Path(m.name).name == name)
             file = tar.extractfile(member)
             return file.read() if file else b""
     except FileNotFoundError:
         raise SourceError(f"{devkit}: no such file. Give ILSVRC2012_devkit_t12.tar.gz") from None
-    except (IndexError, StopIteration, tarfile.TarError, OSError) as error:
-        raise SourceError(f"{devkit}: has no {name} ({error}). Give ILSVRC2012_devkit_t12.tar.gz") from None
+    except (IndexError, StopIteration):
+        raise SourceError(f"{devkit}: has no {name}. Give ILSVRC2012_devkit_t12.tar.gz") from None
+    except (tarfile.TarError, OSError) as error:
+        raise SourceError(f"{devkit}: cannot be read: {error}. Give ILSVRC2012_devkit_t12.tar.gz") from None

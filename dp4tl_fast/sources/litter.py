@@ -20,6 +20,12 @@ def is_litter_folder(name: bytes) -> bool:
     return name.startswith(b".") or name.lower() in FOLDERS
 
 
+def outside_litter(folder: bytes) -> bytes:
+    """The folder, or the innermost one around it that is no litter and lies in none; empty for the root."""
+    parts = folder.split(b"/")
+    return b"/".join(parts[: next((k for k, part in enumerate(parts) if is_litter_folder(part)), len(parts))])
+
+
 def is_annotation(name: bytes) -> bool:
     """Whether a file's name is that of an annotation or checksum. In a WebDataset these are not litter."""
     return name.lower().endswith(ANNOTATIONS)

@@ -20,10 +20,10 @@ class SpoolSource(Source):
 
     Args:
         src: What they come from, for messages.
-        scratch: Where the unnamed file goes; it takes as much room as the images.
+        scratch: Where the unnamed file goes; it takes as much room as the images. ``None``: nowhere, and samples cannot be read.
     """
 
-    def __init__(self, src: str, scratch: Path) -> None:
+    def __init__(self, src: str, scratch: Path | None) -> None:
         super().__init__()
         self._src = src
         self._scratch = scratch
@@ -31,17 +31,20 @@ class SpoolSource(Source):
 
     def _spool(self, samples: Iterable[bytes]) -> None:
         """Write the bytes of all samples, in order; empty where there are none."""
-        self._scratch.mkdir(parents=True, exist_ok=True)
-        self._file = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115  # closed by close()
         digest = hashlib.sha256()
         sizes = []
-        for data in samples:
+        if self._scratch is None:
+            sizes = [len(data) for data in samples]
+        else:
+            self._scratch.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115  # closed by close()
+            for data in samples:
+                with naming(self._scratch):
+                    self._file.write(data)
+                digest.update(data)
+                sizes.append(len(data))
             with naming(self._scratch):
-                self._file.write(data)
-            digest.update(data)
-            sizes.append(len(data))
-        with naming(self._scratch):
-            self._file.flush()
+                self._file.flush()
         self.sizes = np.array(sizes, np.int64)
         self._starts = np.cumsum(self.sizes) - self.sizes
         self._digest = digest

@@ -13,7 +13,7 @@ import numpy as np
 
 from dp4tl_fast.common.errors import SourceError
 from dp4tl_fast.sources.base import Names, Source
-from dp4tl_fast.sources.classes import class_labels
+from dp4tl_fast.sources.classes import class_labels, is_missing
 from dp4tl_fast.sources.files import check_file, read_whole
 from dp4tl_fast.sources.options import SourceOptions
 
@@ -25,7 +25,8 @@ class TableSource(Source):
     """Rows of ``x.csv`` (commas, or semicolons) or ``x.tsv`` (tabs), in order; paths are relative to the file's folder.
 
     Raises:
-        SourceError: A column is missing or not the only one of its kind, a file is not there, or one is listed with two classes.
+        SourceError: A column is missing or not the only one of its kind, a path leads to no file, or a file is listed with two
+            classes. Rows without path or label, and of files that are not there, are bad samples.
     """
 
     def __init__(self, path: Path, options: SourceOptions) -> None:
@@ -46,10 +47,9 @@ class TableSource(Source):
             if not row:
                 continue
             cells = [row[at] if at < len(row) else "" for at in (at_image, at_label)]
-            if not all(cells):
-                self.bad[len(labels)] = f"it has no {label if cells[0] else image}"
-            first = seen.setdefault(cells[0], (line, cells[1]))
-            if all(cells) and first[1] != cells[1]:
+            if is_missing(cells[0]) or is_missing(cells[1]):
+                self.bad[len(labels)] = f"it has no {image if is_missing(cells[0]) else label}"
+            elif (first := seen.setdefault(cells[0], (line, cells[1])))[1] != cells[1]:
                 raise SourceError(
                     f"{path}: line {line} gives {cells[0]} the label {cells[1]!r}, but line {first[0]} {first[1]!r}. Correct one"
                 )
@@ -61,30 +61,35 @@ class TableSource(Source):
         self._names.freeze()
         good = [i for i in range(len(labels)) if i not in self.bad]
         self.labels = np.full(len(labels), -1, np.int64)
-        self.class_names, self.labels[good] = class_labels(
-            [labels[i] for i in good], lambda k: f"{path}: line {self._lines[good[k]]}", options
+        self.class_names, self.labels[good], rule = class_labels(
+            str(path), [labels[i] for i in good], lambda k: f"{path}: line {self._lines[good[k]]}", options
         )
+        self.notes.append(rule)
         self.sizes = np.zeros(len(labels), np.int64)
         digest = hashlib.sha256()
         for i in good:
             try:
                 status = check_file(self._file(i))
+            except SourceError as error:
+                raise SourceError(f"{path}: line {self._lines[i]}: {error}") from None
             except OSError as error:
-                name = os.fsdecode(self._names[i])
-                raise SourceError(f"{path}: line {self._lines[i]}: {name}: {error.strerror}") from None
+                self.bad[i], self.labels[i] = str(error.strerror), -1
+                continue
             self.sizes[i] = status.st_size
             digest.update(b"%d " % status.st_mtime_ns)
         for table in (
             self._names.block(),
             self.labels.tobytes(),
             self.sizes.tobytes(),
-            "\0".join(self.class_names).encode(),
+            "\0".join(self.class_names).encode("utf-8", "surrogateescape"),
         ):
             digest.update(table)
         self._identity = digest.hexdigest()
 
     def name(self, i: int) -> str:
-        return f"{self._path}: line {self._lines[i]}" if i in self.bad else os.fsdecode(self._file(i))
+        if i not in self.bad:
+            return os.fsdecode(self._file(i))
+        return ": ".join(filter(None, (f"{self._path}: line {self._lines[i]}", os.fsdecode(self._names[i]).strip())))
 
     def read_file(self, i: int) -> bytes:
         return read_whole(self._file(i), int(self.sizes[i]))
@@ -96,7 +101,7 @@ class TableSource(Source):
         return self._identity
 
 
-def pick(path: Path, columns: Sequence[str], asked: str, known: tuple[str, ...], what: str) -> str:
+def pick(path: str | Path, columns: Sequence[str], asked: str, known: tuple[str, ...], what: str) -> str:
     """The column that is asked for, or the only one of a known name.
 
     Raises:
@@ -104,12 +109,15 @@ def pick(path: Path, columns: Sequence[str], asked: str, known: tuple[str, ...],
     """
     have = f"It has {', '.join(map(repr, columns)) or 'no columns'}"
     if asked:
-        if asked not in columns:
-            raise SourceError(f"{path}: has no column {asked!r}. {have}")
+        if columns.count(asked) != 1:
+            which = f"{columns.count(asked)} columns" if asked in columns else "no column"
+            raise SourceError(f"{path}: has {which} {asked!r}. {have}")
         return asked
     found = [column for column in columns if column.strip().lower() in known]
     if len(found) != 1:
         which = f"both {found[0]!r} and {found[1]!r}" if found else f"no column named {' or '.join(known[:3])}"
+        if len(set(found)) < len(found):
+            raise SourceError(f"{path}: has several columns {found[0]!r}. Rename one of them. {have}")
         raise SourceError(f"{path}: has {which}. Choose with `{what}_column`. {have}")
     return found[0]
 
@@ -166,6 +174,8 @@ def read_mapping(path: Path, options: SourceOptions) -> dict[bytes, Any]:
                 f"{path}: line {line} has {len(row)} columns, but {max(at_image, at_label) + 1} are needed"
             )
         name, label = os.fsencode(row[at_image].removeprefix("./")), row[at_label]
+        if is_missing(label):
+            raise SourceError(f"{path}: line {line} gives {os.fsdecode(name)} no class. Fill it in")
         if found.setdefault(name, label) != label:
             raise SourceError(f"{path}: line {line} gives {os.fsdecode(name)} a second label, {label!r}")
     return found

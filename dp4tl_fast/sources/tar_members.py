@@ -70,9 +70,11 @@ def members(
     if any(m.kind in (HARD_LINK, SYMBOLIC_LINK) for m in found):
         _follow_links(found)
     if below := normal(below):
+        tops = sorted({m.name.partition(b"/")[0] for m in found if b"/" in m.name or m.kind == FOLDER} - {b""})
         found = [m for m in found if m.name.startswith(below + b"/")]
         if not found:
-            raise SourceError(f"{where}: has no folder {os.fsdecode(below)}")
+            there = ", ".join(map(os.fsdecode, tops[:5])) + (", ..." if len(tops) > 5 else "")
+            raise SourceError(f"{where}: has no folder {os.fsdecode(below)}. It holds {there or 'no folder'}")
     last: dict[bytes, Member] = {}
     left_out = []
     for m in found:

@@ -22,7 +22,7 @@ from dp4tl_fast.sources.spool import SpoolSource
 FILES = (("samples", None), ("_samples", None), ("_image_files", "_labels"), ("_images", "_labels"))
 
 
-def open_torchvision(spec: str, options: SourceOptions, scratch: Path) -> Source:
+def open_torchvision(spec: str, options: SourceOptions, scratch: Path | None) -> Source:
     """Open what ``NAME?root=...&...`` says. Values ``true``, ``false`` and numbers are taken as such.
 
     Raises:
@@ -70,9 +70,10 @@ class PathsSource(Source):
         self._names.extend([path.encode(errors="surrogateescape") for path, _ in rows])
         self._names.freeze()
         labels = [label for _, label in rows]
-        self.class_names, self.labels = class_labels(
-            labels, lambda i: f"{spec}: {rows[i][0]}", options, class_names or None
+        self.class_names, self.labels, rule = class_labels(
+            spec, labels, lambda i: f"{spec}: {rows[i][0]}", options, class_names or None
         )
+        self.notes.append(rule)
         self.sizes = np.array([check_file(path).st_size for path, _ in rows], np.int64)
 
     def name(self, i: int) -> str:
@@ -89,7 +90,7 @@ class PathsSource(Source):
 class PicturesSource(SpoolSource):
     """Data sets that hold pixels (CIFAR, MNIST ...): spooled as PNG, which loses nothing."""
 
-    def __init__(self, spec: str, dataset: Any, options: SourceOptions, scratch: Path) -> None:
+    def __init__(self, spec: str, dataset: Any, options: SourceOptions, scratch: Path | None) -> None:
         super().__init__(spec, scratch)
         found: list[int] = []
         self.labels, self.class_names = np.zeros(0, np.int64), []
@@ -97,7 +98,8 @@ class PicturesSource(SpoolSource):
         if not found:
             raise SourceError(f"{spec}: holds no images")
         names = _class_names(dataset) or None
-        self.class_names, self.labels = class_labels(found, lambda i: f"{spec}: sample {i}", options, names)
+        self.class_names, self.labels, rule = class_labels(spec, found, lambda i: f"{spec}: sample {i}", options, names)
+        self.notes.append(rule)
 
     def _samples(self, dataset: Any, labels: list[int]) -> Iterator[bytes]:
         for i in range(len(dataset)):

@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from dp4tl_fast.common.content import image_kind
-from dp4tl_fast.common.errors import SourceError
+from dp4tl_fast.common.errors import SourceError, UsageError
 from dp4tl_fast.sources.base import Names, Source
-from dp4tl_fast.sources.classes import class_labels, ordered
+from dp4tl_fast.sources.classes import class_labels, order_in_words, ordered, reordered
 from dp4tl_fast.sources.imagenet import validation_labels
 from dp4tl_fast.sources.options import SourceOptions
 from dp4tl_fast.sources.table import read_mapping
@@ -112,10 +112,19 @@ class TreeSource(Source):
         """Decide what is a class, and list the samples."""
         root.count()
         options = self._options
+        table = options.classes_from not in ("", "top", "leaf")
+        if not table:
+            options.refuse(self._where, "image_column", "label_column")
+            if options.label_type == "id":
+                raise UsageError(
+                    f"`label_type=id`: has no meaning for {self._where}, whose classes are folders. `class_order=natural` puts 2 "
+                    "before 10"
+                )
+        if options.labels:
+            options.refuse(self._where, "classes_from")
         if options.split:
             root = self._split(root)
-        flat = bool(options.labels) or options.classes_from not in ("", "top", "leaf")
-        if flat:
+        if options.labels or table:
             self._list_flat(root)
         else:
             self._list_classes(self._classes(self._unwrapped(root)))
@@ -191,14 +200,14 @@ class TreeSource(Source):
         if not root.folders and root.own:
             self._leave_out_files(root)
         if not root.folders:
-            found = f"{root.own} files but no folder" if root.own else "nothing"
+            found = f"{root.own} {'file' if root.own == 1 else 'files'} but no folder" if root.own else "nothing"
             raise SourceError(f"{self._where}: holds {found}; it must hold one folder per class, with the images in it")
         self._leave_out_files(root)
         if mode == "leaf":
             return self._leaves(root)
         if not mode:
             self._check_depth(root)
-        return [(_text(name), self._not_empty(folder, list(folder.walk()))) for name, folder in root.folders.items()]
+        return [(_text(name), self._not_empty(folder, list(folder.walk()))) for name, folder in sorted(root.folders.items())]
 
     def _check_depth(self, root: Folder) -> None:
         """Refuse to guess which folders are the classes."""
@@ -222,7 +231,7 @@ class TreeSource(Source):
         def ends(folder: Folder) -> Iterator[Folder]:
             if folder is not root and (folder.own or not folder.folders):
                 yield folder
-            for inner in folder.folders.values():
+            for _, inner in sorted(folder.folders.items()):
                 yield from ends(inner)
 
         leaves = list(ends(root))
@@ -245,6 +254,8 @@ class TreeSource(Source):
     def _list_classes(self, classes: list[tuple[str, list[Folder]]]) -> None:
         of = dict(classes)
         self.class_names = ordered(of, self._where, self._options)
+        if self._options.class_order != "text":
+            self.notes.append(f"classes are in {order_in_words(self._options)}")
         parts = [(label, folder) for label, name in enumerate(self.class_names) for folder in of.get(name, ())]
         self._set([folder for _, folder in parts])
         self.labels = np.repeat(np.array([label for label, _ in parts], np.int64), [folder.own for _, folder in parts])
@@ -255,29 +266,46 @@ class TreeSource(Source):
         if self._options.labels:
             self.class_names, labels = validation_labels(Path(self._options.labels))
             if len(labels) != len(self.sizes):
+                self._leave_out_no_images()
+            if len(labels) != len(self.sizes):
                 raise SourceError(
                     f"{self._options.labels}: has {len(labels)} labels for {len(self.sizes)} images. Do they belong together?"
                 )
             self._take(sorted(range(len(labels)), key=lambda i: self._names[i].rpartition(b"/")[2]))
-            self.labels = np.array(labels, np.int64)
+            found = np.array(labels, np.int64)
+            self.class_names, self.labels = reordered(self.class_names, found, self._options.labels, self._options)
             return
         table = Path(self._options.classes_from)
         classes = read_mapping(table, self._options)
         chosen, values = [], []
+        by_name: dict[bytes, bytes] = {}  # images that the table names without their folder
         for i in range(len(self.sizes)):
             path = self._names[i][len(root.path) :].lstrip(b"/")
-            value = classes.get(path, classes.get(path.rpartition(b"/")[2]))
+            base = path.rpartition(b"/")[2]
+            value = classes.get(path, classes.get(base))
             if value is not None:
+                if path not in classes and (other := by_name.setdefault(base, path)) != path:
+                    raise SourceError(
+                        f"{table}: names {_text(base)}, but {self._where} has {_text(other)} and {_text(path)}. Name their folders"
+                    )
                 chosen.append(i)
                 values.append(value)
             elif image_kind(self._head(self._names[i], self._table[i])):
                 raise SourceError(f"{table}: does not name {_text(path)}, an image of {self._where}")
             else:
                 self.left_out.append((_text(self._names[i]), "no image"))
+        if unused := len(classes) - len(chosen):
+            self.notes.append(f"{unused:,} of {len(classes):,} files that {table} names are not there")
         self._take(chosen)
-        self.class_names, self.labels = class_labels(
-            values, lambda i: f"{table}: {_text(self._names[i])}", self._options
+        self.class_names, self.labels, rule = class_labels(
+            str(table), values, lambda i: f"{table}: {_text(self._names[i])}", self._options
         )
+        self.notes.append(rule)
+
+    def _leave_out_no_images(self) -> None:
+        images = [bool(image_kind(self._head(self._names[i], self._table[i]))) for i in range(len(self.sizes))]
+        self.left_out += [(_text(self._names[i]), "no image") for i, is_one in enumerate(images) if not is_one]
+        self._take([i for i, is_one in enumerate(images) if is_one])
 
     def _set(self, folders: list[Folder]) -> None:
         tables = []

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from dp4tl_fast.common.content import HEAD_BYTES, image_kind
+from dp4tl_fast.common.content import HEAD_BYTES, TEXT, image_kind, what_it_is
 from dp4tl_fast.common.errors import SourceError
-from dp4tl_fast.sources.classes import class_labels
+from dp4tl_fast.sources.classes import class_labels, is_missing
 from dp4tl_fast.sources.options import SourceOptions
 from dp4tl_fast.sources.tar_members import Member
 
 MAX_LABEL_BYTES = 1 << 20
+TEXTS = ("cls", "json", "txt", "xml")  # endings of what is no image by intention
 Read = Callable[[int, Member, int], bytes]  # (number of the tar, member, at most so many bytes)
 Group = dict[str, Member]  # ending -> file
 
@@ -34,36 +35,51 @@ class Samples:
     table: np.ndarray
     bad: dict[int, str]
     left_out: list[tuple[str, str]]
+    rule: str
 
 
 def find(tars: list[list[Member]], read: Read, options: SourceOptions, paths: list[str]) -> Samples | None:
     """The samples of the tars, in their order; ``None`` where they are no WebDataset.
 
     They are one where a ``.cls``, or a ``.json`` with a label, lies beside an image; or where keys are asked for.
+
+    Raises:
+        SourceError: Several folders hold images with a label in a ``.json``: they may be classes, or not.
     """
+    keys = bool(options.image_key or options.label_key)
+    if not keys and (options.classes_from or options.labels):  # it is said where the classes stand
+        return None
     groups: list[tuple[int, bytes, Group]] = []
     for tar, files in enumerate(tars):
         by_key: dict[bytes, Group] = {}
         for member in files:
             folder, slash, base = member.name.rpartition(b"/")
             key, _, ending = base.partition(b".")
-            by_key.setdefault(folder + slash + key, {})[os.fsdecode(ending.lower())] = member
+            group = by_key.setdefault(folder + slash + key, {})
+            lower = os.fsdecode(ending.lower())
+            group[os.fsdecode(ending) if lower in group else lower] = member  # x.JPG beside x.jpg is another file
         groups += [(tar, key, group) for key, group in by_key.items()]
-    if not (options.image_key or options.label_key or _has_labels(groups, read)):
+    if not (keys or _has_labels(groups, read, paths)):
         _refuse_other_labels(groups, read, paths)
         return None
     return _samples(groups, read, options, paths)
 
 
-def _has_labels(groups: list[tuple[int, bytes, Group]], read: Read) -> bool:
+def _has_labels(groups: list[tuple[int, bytes, Group]], read: Read, paths: list[str]) -> bool:
     for tar, _, group in groups:
         if "cls" in group and _images(tar, group, read):
             return True
-        if "json" in group and _images(tar, group, read):
+        if "json" in group and (images := _images(tar, group, read)) and "json" not in images:
             try:
-                return "label" in json.loads(read(tar, group["json"], MAX_LABEL_BYTES))
+                found = "label" in json.loads(read(tar, group["json"], MAX_LABEL_BYTES))
             except (ValueError, TypeError, RecursionError):
                 return False
+            if found and len({key.rpartition(b"/")[0] for _, key, group in groups if "json" in group}) > 1:
+                raise SourceError(
+                    f"{paths[tar]}: holds images in several folders, and {os.fsdecode(group['json'].name)} has a label. Say which "
+                    "counts: `label_key=json:label` or `classes_from=top`"
+                )
+            return found
     return False
 
 
@@ -71,7 +87,7 @@ def _refuse_other_labels(groups: list[tuple[int, bytes, Group]], read: Read, pat
     """Flat images whose labels were meant for a WebDataset, but are not where they are looked for."""
     for tar, key, group in groups:
         endings = [ending for ending in group if ending.rpartition(".")[2] in ("cls", "json")]
-        if b"/" in key or not endings or not _images(tar, group, read):
+        if b"/" in key or not endings or not (images := _images(tar, group, read)) or endings[0] in images:
             continue
         where = f"{paths[tar]}: {os.fsdecode(group[endings[0]].name)}"
         if "." in endings[0]:
@@ -95,24 +111,19 @@ def _samples(groups: list[tuple[int, bytes, Group]], read: Read, options: Source
     left_out: list[tuple[str, str]] = []
     for tar, key, group in groups:
         where = f"{paths[tar]}: {os.fsdecode(key)}"
-        images = (
-            [options.image_key]
-            if options.image_key in group
-            else []
-            if options.image_key
-            else _images(tar, group, read)
-        )
+        images = _chosen(group, options.image_key) if options.image_key else _images(tar, group, read)
         if len(images) > 1:
             flags = " or ".join(f"`image_key={ending}`" for ending in images)
             raise SourceError(f"{where}: has several images, {', '.join(images)}. Choose with {flags}")
         value, why = _label(tar, group, read, options)
-        if not images and why:
+        instead = "" if images else _instead_of_image(tar, group, read)
+        if not images and why and not instead:
             left_out += [
                 (f"{paths[tar]}: {os.fsdecode(m.name)}", "neither an image nor a label of one") for m in group.values()
             ]
             continue
         if not images:
-            why = f"it has no image: its files are {', '.join(group)}"
+            why = instead or f"it has no image: its files are {', '.join(group)}"
         if why:
             bad[len(names)] = why
         image = group[images[0]] if images else next(iter(group.values()))
@@ -125,10 +136,11 @@ def _samples(groups: list[tuple[int, bytes, Group]], read: Read, options: Source
         raise SourceError(f"{paths[0]}: no sample has an image and a label. {first}")
     labels = np.full(len(names), -1, np.int64)
     at = [(rows[i][1], names[i]) for i in good]
-    class_names, labels[good] = class_labels(
-        [values[i] for i in good], lambda k: f"{paths[at[k][0]]}: {os.fsdecode(at[k][1])}", options
+    src = paths[0] if len(paths) == 1 else f"{paths[0]} to {paths[-1].rpartition('/')[2]}"
+    class_names, labels[good], rule = class_labels(
+        src, [values[i] for i in good], lambda k: f"{paths[at[k][0]]}: {os.fsdecode(at[k][1])}", options
     )
-    return Samples(class_names, labels, names, np.array(rows, np.int64).reshape(-1, 3), bad, left_out)
+    return Samples(class_names, labels, names, np.array(rows, np.int64).reshape(-1, 3), bad, left_out, rule)
 
 
 def _label(tar: int, group: Group, read: Read, options: SourceOptions) -> tuple[Any, str]:
@@ -146,7 +158,24 @@ def _label(tar: int, group: Group, read: Read, options: SourceOptions) -> tuple[
         return None, f"its .{ending} file is no JSON: {error}"
     for name in path.split("."):
         if not isinstance(value, dict) or value.get(name) is None:
-            keys = ", ".join(value) if isinstance(value, dict) else "no names"
+            keys = (isinstance(value, dict) and ", ".join(value)) or "no names"
             return None, f"its .{ending} file has no {name!r} (it has {keys}). Choose with `label_key=json:NAME`"
         value = value[name]
-    return value, ""
+    return (None, f"its .{ending} file has an empty {path}") if is_missing(value) else (value, "")
+
+
+def _chosen(group: Group, key: str) -> list[str]:
+    """The image with the ending asked for, spelled ``jpg``, ``.jpg`` or ``JPG``."""
+    ending = key.removeprefix(".")
+    return [name for name in (ending, ending.lower()) if name in group][:1]
+
+
+def _instead_of_image(tar: int, group: Group, read: Read) -> str:
+    """What lies in place of a sample's image: a pointer, an error page, HEIC ...; empty where no file is such a thing."""
+    for ending, member in group.items():
+        if ending.rpartition(".")[2] not in TEXTS and (what := what_it_is(read(tar, member, HEAD_BYTES))) not in (
+            "",
+            TEXT,
+        ):
+            return f"its .{ending} file is {what}"
+    return ""
