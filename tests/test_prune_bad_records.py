@@ -1,12 +1,14 @@
 """Records that cannot be decoded: named and left out where ``prune`` is asked to, else an error."""
 
+import json
+
 import numpy as np
 import pytest
 from pruning_data import run
 from test_preemption import broken
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.common.errors import RecordError, UsageError
+from dp4tl_fast.common.errors import RecordError, TrainingError, UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:skipped")
 
@@ -47,3 +49,29 @@ def test_methods_that_score_single_records_refuse(data, tmp_path, bad):
     for method in ("moderate", "grand"):
         with pytest.raises(UsageError, match=f"`method={method}`: scores every record"):
             run(data, tmp_path / "a.json", method=method, on_bad_record="skip", source=bad["source"])
+
+
+def test_a_surrogate_is_trained_without_bad_records(data, tmp_path, bad):
+    """Rounds of them, which also vote; what is skipped is skipped in all of the command."""
+    options = {"surrogate": None, "arch": "small-4", "size": 16, "accept_surrogate": True, **bad}
+    with pytest.raises(RecordError, match=r"record 2 .*`on_bad_record=skip`"):
+        run(data, tmp_path / "a.json", train_surrogate=str(tmp_path / "a"), **options)
+    found = run(data, tmp_path / "b.json", train_surrogate=str(tmp_path / "b"), on_bad_record="skip", **options)
+    assert sum(found["scores"]) == Beton(bad["target"][0]).num_samples - 2
+    assert json.loads((tmp_path / "b/epochs-1/summary.json").read_text())["bad_records"] == 1
+    with pytest.raises(TrainingError, match=r"1 records cannot be decoded, more than `max_bad=0`"):
+        run(data, tmp_path / "c.json", train_surrogate=str(tmp_path / "c"), on_bad_record="skip", max_bad=0, **options)
+
+
+@pytest.mark.parametrize(("method", "tried"), [("lm", 48), ("fm", 24)])  # fm: on every other record of each class
+def test_a_surrogate_is_tried_on_the_other_records(data, tmp_path, bad, capsys, method, tried):
+    """A record that cannot be decoded is no answer, neither right nor wrong; where it was not to be skipped it is an error."""
+    assert run(data, tmp_path / "whole.json", method=method)["surrogate"]["accuracy"]["images"] == tried
+    options = {"method": method, "source": bad["source"]}
+    found = run(data, tmp_path / "a.json", on_bad_record="skip", **options)["surrogate"]["accuracy"]
+    assert "source.beton: 1 record cannot be decoded, left out: 2 (class 0, " in capsys.readouterr().err
+    assert found["images"] == tried - 1
+    with pytest.raises(RecordError, match=r"record 2 \(class .*`on_bad_record=skip`"):
+        run(data, tmp_path / "b.json", **options)
+    with pytest.raises(UsageError, match="1 record cannot be decoded, more than `max_bad=0`"):
+        run(data, tmp_path / "c.json", on_bad_record="skip", max_bad=0, **options)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -184,7 +185,9 @@ class Surrogate:
         what = f"predictions-{hashlib.sha256(records.tobytes()).hexdigest()[:16]}"
         with torch.inference_mode():
             classes, seconds = self._pass(beton, what, (len(records),), np.dtype("<i8"), fill, cache, records)
-        return classes.numpy(), seconds
+        found = classes.numpy()
+        self._check_bad(beton, records[found < 0].tolist())
+        return found, seconds
 
     def gradient_norms(self, beton: Beton, cache: Path | None) -> tuple[np.ndarray, float]:
         """GraNd of every record, float64 ``[n]``, and the seconds that the cache saved."""
@@ -204,6 +207,10 @@ class Surrogate:
                 f"`surrogate={self.path}`: its {what} of record {records[finite.argmin()]} of {beton.path} are not finite. "
                 "Train it again with a lower learning rate"
             )
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Around a wait for what another run computes: no cost of this one."""
+        return self.watch.section("waiting")
 
     def _pass(
         self, beton: Beton, what: str, shape: tuple[int, ...], dtype: np.dtype, fill: Fill, cache: Path | None,
@@ -226,7 +233,7 @@ class Surrogate:
 
         path = None if cache is None else cache / f"{what}-{self.key(beton, what)}.npy"
         with self.watch.section("writing"):  # all of it but computing, which is ``loading`` and ``forward``, and ``waiting``
-            stored = shared(path, shape, dtype, compute, lambda: self.watch.section("waiting"))
+            stored = shared(path, shape, dtype, compute, self.waiting)
         return torch.from_numpy(stored.array), stored.saved
 
 
