@@ -25,6 +25,11 @@ def test_bad_images_have_no_vote_and_are_named(data, tmp_path, bad, capsys):
     found = run(data, tmp_path / "a.json", on_bad_record="skip", **bad)
     said = capsys.readouterr().err
     assert "red.beton: 2 records cannot be decoded, left out: 0 (class " in said
+    listed = [{"file": bad["target"][0], "record": 0, "class": 0}, {"file": bad["target"][0], "record": 4, "class": 0},
+              {"file": bad["source"], "record": 2, "class": 0}]  # fmt: skip
+    assert found["parameters"]["bad_records"] == listed and found["bad_records"] == 3 and whole["bad_records"] == 0
+    assert json.loads((tmp_path / "a.json").read_text())["parameters"]["bad_records"] == listed
+    assert "bad_records" not in whole["parameters"]
     images = Beton(bad["target"][0]).num_samples
     assert sum(whole["scores"]) == images and sum(found["scores"]) == images - 2
     assert all(a <= b for a, b in zip(found["scores"], whole["scores"], strict=True))
@@ -75,3 +80,10 @@ def test_a_surrogate_is_tried_on_the_other_records(data, tmp_path, bad, capsys, 
         run(data, tmp_path / "b.json", **options)
     with pytest.raises(UsageError, match="1 record cannot be decoded, more than `max_bad=0`"):
         run(data, tmp_path / "c.json", on_bad_record="skip", max_bad=0, **options)
+
+
+@pytest.mark.parametrize("method", ["lm", "fm"])
+def test_a_source_of_which_nothing_can_be_decoded_is_refused(data, tmp_path, method):
+    source = str(broken(data / "source.beton", tmp_path / "source.beton", range(48)))
+    with pytest.raises(UsageError, match=r"none of 48 records to try the surrogate on can be|no record of class 0"):
+        run(data, tmp_path / "a.json", source=source, on_bad_record="skip", method=method)

@@ -14,7 +14,7 @@ import jsonargparse
 from dp4tl_fast.common.cli import HASH, message
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-# Bytes of a path that are not UTF-8 are lone surrogates in text, which YAML does not take: jsonargparse sees them as other characters.
+# Bytes of a path that are not UTF-8 are lone surrogates in text, which YAML does not take: it is given other characters for them.
 HIDDEN = {0xDC80 + i: 0x10FF80 + i for i in range(128)}
 SHOWN = {other: byte for byte, other in HIDDEN.items()}
 

@@ -158,7 +158,9 @@ def measure(inputs: SourceInputs, classifier: bool, val: Beton | None) -> Accura
     found, saved = surrogate.predictions(of, rows, inputs.cache)
     inputs.saved += saved
     good = found >= 0  # can be decoded
-    return of_classifier(found[good], of.labels[rows[good]].astype(np.int64), on) if good.any() else None
+    if not good.any():
+        raise UsageError(f"{of.path}: none of {len(rows)} records to try the surrogate on can be decoded. Convert its source again")
+    return of_classifier(found[good], of.labels[rows[good]].astype(np.int64), on)
 
 
 def check(accuracy: Accuracy, path: str, source: Beton, accept: bool) -> None:

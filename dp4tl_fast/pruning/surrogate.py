@@ -60,6 +60,7 @@ class Surrogate:
             pinned=self.place.type == "cuda", on_error=config.on_bad_record,
         )  # fmt: skip
         self._max_bad = config.max_bad if config.on_bad_record == "skip" else None
+        self.bad: set[tuple[str, int, int]] = set()  # file, record and class of those that could not be decoded, and were left out
         self._lost: list[int] = []  # records of the running pass that cannot be decoded
         self._backend = config.backend
         self.identity = {"arch": meta["arch"], "size": self.size, "weights_sha256": checkpoint.weights_hash(weights, self.model)}
@@ -170,6 +171,7 @@ class Surrogate:
         told = f"{beton.path}: {len(bad)} record{'s' * (len(bad) > 1)} cannot be decoded"
         if len(bad) > self._max_bad:
             raise UsageError(f"{told}, more than `max_bad={self._max_bad}`: {named}")
+        self.bad |= {(str(beton.path), record, int(beton.labels[record])) for record in bad}
         if rank() == 0:
             cli.message(f"note: {told}, left out: {named}")
 

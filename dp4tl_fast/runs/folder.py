@@ -35,7 +35,7 @@ NOT_TOLD = {"resume", "out", "profile", "compare"}  # by config.yaml: they are o
 
 
 def told(config: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """``config.yaml``: all that a run was told, so that ``--config`` repeats it; ``settings`` are those that a continuation shares."""
+    """``config.yaml``: all that a run was told, so that ``--config`` repeats it. ``settings``: what a continuation shares."""
     free = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_TOLD}
     return {**free, **settings}
 
