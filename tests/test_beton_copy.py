@@ -20,7 +20,7 @@ from dp4tl_fast.beton.copying import relayout, subset
 from dp4tl_fast.beton.layout import label_mixing, record_order
 from dp4tl_fast.beton.sidecars import sidecar
 from dp4tl_fast.beton.verify import verify
-from dp4tl_fast.common.errors import BetonError, RecordError, UsageError
+from dp4tl_fast.common.errors import BetonError, RecordError, SelectionError, UsageError
 from dp4tl_fast.common.files import partial_path
 from dp4tl_fast.conversion.run import convert
 from dp4tl_fast.conversion.shards import merge_shards, parse_shard, shard_path
@@ -222,6 +222,14 @@ def test_subset_copies_records_and_keeps_labels(tree: Path, tmp_path: Path) -> N
         subset(beton, records, tmp_path / "a.beton")
     assert subset(beton, records[:0], tmp_path / "none.beton")["samples"] == 0
     assert Beton(tmp_path / "none.beton").num_samples == 0
+
+
+@pytest.mark.parametrize("records", [np.arange(30) < 2, [0.0, 1.0], [-1], [30]], ids=["a mask", "fractions", "below", "past"])
+def test_what_are_no_record_numbers_is_not_copied(tree: Path, tmp_path: Path, records: object) -> None:
+    convert(str(tree), str(tmp_path / "a.beton"), on_error="skip")
+    with pytest.raises(SelectionError, match=r"a\.beton: record (numbers must be whole|-1 does not|30 does not)"):
+        subset(Beton(tmp_path / "a.beton"), np.array(records), tmp_path / "b.beton")
+    assert not list(tmp_path.glob("*b.beton*"))
 
 
 def test_subset_command(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

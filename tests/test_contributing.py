@@ -28,3 +28,17 @@ def test_a_commit_is_checked_as_make_lint_checks():
     recipe = re.search(r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
     commands = re.findall(r"\$\(PY\) (.*)", recipe)
     assert [hook["entry"] for hook in hooks] == [f".venv/bin/python {command}" for command in commands] != []
+
+
+def test_what_holds_a_promise_exists():
+    """Each file and test that docs/reliability.md names: `FILE`, `FILE: TEST` or `TEST`, and `test_a_...` by its beginning."""
+    texts = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    texts |= {path.name: path.read_text() for path in (ROOT / "kernels/csrc/tests").glob("*.cpp")}
+    named = re.findall(r"`([^`\n]*(?:test_|\.cpp)[^`\n]*)`", (ROOT / "docs/reliability.md").read_text())
+    assert len(named) > 60
+    for each in named:
+        file, test = re.fullmatch(r"(?:(\S+\.(?:py|cpp)))?(?:: )?(\S+)?", each).groups("")
+        assert "/" not in file or (ROOT / file).exists(), each
+        among = "\n".join(texts.values()) if not file else texts[Path(file).name]
+        end = r"\w+\(" if test.endswith("...") else r"\("
+        assert not test or re.search(rf"^(?:def|void) {test.removesuffix('...')}{end}", among, re.MULTILINE), each

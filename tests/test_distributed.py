@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_runs import noisy_colours
+from test_preemption import broken
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import UsageError
@@ -179,3 +180,19 @@ def test_an_error_in_one_process_ends_all(data, tmp_path):
     assert done.returncode != 0 and "record 17" in done.stderr
     assert "dp4tl_fast/runs/session.py" not in done.stderr, "the other process says in a line what ended it"
     assert not checkpoint.checkpoints(tmp_path / "r/checkpoint")
+
+
+@pytest.mark.parametrize("name", ["evaluate", "prune"])
+def test_a_process_whose_peer_has_ended_says_so_in_a_line(data, tmp_path, name):
+    """One of two meets a damaged record; the other waits for its part of the result."""
+    run = tmp_path / "run"
+    assert alone(*command(data, run)).returncode == 0
+    bad = broken(data / "source.beton", tmp_path / "bad.beton", [0])
+    flags = {
+        "evaluate": [str(run), str(bad), "--batch-size=8"],
+        "prune": [f"--source={data / 'source.beton'}", f"--target={bad}", f"--surrogate={run}", f"--out={tmp_path / 's.json'}",
+                  "--keep=2", "--batch-size=8", "--accept-surrogate"],
+    }[name]  # fmt: skip
+    done = together("-m", f"dp4tl_fast.{name}", *flags)
+    assert done.returncode != 0 and "record 0 " in done.stderr
+    assert "dp4tl_fast/" not in done.stderr, done.stderr  # no traceback, of either

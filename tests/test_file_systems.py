@@ -149,3 +149,23 @@ def test_two_users_share_a_cache():
         os.close(os.open(folder / "a.lock", os.O_CREAT, 0o644))  # of a run of the first one's that was killed
         done = subprocess.run([sys.executable, "-c", AS_NOBODY, name, "a.npy", "a.npy"], capture_output=True, text=True)
         assert done.stdout.splitlines() == ["[7.0, 7.0, 7.0] False", "[7.0, 7.0, 7.0] True"], done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+@pytest.mark.parametrize("mode", [0o777, 0o1777], ids=["for all", "as /tmp"])
+@pytest.mark.parametrize("how", ["may not be read", "cannot be replaced"])
+def test_what_another_user_keeps_closed_is_computed_and_not_kept(mode, how):
+    """Written under a umask that shuts others out; or damaged, in a folder where only owners may replace their files."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(mode)
+        before = os.umask(0o077 if how == "may not be read" else 0o022)
+        cache.cached(folder / "a.npy", (3,), np.dtype("<f4"), lambda out: out.fill(5))
+        os.umask(before)
+        if how == "cannot be replaced":
+            (folder / "a.npy").write_bytes(b"")
+        kept = sorted(folder.iterdir())
+        done = subprocess.run([sys.executable, "-c", AS_NOBODY, name, "a.npy", "a.npy"], capture_output=True, text=True)
+        replaced = how == "cannot be replaced" and mode == 0o777
+        assert done.stdout.splitlines() == ["[7.0, 7.0, 7.0] False", f"[7.0, 7.0, 7.0] {replaced}"], done.stderr
+        assert (how in done.stderr) != replaced and sorted(folder.iterdir()) == kept

@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import subprocess
 import sys
 
@@ -132,3 +133,36 @@ def test_a_complete_run_is_read_without_owning_its_folder(data, tmp_path):
 def test_a_process_number_that_is_used_again_is_another_process():
     assert lock._started(os.getpid()) and lock._started(os.getpid()) != lock._started(1)
     assert lock._started(2**22 + 5) == ""
+
+
+def test_everyone_may_read_who_owns_a_folder(tmp_path):
+    """Whatever the umask: a lock that another user cannot read would look like that of a dead one."""
+    before = os.umask(0o077)
+    try:
+        with Owner(tmp_path / "r"):
+            assert stat.S_IMODE((tmp_path / "r" / LOCK).stat().st_mode) == 0o644
+    finally:
+        os.umask(before)
+
+
+def test_a_forked_child_gives_no_folder_back(tmp_path):
+    with Owner(tmp_path) as owner:
+        if (child := os.fork()) == 0:
+            owner.__exit__(None, None, None)
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        owner.check()
+
+
+def test_an_owner_that_was_about_to_say_who_it_is_is_named(tmp_path, monkeypatch):
+    """Of two that begin at once, one finds the other's lock made and still empty."""
+    (tmp_path / LOCK).touch()
+
+    def written_meanwhile(path, raw):
+        assert raw == b""
+        path.write_text(json.dumps({"pid": 4711, "host": "node7"}))
+        return True
+
+    monkeypatch.setattr(lock, "_changes", written_meanwhile)
+    with pytest.raises(UsageError, match="still going on: process 4711 on node7"), Owner(tmp_path):
+        pass

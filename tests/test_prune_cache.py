@@ -1,5 +1,6 @@
 """The cache of features: found again when it may be, computed again when it must be, safe against crashes and company."""
 
+import fcntl
 import json
 import multiprocessing
 import os
@@ -165,3 +166,27 @@ def test_what_a_surrogate_cost_follows_its_weights(tmp_path, named):
                     accept_surrogate=True, cache="none")
     )  # fmt: skip
     assert chosen["seconds"]["surrogate"] == made["pretrain_s"]
+
+
+def hold_the_lock(path, held, waited_for):
+    with open(path, "r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        held.set()
+        assert waited_for.wait(60), "nobody says that it waits"
+
+
+def test_a_wait_for_anothers_clusters_is_no_cost(data, tmp_path, monkeypatch):
+    options = {"method": "fm", "groups": "kmeans", "clusters": 3, "keep": "1"}
+    run(data, tmp_path / "a.json", **options)
+    (clusters,) = (tmp_path / "cache").glob("kmeans-*.npy")
+    clusters.unlink()
+    spawn = multiprocessing.get_context("spawn")
+    held, waited_for = spawn.Event(), spawn.Event()
+    process = spawn.Process(target=hold_the_lock, args=(clusters.with_suffix(".lock"), held, waited_for))
+    process.start()
+    held.wait()
+    real = Stopwatch.section
+    monkeypatch.setattr(Stopwatch, "section", lambda self, name: (name == "waiting" and waited_for.set()) or real(self, name))
+    found = run(data, tmp_path / "b.json", **options)
+    process.join()
+    assert process.exitcode == 0 and found["profile"]["waiting"] > 0

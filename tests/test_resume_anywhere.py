@@ -1,7 +1,9 @@
 """A run is continued where its files lie by now, by a version with other flags, and from its own config.yaml."""
 
+import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,9 +11,15 @@ import yaml
 from safetensors.torch import load_file
 from small_runs import FAST, noisy_colours, run
 
+from dp4tl_fast.common.cli import Terminated
 from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.finetune import main as finetune_command
+from dp4tl_fast.finetuning.config import FinetuneConfig, SaveConfig
+from dp4tl_fast.finetuning.run import finetune
+from dp4tl_fast.finetuning.tuning import Tuning
 from dp4tl_fast.pruning.config import PruneConfig
 from dp4tl_fast.pruning.run import prune
+from dp4tl_fast.runs.config import CheckpointConfig
 from dp4tl_fast.training import checkpoint
 from dp4tl_fast.training.supervised import Supervised
 
@@ -77,12 +85,42 @@ def test_a_version_with_other_flags(data, tmp_path, monkeypatch, capsys):
 
 
 def test_from_its_own_config_yaml(data, tmp_path, monkeypatch):
-    interrupted(monkeypatch, 8, data / "s.beton", tmp_path / "r", val=str(data / "v.beton"))
+    options = {"val": str(data / "v.beton"), "val_every": 2, "checkpoint": CheckpointConfig(keep_last=3), "on_bad_record": "skip"}
+    interrupted(monkeypatch, 8, data / "s.beton", tmp_path / "r", **options)
     command = [sys.executable, "-m", "dp4tl_fast.pretrain", f"--config={tmp_path / 'r/config.yaml'}", f"--out={tmp_path / 'r'}"]
-    done = subprocess.run([*command, "--resume", "--workers=1", "--no-tensorboard"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    run(data / "s.beton", tmp_path / "whole", val=str(data / "v.beton"))
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True)
+    assert done.returncode == 0 and "another version" not in done.stderr, done.stderr
+    run(data / "s.beton", tmp_path / "whole", **options)
+    assert (tmp_path / "r/config.yaml").read_text() == (tmp_path / "whole/config.yaml").read_text()
+    for out in (tmp_path / "r", tmp_path / "whole"):
+        measured = ["val_top_1" in json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        assert measured == [False, True, True] and len(checkpoint.checkpoints(out / "checkpoint")) == 3
+        assert not list(out.glob("events.*"))
     a, b = (load_file(checkpoint.find_weights(tmp_path / name)) for name in ("r", "whole"))
     assert a.keys() == b.keys() and FAST["precision"] == "fp32"
     for name in a:  # another number of threads: the bits may differ
         torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_finetuning_from_its_own_config_yaml(data, tmp_path, monkeypatch):
+    run(data / "s.beton", tmp_path / "start", epochs=1)
+    files = {"train": str(data / "s.beton"), "test": str(data / "v.beton"), "checkpoint": str(tmp_path / "start")}
+    told = FinetuneConfig(out=str(tmp_path / "r"), mode="ff", epochs=2, seeds=1, batch_size=8, workers=1, precision="fp32",
+                          tensorboard=False, save=SaveConfig(keep_last=3), **files)  # fmt: skip
+    with monkeypatch.context() as patched:
+        patched.setattr(Tuning, "_on_step", lambda self, state: state.step == 8)
+        with pytest.raises(Terminated):
+            finetune(told)
+    assert finetune_command([f"--config={tmp_path / 'r/config.yaml'}", f"--out={tmp_path / 'r'}", "--resume"]) == 0
+    finetune(replace(told, out=str(tmp_path / "whole")))
+    assert same(tmp_path / "r", tmp_path / "whole") and not list(tmp_path.rglob("r/**/events.*"))
+    assert (tmp_path / "r/config.yaml").read_text() == (tmp_path / "whole/config.yaml").read_text()
+
+
+def test_what_is_left_away_is_another_setting(data, tmp_path):
+    """Also where nothing else is named by an empty text: from scratch there is no checkpoint."""
+    scratch = {"train": str(data / "s.beton"), "test": str(data / "v.beton"), "from_scratch": True, "arch": "small-4", "mode": "ff",
+               "epochs": 1, "seeds": 1, "batch_size": 8, "workers": 1, "size": 16, "precision": "fp32", "tensorboard": False}
+    finetune(FinetuneConfig(out=str(tmp_path / "r"), val=str(data / "v.beton"), **scratch))
+    with pytest.raises(UsageError, match=r"val was '.*v\.beton', now ''"):
+        finetune(FinetuneConfig(out=str(tmp_path / "r"), resume=True, **scratch))

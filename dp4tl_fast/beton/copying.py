@@ -18,6 +18,7 @@ from dp4tl_fast.beton.layout import record_order
 from dp4tl_fast.beton.reader import Beton
 from dp4tl_fast.beton.sidecars import AuditRow, Contents, info
 from dp4tl_fast.beton.writer import FIELDS, BetonWriter
+from dp4tl_fast.common.checks import numbers
 from dp4tl_fast.common.errors import BetonError, RecordError
 from dp4tl_fast.common.ordered import chunk_bounds, ordered_map
 
@@ -30,7 +31,7 @@ def subset(beton: Beton, records: np.ndarray, out: str | Path, progress: Progres
 
     Args:
         beton: Source; written by dp4tl_fast or by FFCV.
-        records: Record numbers, int64 ``[n]``.
+        records: Record numbers ``[n]``.
         out: The .beton to write. Its name appears when it is complete.
         progress: Called with the number of records after every chunk.
 
@@ -40,8 +41,9 @@ def subset(beton: Beton, records: np.ndarray, out: str | Path, progress: Progres
     Raises:
         RecordError: A record's bytes do not match its checksum.
         BetonError: The source is malformed.
+        SelectionError: ``records`` are no such numbers.
     """
-    parts = [(beton, np.asarray(records, np.int64))]
+    parts = [(beton, numbers(records, beton.num_samples, f"{beton.path}: record"))]
     return copy_records(parts, out, len(records), {"copy_of": beton.fingerprint}, progress)
 
 

@@ -174,6 +174,7 @@ class Beton:
         """Class id of every record, int64 ``[num_samples]``, checked to be non-negative."""
         if "label" not in self.fields or self.fields["label"].type_id != fmt.TYPE_INT:
             self._fail(f"has no integer field 'label' (it has {', '.join(self.fields) or 'none'})")
+        self.check_size()
         labels, column = np.empty(self.num_samples, np.int64), self.column("label")
         each_piece(lambda part: labels.__setitem__(part, column[part]), self.num_samples)
         if labels.size and labels.min() < 0:
@@ -189,6 +190,7 @@ class Beton:
     def index(self) -> np.ndarray:
         """The ``index`` field, int64 ``[num_samples]``; the record number where the file has none."""
         if "index" in self.fields:
+            self.check_size()
             return np.ascontiguousarray(self.column("index"))
         return np.arange(self.num_samples)
 
@@ -203,6 +205,7 @@ class Beton:
     @cached_property
     def sizes(self) -> np.ndarray:
         """Stored bytes of every image, int64 ``[num_samples]``, each record checked to lie inside the file's pages."""
+        self.check_size()
         table, ptr = self._map[self._alloc_ptr :].view(fmt.ALLOCATION), self.images["data_ptr"]
         sizes = np.full(self.num_samples, -1, np.int64)
 
@@ -304,11 +307,24 @@ class Beton:
         return found
 
     @cached_property
+    def checksums_sha256(self) -> str:
+        """As the fingerprint has it: tells images of one size apart, which ``records_sha256`` does not where they are stored raw.
+
+        Empty where the file has no checksums, or where what lies beside its name is damaged, or another file's by now.
+        """
+        try:
+            checksums = self.checksums()
+        except BetonError:
+            return ""
+        return "" if checksums is None else hashlib.sha256(checksums.tobytes()).hexdigest()
+
+    @cached_property
     def records_sha256(self) -> str:
         """Differs for other images, or the same in another order: hash of labels, ``index``, sizes and shapes.
 
         No image is read, so it takes about 0.1 s per million records.
         """
+        self.check_size()
         return _sha256(self.labels, self.index, self.sizes, self.images["width"], self.images["height"])
 
     @cached_property
@@ -321,7 +337,7 @@ class Beton:
         return hashlib.sha256(f"{found[CLASS_NAMES]} {found[CHECKSUMS]}".encode()).hexdigest() if CHECKSUMS in found else None
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _reopen, (self.path if self._remote else self.real_path, self.records_sha256, self._cache)
+        return _reopen, (self.path if self._remote else self.real_path, self.records_sha256, self._cache, self.checksums_sha256)
 
     # -- payloads -----------------------------------------------------------------------------------------------------
 
@@ -363,11 +379,13 @@ class Beton:
             arriving.wait(0)
 
     def payload(self, i: int) -> np.ndarray:
-        """The stored bytes of record ``i``: a JPEG, or raw RGB rows. uint8 ``[size]``, mapped."""
+        """The stored bytes of record ``i``: a JPEG, or raw RGB rows. uint8 ``[size]``, in memory of their own."""
         if self._remote:
             self.fetch(np.array([i]))
-        start = int(self.images["data_ptr"][i])
-        return self._map[start : start + int(self.sizes[i])]
+        self.check_size()
+        found = np.empty(int(self.sizes[i]), np.uint8)
+        self.read_into(int(self.images["data_ptr"][i]), found)
+        return found
 
     @property
     def open_path(self) -> str:
@@ -423,9 +441,10 @@ def _sha256(*columns: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _reopen(path: Path | Url, records_sha256: str, cache: dict[str, str]) -> Beton:
+def _reopen(path: Path | Url, records_sha256: str, cache: dict[str, str], checksums_sha256: str) -> Beton:
     """What unpickling calls."""
     beton = Beton(path, **cache)
-    if beton.records_sha256 != records_sha256:
+    others = {checksums_sha256, beton.checksums_sha256} - {""}  # one may have none
+    if beton.records_sha256 != records_sha256 or len(others) > 1:
         raise BetonError(f"{path}: is not the file that was pickled: it has other records. Open it by its path instead")
     return beton

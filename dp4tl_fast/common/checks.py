@@ -46,15 +46,15 @@ def class_id(given: str, names: Sequence[str], parameter: str = "classes") -> in
     return found
 
 
-def distinct_numbers(values: object, count: int, what: str) -> np.ndarray:
-    """Numbers of distinct items out of ``count``, int64 ``[n]`` ascending.
+def numbers(values: object, count: int, what: str) -> np.ndarray:
+    """Numbers of items out of ``count``, int64 ``[n]`` in their order.
 
     Args:
-        values: Whole numbers ``[n]`` in any order.
+        values: Whole numbers ``[n]``.
         what: For messages: "x.beton: record".
 
     Raises:
-        SelectionError: Not whole numbers ``[n]``, or not from 0 to ``count - 1``, or one of them twice.
+        SelectionError: Not whole numbers ``[n]``, or not from 0 to ``count - 1``.
     """
     given = np.asarray(values)
     if given.ndim != 1 or not (np.issubdtype(given.dtype, np.integer) or given.size == 0):
@@ -62,10 +62,19 @@ def distinct_numbers(values: object, count: int, what: str) -> np.ndarray:
             f"{what} numbers must be whole numbers [n], but these are {given.dtype} {list(given.shape)}. "
             "Of a boolean mask, give np.flatnonzero(mask)"
         )
-    numbers = np.sort(given)
-    for number in numbers[[0, -1]].tolist() if numbers.size else ():
+    for number in (int(given.min()), int(given.max())) if given.size else ():
         if not 0 <= number < count:
             raise SelectionError(f"{what} {number} does not exist: they are 0 to {count - 1}")
-    if (twice := numbers[1:] == numbers[:-1]).any():
-        raise SelectionError(f"{what} {numbers[twice.argmax()]} is given twice. Give each once")
-    return numbers.astype(np.int64)
+    return given.astype(np.int64)
+
+
+def distinct_numbers(values: object, count: int, what: str) -> np.ndarray:
+    """``numbers`` of distinct items, ascending.
+
+    Raises:
+        SelectionError: As there, or one of them is given twice.
+    """
+    found = np.sort(numbers(values, count, what))
+    if (twice := found[1:] == found[:-1]).any():
+        raise SelectionError(f"{what} {found[twice.argmax()]} is given twice. Give each once")
+    return found

@@ -146,6 +146,20 @@ def npy_bytes(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+@contextmanager
+def utf8_name(path: Path) -> Iterator[str]:
+    """A name of a file or folder that is there, for libraries which take UTF-8 alone: its own, or one that is valid within."""
+    name = os.fspath(path)
+    if name == name.encode("utf-8", "replace").decode():
+        yield name
+        return
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        yield f"/proc/self/fd/{fd}"
+    finally:
+        os.close(fd)
+
+
 def printable(name: str) -> str:
     """A file's or class's name for people: bytes that are not UTF-8 become U+FFFD, control characters are escaped."""
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -61,6 +61,8 @@ class Owner:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if os.getpid() != self._me["pid"]:
+            return  # a child after a fork: the folder is the parent's
         self._end.set()
         if self._beats is not None:
             self._beats.join()
@@ -88,6 +90,8 @@ class Owner:
             self._fd = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError:
             return False
+        with contextlib.suppress(OSError):  # exFAT, CIFS: all files are alike there
+            os.fchmod(self._fd, 0o644)  # whatever the umask: an owner that another user could not read would look dead
         self._write(0)
         return True
 
@@ -109,6 +113,7 @@ class Owner:
         else:
             cli.message(f"{self.owned}: owned by {_name(there)}; looking for {STALE_S:.0f} s whether it is alive")
             alive = _changes(self._path, raw)
+            there = _read(self._path)[0] or there  # it may have been about to say who it is
         if alive:
             raise UsageError(f"{self.owned}: its {self._what} is still going on: {_name(there)}. {_remedy(os.environ)}")
         with contextlib.suppress(FileNotFoundError):

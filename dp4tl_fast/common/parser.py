@@ -14,6 +14,9 @@ import jsonargparse
 from dp4tl_fast.common.cli import HASH, message
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+# Bytes of a path that are not UTF-8 are lone surrogates in text, which YAML does not take: it is given other characters for them.
+HIDDEN = {0xDC80 + i: 0x10FF80 + i for i in range(128)}
+SHOWN = {other: byte for byte, other in HIDDEN.items()}
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -33,7 +36,10 @@ class Parser(jsonargparse.ArgumentParser):
                 normal[i + 1] = self._find_config(normal[i + 1])
             elif argument.startswith("--config="):
                 normal[i] = "--config=" + self._find_config(argument.removeprefix("--config="))
-        return super().parse_args(normal, *rest, **kwargs)
+        found = super().parse_args([argument.translate(HIDDEN) for argument in normal], *rest, **kwargs)
+        for key, value in list(found.items()):
+            found[key] = _shown(value)
+        return found
 
     def _joined(self, arguments: list[str]) -> list[str]:
         """``--classes -dash`` as ``--classes=-dash``: a value may begin with one dash."""
@@ -74,7 +80,7 @@ class Parser(jsonargparse.ArgumentParser):
             for group in groups:
                 inner = inner.setdefault(group, {})
             inner[last] = settings.pop(key)
-        return json.dumps(settings) if former or hashes or flag else str(path)
+        return _as_json(settings) if former or hashes or flag or name.translate(HIDDEN) != name else str(path)
 
     def _note(self, former: str, where: str = "") -> None:
         message(f"note: {where}{former} is now called {self.renamed[former]}")
@@ -106,7 +112,7 @@ class Parser(jsonargparse.ArgumentParser):
         return _dashes(super().format_usage())
 
     def error(self, message: str, *rest: Any) -> Any:
-        return super().error(_dashes(self.as_flags(message)), *rest)
+        return super().error(_dashes(self.as_flags(_shown(message))), *rest)
 
     def as_flags(self, text: str) -> str:
         """Parameters in a message of the library, as this command spells them: "`batch_size=0`" -> "--batch-size 0"."""
@@ -122,6 +128,19 @@ class Parser(jsonargparse.ArgumentParser):
             return f"{spelled} {value}" if value else spelled
 
         return re.sub(r"`([a-z][a-z0-9_.]*(?:=[^`]*)?)`", flag, text)
+
+
+def _as_json(settings: dict[str, Any]) -> str:
+    """As YAML reads it, which knows no pairs of surrogates (JSON's emoji) and takes no control characters but as escapes."""
+    text = json.dumps(settings, ensure_ascii=False)
+    return re.sub(r"[\x7f-\x9f\ufeff\ufffe\uffff]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _shown(value: Any) -> Any:
+    """Text as it was given, also in lists."""
+    if isinstance(value, list):
+        return [_shown(each) for each in value]
+    return value.translate(SHOWN) if isinstance(value, str) else value
 
 
 def _dashes(text: str) -> str:

@@ -84,7 +84,7 @@ def finetune(config: FinetuneConfig, *, callback: Callback | None = None) -> dic
     defaults = {k: v for k, v in defaults_of(FinetuneConfig).items() if k not in FREE_ON_RESUME}
 
     def finished() -> dict[str, Any] | None:
-        found = check_folder(out, settings, config.resume, paths, defaults)
+        found = check_folder(out, settings, config.resume, paths, defaults, FREE_ON_RESUME)
         return found if found is not None and found.get("seeds") == len(seeds) else None
 
     complete = on_rank_zero(finished)

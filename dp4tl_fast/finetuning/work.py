@@ -28,6 +28,7 @@ from dp4tl_fast.loaders.epoch import sharding
 from dp4tl_fast.loaders.order import rank_batches
 from dp4tl_fast.runs.bad_records import BadRecords
 from dp4tl_fast.runs.config import signals
+from dp4tl_fast.runs.folder import told
 from dp4tl_fast.runs.session import Learner, Unmeasured, agreed
 from dp4tl_fast.runs.trackers import Callback
 from dp4tl_fast.training import loop, models
@@ -44,7 +45,7 @@ class Work:
     """See the module. Nothing is written before the first seed begins, and not before a trial of two images.
 
     Args:
-        settings: All that decides what is computed: config.yaml.
+        settings: All that decides what is computed.
         files: The target's, by parameter: train, test, and val where there is one.
         guard: Called before anything is written: raises where the folder is another process's by now.
         callback: As of ``finetune``.
@@ -108,7 +109,7 @@ class Work:
         self.out.mkdir(parents=True, exist_ok=True)
         if self.config.mode != "knn":
             self.origin.keep(self.out)
-        write_atomically(self.out / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
+        write_atomically(self.out / "config.yaml", yaml.safe_dump(told(self.config, self.settings), sort_keys=False))
 
     def _learner(self, out: Path, seed: int) -> Learner:
         model = self.origin.fresh(seed, self.classes, self.pixels.size)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.common.files import utf8_name
 from dp4tl_fast.inference.export import CHECKED, as_json
 from dp4tl_fast.inference.network import Network
 from dp4tl_fast.training import models
@@ -91,16 +92,18 @@ def to_onnx(network: Network, path: Path, about: dict[str, Any]) -> float:
     entry = model.metadata_props.add()
     entry.key, entry.value = KEY, as_json(about)
     onnx.save(model, str(path))
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    with utf8_name(path) as name:
+        session = onnxruntime.InferenceSession(name, providers=["CPUExecutionProvider"])
     (logits,) = session.run(["logits"], {"images": images.numpy()})
     return difference(FromPixels(network)(images), torch.from_numpy(logits))
 
 
 @torch.no_grad()
 def to_torch_export(network: Network, path: Path, about: dict[str, Any]) -> float:
-    with quiet():
-        torch.export.save(_program(network), path, extra_files={KEY: as_json(about)})
-        loaded = torch.export.load(path).module()
+    with quiet(), open(path, "w+b") as file:  # by its name it would have to be UTF-8
+        torch.export.save(_program(network), file, extra_files={KEY: as_json(about)})
+        file.seek(0)
+        loaded = torch.export.load(file).module()
     images = noise(network, CHECKED)
     return difference(FromPixels(network)(images), loaded(images))
 

@@ -13,6 +13,12 @@ from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.files import atomically
 
 ROW_GROUP = 1024
+# How a file of each kind is opened. Names of photos need not be UTF-8: as they are, as JSON's escapes, or (Parquet) as U+FFFD
+OPENED: dict[str, tuple[str, dict[str, str]]] = {
+    ".csv": ("w", {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}),
+    ".jsonl": ("w", {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}),
+    ".parquet": ("wb", {}),
+}
 
 Columns = Mapping[str, Any]  # name -> str, float, or the names of several numbers, which CSV gives a column each
 
@@ -31,7 +37,8 @@ def open_table(path: Path, columns: Columns) -> Iterator[Table]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = path.suffix.lower()
-    with atomically(path, "wb" if kind == ".parquet" else "w", **({} if kind == ".parquet" else {"newline": ""})) as file:
+    mode, options = OPENED[kind]
+    with atomically(path, mode, **options) as file:
         table: Any = {".csv": Csv, ".jsonl": JsonLines, ".parquet": Parquet}[kind](file, columns)
         yield table
         table.close()
@@ -87,7 +94,7 @@ class Parquet:
         self._table = pa.Table
 
     def write(self, row: Mapping[str, Any]) -> None:
-        self._rows.append({name: row.get(name) for name in self._schema.names})
+        self._rows.append({name: _utf8(row.get(name)) for name in self._schema.names})
         if len(self._rows) == ROW_GROUP:
             self._flush()
 
@@ -99,3 +106,7 @@ class Parquet:
     def close(self) -> None:
         self._flush()
         self._writer.close()
+
+
+def _utf8(cell: Any) -> Any:
+    return cell.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if isinstance(cell, str) else cell

@@ -97,11 +97,27 @@ class BaseLoader(ABC, Generic[B]):
         """Load what ``draws`` says from the next iteration on, which begins an epoch; a running one keeps its own.
 
         ``None``: each record once in every epoch.
+
+        Raises:
+            SelectionError, UsageError: Its groups are no distinct record numbers, or a count is none.
         """
         if draws is not None:
-            self.records, self._all = self._checked(np.sort(np.concatenate(draws.groups))), False
+            draws, records = self._checked_draws(draws)
+            self.records, self._all = self._checked(records), False
         self._draws = draws
         self.set_epoch(self.epoch + self._finished)
+
+    def _checked_draws(self, draws: order.Draws) -> tuple[order.Draws, np.ndarray]:
+        """The same with ascending groups, and the records of all of them, ascending."""
+        count, what = self.beton.num_samples, f"{self.beton.path}: record"
+        groups = [distinct_numbers(group, count, what) for group in draws.groups]
+        if len(groups) != len(draws.counts) or not all(map(len, groups)):
+            sizes = list(map(len, groups))
+            given = f"{list(draws.counts)} of {sizes}"
+            raise SelectionError(f"{what}s are drawn of groups that have some, each with its count, not {given}")
+        for each in draws.counts:
+            require(isinstance(each, Integral) and each >= 1, "counts", each, "a whole number of at least 1")
+        return replace(draws, groups=groups), distinct_numbers(np.concatenate([np.zeros(0, np.int64), *groups]), count, what)
 
     @property
     def epoch_size(self) -> int:
@@ -299,6 +315,7 @@ class BaseLoader(ABC, Generic[B]):
             "shuffle_buffer": spec.shuffle_buffer if spec.shuffle else 0,
             "file_sha256": self.beton.records_sha256,
             "records_sha256": at.kept_sha256,
+            **({"file_checksums_sha256": checksums} if (checksums := self.beton.checksums_sha256) else {}),
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -309,16 +326,16 @@ class BaseLoader(ABC, Generic[B]):
                 or global batch size (batch size times ranks). The same number of batches is another place there.
         """
         here = self._place(self._next())
-        # What a state of an earlier version does not have is not compared.
+        # What a state of an earlier version does not have is not compared, nor are checksums that one of the files lacks.
         other = {k: state.get(k) for k in here if state.get(k, here[k]) != here[k] or (k not in state and k in ESSENTIAL)}
         if other:
             mine = {name: here[name] for name in other}
             raise UsageError(f"loader state is of {other}, but this loader has {mine}. Resume with the same settings")
-        batch = int(state["batch"])
-        if not 0 <= batch <= len(self):
+        batch = state.get("batch")
+        if not isinstance(batch, Integral) or not 0 <= batch <= len(self):
             raise UsageError(f"loader state says {batch} batches were delivered, but this epoch has {len(self)}")
-        self.set_epoch(int(state["epoch"]))
-        self._begin(self.epoch, batch)
+        self.set_epoch(state.get("epoch"))  # type: ignore[arg-type]  # which checks it
+        self._begin(self.epoch, int(batch))
 
     # -- closing ------------------------------------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ class Iteration(Iterator[B]):
         self.tells_position = True
 
     def __next__(self) -> B:
+        self._check_process()  # before the lock: another thread may have held it when this process was forked
         lifetime.hold()
         self._loader._takers.add(threading.current_thread())
         try:
@@ -81,12 +82,15 @@ class Iteration(Iterator[B]):
         finally:
             self._busy = False
 
+    def _check_process(self) -> None:
+        if os.getpid() != self._loader._process:
+            self._loader._check_usable()
+
     def _check_running(self) -> None:
-        loader = self._loader
-        if os.getpid() != loader._process:
-            loader._check_usable()
+        self._check_process()
         if not self._ended_by:
             return
+        loader = self._loader
         self._loaded.close()  # where ``stop`` came in the middle of ``next``, and could not
         if loader._closed:
             loader._release()

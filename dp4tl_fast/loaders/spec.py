@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
@@ -116,12 +117,15 @@ class LoaderSpec:
             require(isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False")
         for name, count in NUMBERS.items():
             values = getattr(self, name)
-            finite = len(values) == count and all(isinstance(v, Real) and math.isfinite(v) for v in values)
+            found = tuple(values) if isinstance(values, Iterable) else ()
+            finite = len(found) == count and all(isinstance(v, Real) and math.isfinite(v) for v in found)
             require(finite, name, values, f"{count} finite numbers")
+            object.__setattr__(self, name, tuple(map(float, found)))  # of a list, say
         require_one_of("transform", self.transform, TRANSFORMS)
         require_one_of("dtype", self.dtype, DTYPES)
         require_one_of("on_error", self.on_error, ("raise", "skip"))
-        require(0 < self.crop_ratio <= 1, "crop_ratio", self.crop_ratio, "above 0 and at most 1")
+        ratio = self.crop_ratio
+        require(isinstance(ratio, Real) and 0 < ratio <= 1, "crop_ratio", ratio, "above 0 and at most 1")
         require(0 < self.scale[0] <= self.scale[1] <= 1, "scale", self.scale, "an increasing pair above 0 and at most 1")
         require(0 < self.aspect[0] <= self.aspect[1], "aspect", self.aspect, "an increasing pair above 0")
         require(all(s > 0 for s in self.std), "std", self.std, "above 0 in every channel")

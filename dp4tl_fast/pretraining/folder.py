@@ -84,7 +84,7 @@ NOT_RECIPE = FREE_ON_RESUME | {"init", "source", "val", "selection", "seed", "ar
 
 
 def settings_of(config: PretrainConfig, source: Beton, selection: Selection | None) -> dict[str, Any]:
-    """All that decides what the run computes: config.yaml, and what a continuation must share."""
+    """All that decides what the run computes, and a continuation must share."""
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE_ON_RESUME | {"init"}}
     settings |= {name: shown(settings[name]) for name in ("source", "val") if settings[name]}
     files = {"source": source} | ({"val": Beton(config.val, **config.cached)} if config.val else {})
@@ -102,7 +102,7 @@ def check_run(config: PretrainConfig, settings: dict[str, Any]) -> dict[str, Any
     hashes = {name: shown(file) for name, file in files.items() if file}
     defaults = {k: v for k, v in defaults_of(type(config)).items() if k not in FREE_ON_RESUME}
     older = {name: settings[name] for name in hashes if name != "selection_classes_sha256"}  # did not record these
-    return check_folder(Path(config.out), settings, config.resume, hashes, {**defaults, **older})
+    return check_folder(Path(config.out), settings, config.resume, hashes, {**defaults, **older}, FREE_ON_RESUME | {"init"})
 
 
 def summarise(

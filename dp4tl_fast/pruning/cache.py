@@ -107,8 +107,15 @@ def cached(
         del mapped
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
-        write_atomically(_seconds_path(path), json.dumps({"seconds": time.perf_counter() - start}))
-        commit(partial, path)
+        try:
+            write_atomically(_seconds_path(path), json.dumps({"seconds": time.perf_counter() - start}))
+            commit(partial, path)
+        except PermissionError:  # another user's, in a folder where only its owner may replace a file
+            array = np.load(partial, mmap_mode="c", allow_pickle=False)  # stays while it is mapped
+            for left in (partial, partial_path(_seconds_path(path))):
+                left.unlink(missing_ok=True)
+            cli.message(f"note: {path} is another user's and cannot be replaced: it is computed and not kept")
+            return Stored(array, 0.0)
         found = _open(path, shape, dtype)
         assert found is not None  # it was just written under the lock
         return Stored(found.array, 0.0)
@@ -141,6 +148,9 @@ def _open(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> Stored | None:
         array = np.load(path, mmap_mode="c", allow_pickle=False)
         seconds = float(json.loads(_seconds_path(path).read_text())["seconds"])
     except FileNotFoundError:
+        return None
+    except PermissionError:
+        cli.message(f"note: {path} is another user's and may not be read")
         return None
     except (OSError, ValueError, TypeError, KeyError, EOFError) as error:
         cli.message(f"{path}: damaged ({error}); computing it again")

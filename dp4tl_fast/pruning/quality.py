@@ -101,8 +101,11 @@ def of_features(inputs: SourceInputs, val: Beton | None, on: str) -> Accuracy:
     from dp4tl_fast.mapping.feature_mapping import class_means, nearest_groups
 
     rows = spread(inputs.beton.labels, int(np.clip(10 * IMAGES // inputs.num_classes, 2 * AT_LEAST, AT_MOST)))
+    features = inputs.features
+    if inputs.bad is not None:
+        rows = rows[~inputs.bad.cpu().numpy()[rows]]  # those have the mean of their class for a feature
     y = inputs.beton.labels[rows].astype(np.int64)
-    x = inputs.features[torch.from_numpy(rows).to(inputs.place)]
+    x = features[torch.from_numpy(rows).to(inputs.place)]
     fit = _first_half(y) if val is None else np.ones(len(y), bool)
     there = np.unique(y[fit])
     means = class_means(x[torch.from_numpy(fit)], torch.from_numpy(y[fit]).to(x.device), inputs.num_classes)[there]
@@ -154,7 +157,10 @@ def measure(inputs: SourceInputs, classifier: bool, val: Beton | None) -> Accura
     rows = spread(of.labels, int(np.clip(IMAGES // of.num_classes, AT_LEAST, AT_MOST)))
     found, saved = surrogate.predictions(of, rows, inputs.cache)
     inputs.saved += saved
-    return of_classifier(found, of.labels[rows].astype(np.int64), on)
+    good = found >= 0  # can be decoded
+    if not good.any():
+        raise UsageError(f"{of.path}: none of {len(rows)} records to try the surrogate on can be decoded. Convert its source again")
+    return of_classifier(found[good], of.labels[rows[good]].astype(np.int64), on)
 
 
 def check(accuracy: Accuracy, path: str, source: Beton, accept: bool) -> None:

@@ -78,13 +78,15 @@ def prune(config: PruneConfig) -> dict[str, Any]:
         "seconds": _seconds(inputs, watch),
         "surrogate": inputs.surrogate.identity | ({"accuracy": accuracy} if accuracy else {}) if inputs.surrogate else {},
     }
+    left_out = sorted(inputs.surrogate.bad) if inputs.surrogate else []
+    lost = [{"file": file, "record": record, "class": label} for file, record, label in left_out]
     if inputs.surrogate and len(all_scores) > 1:
         about["surrogate"]["shared_by"] = len(all_scores)  # targets: its training is paid once for all
     written: dict[str, tuple[Selection, Choice]] = {}
     with watch.section("writing"):
         for path, (rule, choice, weights, of) in chosen.items():
             identities = [{"name": t.path.name, **t.fingerprint} for t in of]
-            parameters = _parameters(config, rule, len(all_scores)) | _budget(rule, beton)
+            parameters = _parameters(config, rule, len(all_scores)) | _budget(rule, beton) | ({"bad_records": lost} if lost else {})
             selection = make(Path(path), beton, inputs, choice, weights, parameters=parameters, targets=identities, **about)
             selection.save(path)
             written[path] = selection, choice
@@ -95,7 +97,8 @@ def prune(config: PruneConfig) -> dict[str, Any]:
     _write_more(config, beton, written[cuts[0].out][0], list(written))
     results = {cut.text: _result(cut, written[cut.out][0], served[cut.out]) for cut in cuts}
     first = written[cuts[0].out][0].to_dict() | results[cuts[0].text]
-    return {"kind": "prune", **first, "profile": profile, **({"per_keep": results} if len(cuts) > 1 else {})}
+    first |= {"bad_records": len(lost), "profile": profile}
+    return {"kind": "prune", **first, **({"per_keep": results} if len(cuts) > 1 else {})}
 
 
 # -- what is refused before anything expensive is done ---------------------------------------------------------------

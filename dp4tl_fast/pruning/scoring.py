@@ -115,7 +115,7 @@ class SourceInputs:
 
         assert self.surrogate is not None
         path = self.cache and self.cache / f"kmeans-{k}-{self.seed}-{self.surrogate.key(self.beton, 'features')}.npy"
-        stored = shared(path, (k, width), np.dtype("<f4"), compute)
+        stored = shared(path, (k, width), np.dtype("<f4"), compute, self.surrogate.waiting)
         self.saved += stored.saved
         return nearest_groups(self.features, torch.from_numpy(stored.array).to(self.place))
 

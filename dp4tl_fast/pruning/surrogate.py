@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,7 @@ class Surrogate:
             pinned=self.place.type == "cuda", on_error=config.on_bad_record,
         )  # fmt: skip
         self._max_bad = config.max_bad if config.on_bad_record == "skip" else None
+        self.bad: set[tuple[str, int, int]] = set()  # file, record and class of those that could not be decoded, and were left out
         self._lost: list[int] = []  # records of the running pass that cannot be decoded
         self._backend = config.backend
         self.identity = {"arch": meta["arch"], "size": self.size, "weights_sha256": checkpoint.weights_hash(weights, self.model)}
@@ -169,6 +171,7 @@ class Surrogate:
         told = f"{beton.path}: {len(bad)} record{'s' * (len(bad) > 1)} cannot be decoded"
         if len(bad) > self._max_bad:
             raise UsageError(f"{told}, more than `max_bad={self._max_bad}`: {named}")
+        self.bad |= {(str(beton.path), record, int(beton.labels[record])) for record in bad}
         if rank() == 0:
             cli.message(f"note: {told}, left out: {named}")
 
@@ -184,7 +187,9 @@ class Surrogate:
         what = f"predictions-{hashlib.sha256(records.tobytes()).hexdigest()[:16]}"
         with torch.inference_mode():
             classes, seconds = self._pass(beton, what, (len(records),), np.dtype("<i8"), fill, cache, records)
-        return classes.numpy(), seconds
+        found = classes.numpy()
+        self._check_bad(beton, records[found < 0].tolist())
+        return found, seconds
 
     def gradient_norms(self, beton: Beton, cache: Path | None) -> tuple[np.ndarray, float]:
         """GraNd of every record, float64 ``[n]``, and the seconds that the cache saved."""
@@ -204,6 +209,10 @@ class Surrogate:
                 f"`surrogate={self.path}`: its {what} of record {records[finite.argmin()]} of {beton.path} are not finite. "
                 "Train it again with a lower learning rate"
             )
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Around a wait for what another run computes: no cost of this one."""
+        return self.watch.section("waiting")
 
     def _pass(
         self, beton: Beton, what: str, shape: tuple[int, ...], dtype: np.dtype, fill: Fill, cache: Path | None,
@@ -226,7 +235,7 @@ class Surrogate:
 
         path = None if cache is None else cache / f"{what}-{self.key(beton, what)}.npy"
         with self.watch.section("writing"):  # all of it but computing, which is ``loading`` and ``forward``, and ``waiting``
-            stored = shared(path, shape, dtype, compute, lambda: self.watch.section("waiting"))
+            stored = shared(path, shape, dtype, compute, self.waiting)
         return torch.from_numpy(stored.array), stored.saved
 
 

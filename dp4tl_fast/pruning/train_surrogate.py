@@ -140,7 +140,8 @@ def _pretrain(source: Beton, folder: Path, epochs: int, config: PruneConfig) -> 
             source=config.source, out=str(folder), arch=arch, epochs=epochs, warmup_epochs=epochs / 4,
             batch_size=min(256, source.num_samples), checkpoint=CheckpointConfig(every=epochs), tensorboard=False,
             resume=(folder / "config.yaml").exists(), forgetting=True, backend=config.backend, device=config.device,
-            workers=config.workers, seed=config.seed, cache_dir=config.cache_dir, cache_limit=config.cache_limit, **rising,
+            workers=config.workers, seed=config.seed, cache_dir=config.cache_dir, cache_limit=config.cache_limit,
+            on_bad_record=config.on_bad_record, max_bad=config.max_bad, **rising,
         )
     )  # fmt: skip
     return str(folder)

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,13 @@ FREE = {
 
 
 CONTENTS = "_contents_sha256"  # how settings end that a run holds to where they are known: what a file holds
+NOT_TOLD = {"resume", "out", "profile", "compare"}  # by config.yaml: they are of one call
+
+
+def told(config: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """``config.yaml``: all that a run was told, so that ``--config`` repeats it. ``settings``: what a continuation shares."""
+    free = {k: v for k, v in dataclasses.asdict(config).items() if k not in NOT_TOLD}
+    return {**free, **settings}
 
 
 def defaults_of(config: type) -> dict[str, Any]:
@@ -48,8 +55,9 @@ def defaults_of(config: type) -> dict[str, Any]:
 
 
 def check_folder(
-    out: Path, settings: dict[str, Any], resume: bool, hashes: Mapping[str, str], defaults: Mapping[str, Any] = {}
-) -> dict[str, Any] | None:
+    out: Path, settings: dict[str, Any], resume: bool, hashes: Mapping[str, str], defaults: Mapping[str, Any] = {},
+    free: Collection[str] = (),
+) -> dict[str, Any] | None:  # fmt: skip
     """Refuse a folder that holds another run. Returns the summary of a run that is already complete.
 
     A file may lie elsewhere by now: where its contents were recorded, these are compared and not its name. A setting that the
@@ -59,6 +67,7 @@ def check_folder(
         settings: All that decides what the run computes.
         hashes: Settings that are the hash of a file's contents, and the file's name.
         defaults: Values of settings that a folder written by an older version lacks.
+        free: Settings that may be others now.
 
     Raises:
         UsageError: It holds a run, and this is no continuation, or one with other settings.
@@ -76,8 +85,8 @@ def check_folder(
     except yaml.YAMLError as error:
         raise CheckpointError(f"{path}: not readable as YAML ({error})") from None
     now = flat(settings)
-    was = {k: value for k, value in flat(defaults).items() if k in now} | flat(old)
-    files = {hashes[key] for key in hashes if key in old}
+    was = {k: value for k, value in flat(defaults).items() if k in now} | flat({k: v for k, v in old.items() if k not in free})
+    files = {hashes[key] for key in hashes if key in old and hashes[key]}
     moved = {k for k, value in now.items() if value in files and k in was}
     unknown = sorted(k for k in was.keys() - now.keys() if not k.endswith(cli.HASH))
     if unknown and rank() == 0:

@@ -18,7 +18,7 @@ from dp4tl_fast.loaders.contract import IndexedBatch, Loader
 from dp4tl_fast.runs import energy
 from dp4tl_fast.runs.bad_records import BadRecords
 from dp4tl_fast.runs.config import Plan, signals
-from dp4tl_fast.runs.folder import Log, Quiet
+from dp4tl_fast.runs.folder import Log, Quiet, told
 from dp4tl_fast.runs.trackers import Callback
 from dp4tl_fast.training import checkpoint, loop, memory
 from dp4tl_fast.training.loop import Normalise, Stepping
@@ -90,7 +90,7 @@ class Session:
     Args:
         out: The run folder.
         plan: Epochs, rates, when to save.
-        settings: All that decides what the run computes: config.yaml.
+        settings: All that decides what the run computes.
         guard: Called before anything is written: raises where the folder is another process's by now (``folder.owned``).
         callback: Called on the first rank with the folder and the metrics of every epoch.
     """
@@ -151,7 +151,7 @@ class Session:
         plan, run = self.plan, self.learner.run
         self.guard()
         self.log = stack.enter_context(Log(self.out, plan, self.total, run, self.settings, self.callback))
-        write_atomically(self.out / "config.yaml", yaml.safe_dump(self.settings, sort_keys=False))
+        write_atomically(self.out / "config.yaml", yaml.safe_dump(told(plan, self.settings), sort_keys=False))
         if plan.profile:
             from dp4tl_fast.runs.profiling import Profiler
 

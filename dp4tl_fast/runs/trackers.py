@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeAlias
 
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.common.files import write_atomically
+from dp4tl_fast.common.files import utf8_name, write_atomically
 from dp4tl_fast.reporting.runs import flat
 
 Metrics: TypeAlias = dict[str, float]
@@ -92,7 +92,9 @@ class TensorBoard:
     def __init__(self, out: Path, name: str, settings: Mapping[str, Any], known: str, first_epoch: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._board = SummaryWriter(str(out), purge_step=first_epoch)
+        out.mkdir(parents=True, exist_ok=True)
+        self._named = contextlib.ExitStack()
+        self._board = SummaryWriter(self._named.enter_context(utf8_name(out)), purge_step=first_epoch)
 
     def epoch(self, metrics: Metrics) -> None:
         for name, value in metrics.items():
@@ -100,6 +102,7 @@ class TensorBoard:
 
     def close(self, end: str) -> None:
         self._board.close()
+        self._named.close()
 
 
 class MLflow:
@@ -194,7 +197,8 @@ class Trackers:
                     self._open[kind] = KINDS[kind](out, name, told, known.get(kind, ""), first_epoch)
             except Exception as error:  # of the libraries' own kinds: no credentials, no server, a bad address
                 self.close("failed")
-                raise UsageError(f"`track={config.track}`: {kind} cannot log here: {_line(error)}. Set it up, or drop it") from None
+                given = f"`track={config.track}`" if kind in config.track else f"`{kind}`"
+                raise UsageError(f"{given}: {kind} cannot log here: {_line(error)}. Set it up, or drop it") from None
             if kind != "tensorboard" and kind not in known:
                 for metrics in before:
                     self.epoch(metrics, only=kind)

@@ -21,7 +21,7 @@ from torch import nn
 
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.errors import CheckpointError
-from dp4tl_fast.common.files import UNABLE, commit, partial_path, write_atomically
+from dp4tl_fast.common.files import UNABLE, commit, partial_path, utf8_name, write_atomically
 from dp4tl_fast.training import foreign, models
 
 WEIGHTS, EMA, STATE, META = "weights.safetensors", "ema.safetensors", "state.pt", "dp4tl"
@@ -193,7 +193,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, A
     """
     file, part = find_weights(path), _file_and_part(path)[1]
     try:
-        with safe_open(file, "pt") as handle:
+        with utf8_name(file) as opened, safe_open(opened, "pt") as handle:
             if META in (handle.metadata() or {}):
                 meta = json.loads(handle.metadata()[META])
                 return {strip(k): handle.get_tensor(k) for k in handle.keys()}, meta  # noqa: SIM118 (not a dict)

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from dp4tl_fast.common.content import HEAD_BYTES, what_it_is
 from dp4tl_fast.common.errors import CheckpointError
+from dp4tl_fast.common.files import utf8_name
 
 Tensors = dict[str, torch.Tensor]
 
@@ -69,7 +70,7 @@ def _head(file: Path) -> bytes:
 
 def _safetensors(file: Path) -> Tensors:
     try:
-        with safe_open(file, "pt") as handle:
+        with utf8_name(file) as opened, safe_open(opened, "pt") as handle:
             return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
         cut = " It is cut short: an incomplete download?" if "incomplete" in str(error).lower() else ""

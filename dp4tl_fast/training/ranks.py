@@ -31,8 +31,8 @@ def process_group() -> Iterator[int]:
     that one.
 
     Raises:
-        UsageError: More processes on this machine than GPUs; the environment says only half of what torchrun sets; or a
-            process does not come (``joining.JOIN_S``).
+        UsageError: More processes on this machine than GPUs; the environment says only half of what torchrun sets; a process does
+            not come (``joining.JOIN_S``), or ends before this one.
     """
     if not joining.several():
         yield 0
@@ -55,7 +55,12 @@ def process_group() -> Iterator[int]:
     global _was_one_of_several
     _was_one_of_several = True
     with ended_by_signals():
-        yield dist.get_rank()
+        try:
+            yield dist.get_rank()
+        except RuntimeError as error:
+            if not is_lost_peer(error):
+                raise
+            raise UsageError("another process has ended or does not answer. Its own message says why") from None
     dist.destroy_process_group()  # after an error the others may be gone: leaving waits for nobody
 
 

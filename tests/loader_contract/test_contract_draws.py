@@ -8,7 +8,7 @@ import torch
 from contract_cases import AUGMENTED, BATCH, Batches, flat, keep, same, spec
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.common.errors import SelectionError, UsageError
 from dp4tl_fast.loaders import BaseLoader, IndexedBatch, open_loader
 from dp4tl_fast.loaders.order import Draws
 
@@ -87,3 +87,34 @@ def test_drawing_all_of_each_class_once_is_the_plain_selection(backend: str, bet
         plain = of_epoch(loader, 5)
         loader.set_draws(Draws([np.flatnonzero(beton.labels == c) for c in (3, 1)], [10, 10]))
         assert same(of_epoch(loader, 5), plain)
+
+
+MISTAKES = {
+    "a mask": ([np.arange(50) < 2], [2], r"record numbers must be whole numbers \[n\], but these are bool \[50\]"),
+    "a mask beside numbers": ([np.arange(9), np.arange(50) < 2], [2, 2], "but these are bool"),
+    "below the first": ([np.array([-1])], [1], "record -1 does not exist: they are 0 to 49"),
+    "past the last": ([np.array([3, 50])], [1], "record 50 does not exist: they are 0 to 49"),
+    "one in two groups": ([np.arange(9), np.array([8])], [1, 1], "record 8 is given twice"),
+    "an empty group": ([np.arange(9), np.arange(0)], [1, 1], r"each with its count, not \[1, 1\] of \[9, 0\]"),
+    "a group without a count": ([np.arange(9), np.array([9])], [1], r"each with its count, not \[1\] of \[9, 1\]"),
+    "none of a group": ([np.arange(9)], [0], "`counts=0`: must be a whole number of at least 1"),
+    "half a record": ([np.arange(9)], [1.5], "`counts=1.5`: must be a whole number of at least 1"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_what_cannot_be_drawn_is_refused(jpegs: Beton, mistake: str) -> None:
+    groups, counts, says = MISTAKES[mistake]
+    with open_loader(jpegs, None, spec()) as loader:
+        with pytest.raises((SelectionError, UsageError), match=says):
+            loader.set_draws(Draws(groups, counts))  # type: ignore[arg-type]
+        assert len(loader.records) == jpegs.num_samples and loader.epoch_size == jpegs.num_samples
+
+
+def test_groups_are_drawn_from_in_file_order(backend: str, jpegs: Beton) -> None:
+    """However their records are listed."""
+    with opened(jpegs, backend) as loader:
+        whole = of_epoch(loader, 1)
+        given = draws(jpegs)
+        loader.set_draws(Draws([group[::-1].astype(np.uint16) for group in given.groups], given.counts))
+        assert same(of_epoch(loader, 1), whole)

@@ -102,3 +102,35 @@ def test_a_file_that_shrinks_is_an_error_and_no_crash(backend: str, folder: Path
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.startswith(f"{path}: ") and ran.stdout.count("\n") == 1
+
+
+LOOKING = """
+import os, sys
+import numpy as np
+from dp4tl_fast.beton import Beton
+from dp4tl_fast.common.errors import BetonError
+from dp4tl_fast.loaders import LoaderSpec, open_loader
+from dp4tl_fast.selection import Selection
+path = sys.argv[1]
+beton = Beton(path)
+selection = Selection.of_records(beton, np.array([0, 399]), method="test")
+loader = open_loader(beton, None, LoaderSpec(batch_size=4, size=32))
+fresh = Beton(path)
+os.truncate(path, 0)
+for look in (lambda: loader.dataset[399], lambda: beton.payload(0), lambda: open_loader(fresh, selection),
+             lambda: fresh.records_sha256, lambda: fresh.index, lambda: fresh.sizes, lambda: loader.set_records(np.arange(2))):
+    try:
+        look()
+    except BetonError as error:
+        print(error)
+"""
+
+
+def test_who_looks_into_a_file_that_shrank_is_told(folder: Path) -> None:
+    """Outside the batches, too: at an image, or for the tables of a file that was opened and not read yet."""
+    path = folder / "looked_at.beton"
+    write(path, payloads("mixed") * 8, class_labels(400))
+    ran = subprocess.run([sys.executable, "-c", LOOKING, str(path)], capture_output=True, text=True, timeout=120)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    lines = ran.stdout.splitlines()
+    assert len(lines) == 7 and all(line.startswith(f"{path}: shrank from ") for line in lines), lines

@@ -99,6 +99,40 @@ def test_a_forked_child_is_told_to_open_its_own_and_never_hangs(backend: str, jp
     assert ran.returncode == 0 and "Traceback" not in ran.stderr
 
 
+HELD = """
+inside, go = threading.Event(), threading.Event()
+
+def slowly(images):
+    inside.set()
+    go.wait()
+    return images
+
+held = open_loader(beton, None, LoaderSpec(batch_size=4, size=16, workers=1), sys.argv[2], transform=slowly)
+iterator = iter(held)
+thread = threading.Thread(target=lambda: next(iterator))
+thread.start()
+inside.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(60)  # ends a child that hangs
+    for act in (lambda: next(iterator), lambda: next(iter(held)), held.close):
+        try:
+            act()
+        except BackendError as error:
+            print("Open it in the child" in str(error), flush=True)
+    sys.exit(7)
+go.set()
+thread.join()
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), 1 + len(list(iterator)), flush=True)
+"""
+
+
+def test_a_forked_child_waits_for_no_thread_that_takes_a_batch(backend: str, jpegs: Beton) -> None:
+    """Another thread of the parent is in the middle of ``next`` when it is forked."""
+    ran = program(jpegs.path, backend, HELD)
+    assert (ran.stdout.splitlines(), ran.returncode) == (["True", "True", f"7 {-(-N // 4)}"], 0), ran.stderr
+
+
 # -- pickle ----------------------------------------------------------------------------------------------------------
 
 
@@ -264,6 +298,9 @@ BAD: dict[str, dict[str, Any]] = {
     r"aspect=\(0.5, inf\)": {"aspect": (0.5, float("inf"))},
     r"scale=\(nan, 1.0\)": {"scale": (float("nan"), 1.0)},
     "crop_ratio=nan": {"crop_ratio": float("nan")},
+    "crop_ratio=half": {"crop_ratio": "half"},
+    "mean=0.5": {"mean": 0.5},
+    "std=None": {"std": None},
 }
 
 
@@ -276,6 +313,7 @@ def test_a_spec_checks_its_values(says: str) -> None:
 
 def test_numpys_integers_are_whole_numbers() -> None:
     assert LoaderSpec(size=np.int64(24), batch_size=np.uint8(7)) == LoaderSpec(size=24, batch_size=7)
+    assert LoaderSpec(mean=np.zeros(3), scale=[1, 1]) == LoaderSpec(mean=(0.0, 0.0, 0.0), scale=(1.0, 1.0))  # type: ignore[arg-type]
 
 
 def test_a_size_that_is_none_is_refused_and_the_old_one_stays(backend: str, jpegs: Beton) -> None:

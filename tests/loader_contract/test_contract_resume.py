@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from contract_cases import AUGMENTED, BATCH, N, by_index, class_labels, one_pass, payloads, same, spec
-from native_files import write
+from native_files import picture, write
 
 from dp4tl_fast.beton import Beton
-from dp4tl_fast.common.errors import UsageError
+from dp4tl_fast.beton.copying import subset
+from dp4tl_fast.common.errors import BetonError, UsageError
 from dp4tl_fast.loaders import capabilities, open_loader
 
 
@@ -86,6 +88,56 @@ def test_a_state_is_of_a_file_and_not_of_its_path(backend: str, jpegs: Beton, fo
     other = write(folder / f"other_{backend}.beton", payloads("jpeg")[::-1], class_labels())
     with open_loader(other, None, spec(shuffle=True), backend) as loader, pytest.raises(UsageError, match="file_sha256"):
         loader.load_state_dict(state)
+
+
+@pytest.fixture(scope="module")
+def raw_files(folder: Path) -> list[Beton]:
+    """Two files of raw images that differ in their pixels alone; copies have checksums beside them."""
+    found = []
+    for name in ("one", "other"):
+        plain = write(folder / f"{name}.beton", [picture(24, 24, len(name) + i) for i in range(N)], class_labels())
+        subset(plain, np.arange(N), folder / f"{name}_copy.beton")
+        found.append(Beton(folder / f"{name}_copy.beton"))
+    assert found[0].records_sha256 == found[1].records_sha256
+    return found
+
+
+def test_a_state_tells_raw_images_of_one_size_apart(backend: str, raw_files: list[Beton], tmp_path: Path) -> None:
+    one, other = raw_files
+    with open_loader(one, None, spec(shuffle=True), backend) as loader:
+        whole = list(loader)
+        loader.set_epoch(0)
+        next(iter(loader))
+        state = loader.state_dict()
+    with open_loader(other, None, spec(shuffle=True), backend) as loader, pytest.raises(UsageError, match="file_checksums_sha256"):
+        loader.load_state_dict(state)
+    bare = tmp_path / "bare.beton"  # without what lies beside it
+    bare.write_bytes(one.path.read_bytes())
+    with open_loader(bare, None, spec(shuffle=True), backend) as loader:
+        loader.load_state_dict(state)
+        assert same(list(loader), whole[1:])
+
+
+def test_a_pickled_file_of_other_raw_images_is_refused(raw_files: list[Beton], tmp_path: Path) -> None:
+    def put(beton: Beton) -> None:
+        for path in beton.path.parent.glob(f"{beton.path.stem}.*"):
+            (tmp_path / f"x{path.name.removeprefix(beton.path.stem)}").write_bytes(path.read_bytes())
+
+    put(raw_files[0])
+    pickled = pickle.dumps(Beton(tmp_path / "x.beton"))
+    assert pickle.loads(pickled).checksums_sha256 == raw_files[0].checksums_sha256
+    put(raw_files[1])
+    with pytest.raises(BetonError, match=r"x\.beton: is not the file that was pickled"):
+        pickle.loads(pickled)
+
+
+@pytest.mark.parametrize(("what", "value"), [("batch", None), ("batch", 1.5), ("batch", -1), ("epoch", None), ("epoch", 0.5)])
+def test_what_is_no_position_is_refused(jpegs: Beton, what: str, value: object) -> None:
+    with open_loader(jpegs, None, spec()) as loader:
+        before = loader.state_dict()
+        with pytest.raises(UsageError, match=f"{value} batches|`epoch={value}`"):
+            loader.load_state_dict({**before, what: value})  # type: ignore[dict-item]
+        assert loader.state_dict() == before
 
 
 def test_the_same_global_batches_go_on_with_other_ranks(backend: str, jpegs: Beton) -> None:
