@@ -177,10 +177,11 @@ class Study:
     # -- how long it takes ------------------------------------------------------------------------------------------------
 
     def clock(self, cells: Sequence[Cell]) -> None:
-        """Measure seconds per image of every kind of cell and surrogate, interleaved: what outcomes' times are made of from then
-        on, for the runs themselves may have met whatever else the machine did in those hours."""
+        """Measure seconds per image of every kind of cell that has been run, and of surrogates, interleaved: what outcomes' times
+        are made of from then on, for the runs themselves may have met whatever else the machine did in those hours."""
         source, subjects = Beton(self.files["source"]).num_samples, {}
-        for cell in cells:
+        run = {summary.parent.name.rpartition("@")[0] for summary in self.root.glob("runs/*/*/summary.json")}
+        for cell in (cell for cell in cells if cell.slug in run):
             options = self._options(cell, "" if cell.shared else self.targets[0], 0)
             runs = cell.budget * self.network["epochs"] * source / CLOCK_IMAGES  # of CLOCK_IMAGES each
             subjects[cell.slug] = partial(self._seconds_per_image, {**options, "epochs": max(2, round(options["epochs"] / runs))})
