@@ -155,6 +155,9 @@ def test_end_to_end_in_parts(data, halves, tmp_path, monkeypatch, capsys):
     text = end_to_end_page.markdown(result)
     assert text.count("\n| near |") == text.count("\n| flowers |") == 2 and "![Linear-probe" in text
     assert "Means of 2 pretraining seeds" in text and "shared by 2 targets" in text
+    more = end_to_end_page.wider(result)
+    assert more.count("\n| near |") == 1 and "means of 2 seeds" in more and f"best on {close:.0f} of 2 targets here" in more
+    assert "| random 50 % | lm" in more.lower() and "over random 25 %" in more
     end_to_end_page.draw(result, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
