@@ -37,7 +37,7 @@ def markdown(result: dict[str, Any]) -> str:
     found = f"{_headline(tables, targets)} {_auto(result['goals'], targets)}".strip()
     return "\n".join([
         found, "", _accuracies(rows, targets), "", _gains(rows, tables, targets), "",
-        f"![Linear-probe accuracy over the time that everything took, for every target]({PICTURE})", "",
+        f"![Linear-probe accuracy against total time, for every target]({PICTURE})", "",
         _about(rows, settings, result["environment"]["machine"]), "",
     ])  # fmt: skip
 
@@ -60,12 +60,12 @@ def wider(result: dict[str, Any]) -> str:
     table = [f"{line} {' | '.join(cells)} |" for line, cells in zip(_accuracies(rows, targets).splitlines(), more, strict=True)]
     close = {goal["id"]: goal["measured"] for goal in result["goals"]}.get(f"end_to_end/auto-{QUARTER:g}")
     text = (
-        f"The same with {settings['network']['arch']}, which is twice as wide, at a quarter of the full run's steps (linear probe, "
-        f"%; means of {seeds} seed{'s' if seeds > 1 else ''}, differences in points with their 95 % intervals)."
+        f"The same for {settings['network']['arch']}, which is twice as wide, at a quarter of the full run's steps (linear probe, "
+        f"%; means of {seeds} seed{'s' if seeds > 1 else ''}; differences in points, with 95 % intervals)."
     )
     if close is not None:
         text += (
-            " The cut of `prune --keep auto`, whose constants were set by the runs above, is within a point of the best on "
+            " The cut chosen by `prune --keep auto`, whose constants were set on the runs above, is within a point of the best on "
             f"{close:.0f} of {len(targets)} targets here."
         )
     return "\n".join([text, "", *table, ""])
@@ -85,14 +85,14 @@ def _headline(tables: dict[str, Any], targets: Sequence[str]) -> str:
     if faster:
         times = f"{min(faster.values()):.1f} to {max(faster.values()):.1f} times"
         sentences.append(
-            f"**Pretraining on a selection reaches the full run's linear-probe accuracy, less {LOSS} points, {times} as fast on "
-            f"{len(faster)} of {len(targets)} targets, everything counted**{'; not on ' + ', '.join(slower) if slower else ''}."
+            f"**Pretraining on a selection comes within {LOSS} points of the full run's linear-probe accuracy {times} as fast on "
+            f"{len(faster)} of {len(targets)} targets, all costs included**{'; not on ' + ', '.join(slower) if slower else ''}."
         )
     if at_quarter:
-        main = f"At {LABELS[QUARTER]} of the full run's steps {_shown(MAIN.name)}"
-        sentences.append(f"{main} is {at_quarter} points above a random choice of as much.")
+        main = f"At {LABELS[QUARTER]} of the full run's steps, {_shown(MAIN.name)}"
+        sentences.append(f"{main} gains {at_quarter} points over a random selection of the same size.")
     if at_whole:
-        sentences.append(f"Trained for as many steps as the full run, it is {at_whole} points above that.")
+        sentences.append(f"Trained for as many steps as the full run, it gains {at_whole} points over that run.")
     return " ".join(sentences)
 
 
@@ -102,10 +102,10 @@ def _auto(goals: Sequence[dict[str, Any]], targets: Sequence[str]) -> str:
     close = {LABELS[b]: measured[f"end_to_end/auto-{b:g}"] for b in BUDGETS if f"end_to_end/auto-{b:g}" in measured}
     if not close:
         return ""
-    each = ", ".join(f"{n:.0f} at {label}" for label, n in close.items())
+    each = ", ".join(f"{n:.0f} of {len(targets)} targets at {label}" for label, n in close.items())
     return (
-        "The cut that `prune --keep auto` makes, whose constants were set by these runs, is within a point of the best of "
-        f"the three: of {len(targets)} targets on {each} of the steps."
+        "The cut chosen by `prune --keep auto`, whose constants were set on these runs, is within a point of the best of the "
+        f"three cuts on {each} of the steps."
     )
 
 
@@ -137,7 +137,7 @@ def _gains(rows: Sequence[Outcome], tables: dict[str, Any], targets: Sequence[st
     random = chosen("random", LARGE, budget=QUARTER).id
     header = [
         f"{_shown(MAIN.name)}, points", "over random", "over full, equal steps", "over full, equal time",
-        f"time to full's accuracy less {LOSS}", "for one target alone", "by",
+        f"speed-up to full's accuracy less {LOSS}", "for one target alone", "reached by",
     ]  # fmt: skip
     lines = []
     for target in targets:
@@ -175,12 +175,12 @@ def _about(rows: Sequence[Outcome], settings: dict[str, Any], machine: str) -> s
     whole = [o.pretrain_s for o in rows if o.cell == full(WHOLE).id]
     share = f", {100 * surrogate / fmean(whole):.0f} % of the full run's time" if whole else ""
     return (
-        f"Tiny-ImageNet ({settings['source']}) pretrains {network['arch']} at {network['size']} pixels; the full run takes "
+        f"{network['arch']} is pretrained on Tiny-ImageNet ({settings['source']}) at {network['size']} pixels; the full run takes "
         f"{network['epochs']} epochs. Means of {seeds} pretraining seed{'s' if seeds > 1 else ''}; differences are paired by seed, "
-        f"in brackets their 95 % intervals (Student's t). Every column but the last takes the same number of steps. Times "
-        f"({settings['times']}) count training the surrogate ({surrogate:.0f} s{share}; shared by {sharing} targets, or for one "
-        f"alone), scoring and pretraining. The last columns are of the fastest of all runs on a selection, chosen by the same "
-        f"accuracies. "
+        f"with 95 % intervals (Student's t) in brackets. In the first table, all columns but the last use the same number of "
+        f"steps. Times ({settings['times']}) include training the surrogate ({surrogate:.0f} s{share}; shared by {sharing} targets, or "
+        f"for one alone), scoring and pretraining. The last three columns of the second table are for the fastest of "
+        f"all runs on a selection, chosen by the same accuracies. "
         f"Targets: {targets}. {machine}."
     )
 
