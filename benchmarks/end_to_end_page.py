@@ -178,10 +178,9 @@ def _about(rows: Sequence[Outcome], settings: dict[str, Any], machine: str) -> s
         f"{network['arch']} is pretrained on Tiny-ImageNet ({settings['source']}) at {network['size']} pixels; the full run takes "
         f"{network['epochs']} epochs. Means of {seeds} pretraining seed{'s' if seeds > 1 else ''}; differences are paired by seed, "
         f"with 95 % intervals (Student's t) in brackets. In the first table, all columns but the last use the same number of "
-        f"steps. Times ({settings['times']}) include training the surrogate ({surrogate:.0f} s{share}; shared by {sharing} targets, or "
-        f"for one alone), scoring and pretraining. The last three columns of the second table are for the fastest of "
-        f"all runs on a selection, chosen by the same accuracies. "
-        f"Targets: {targets}. {machine}."
+        f"steps. Times ({settings['times']}) include training the surrogate ({surrogate:.0f} s{share}; shared by {sharing} "
+        f"targets, or for one alone), scoring and pretraining. The last three columns of the second table are for the fastest of "
+        f"all runs on a selection, chosen by the same accuracies. Targets: {targets}. {machine}."
     )
 
 

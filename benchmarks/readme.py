@@ -79,8 +79,8 @@ def _gpu() -> str:
     nearest = [g["measured"] for g in kernels["goals"] if g["id"].startswith("gpu_day/nearest") and g["unit"] == "x best peer"]
     return (
         f"On an H100 with {feeding['environment']['cores']} CPU cores, the native loader delivers {native['value']:,.0f} images/s "
-        f"to the GPU (224 pixels, generated 80 kB photographs): {native['ratio']:.2f} x DALI, which decodes on the GPU with nvJPEG, "
-        f"and {native['ratio'] / ffcv['ratio']:.1f} x FFCV.\n"
+        f"to the GPU (224 pixels, generated 80 kB photographs): {native['ratio']:.2f} x DALI, which decodes on the GPU with "
+        f"nvJPEG, and {native['ratio'] / ffcv['ratio']:.1f} x FFCV.\n"
         f"In bf16 with `--compile`, ResNet-50 at 224 pixels trains at {large['value']:,.0f} images/s, {large['ratio']:.0%} of "
         f"its rate on a single batch that stays on the GPU; ResNet-18 at 160 pixels trains at {small['value']:,.0f}, "
         f"{small['ratio']:.0%}: there, decoding on the 16 cores is the bottleneck.\n"
