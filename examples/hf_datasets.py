@@ -1,8 +1,8 @@
-"""Hugging Face ``datasets`` in, and what survives for a target out as Parquet.
+"""Prune a Hugging Face ``datasets`` data set for a target, and write the rows that are kept as Parquet.
 
     python examples/hf_datasets.py demo-out/images/source demo-out/images/digits/train kept.parquet --keep 0.35
 
-Any data set with a column of images and one of class labels does: ``load_dataset("ORG/NAME", split="train")``.
+Works with any data set that has an image column and a class-label column: ``load_dataset("ORG/NAME", split="train")``.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Scores of your own to a selection: whatever ranks the classes (here how close their mean colour is to the target's).
+"""Make a selection from your own class scores (here: how close the mean colour of each class is to the target's).
 
     python examples/own_scores.py demo-out/source.beton demo-out/train.beton colour.json --keep 100
     dp4tl-fast pretrain --source demo-out/source.beton --selection colour.json --arch small-16 --size 32 --out runs/colour

@@ -1,4 +1,4 @@
-"""A PyTorch network of your own as the surrogate: it votes for the classes of the source that a target's images look like.
+"""Use your own PyTorch network as the surrogate: it votes for the source classes that the target's images look like.
 
     python examples/own_surrogate.py demo-out/source.beton demo-out/train.beton own.json --keep 0.35
 """

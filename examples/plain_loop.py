@@ -1,6 +1,6 @@
-"""A plain PyTorch loop that stops at any batch and goes on with the next one: the same images, the same crops, the same weights.
+"""A plain PyTorch loop that resumes in the middle of an epoch, at the next batch: same images, same crops, same weights.
 
-    python examples/plain_loop.py demo-out/source.beton demo-out/lm.json plain.pt      # Ctrl-C, and again
+    python examples/plain_loop.py demo-out/source.beton demo-out/lm.json plain.pt      # press Ctrl-C, then run it again
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A loop in the manner of timm's ``train.py``, with its model, optimiser, schedule, Mixup and average of the weights.
+"""A loop in the style of timm's ``train.py``, with timm's model, optimiser, schedule, Mixup and weight averaging (EMA).
 
     python examples/timm_style.py demo-out/source.beton demo-out/lm.json --val demo-out/source.beton --model resnet10t
 """

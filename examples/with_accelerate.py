@@ -1,8 +1,8 @@
-"""Accelerate: ``prepare`` takes the loader as a DataLoader, and ``save_state`` keeps its place in the epoch.
+"""Accelerate: ``prepare`` takes the loader as a DataLoader, and ``save_state`` saves its position in the epoch.
 
     accelerate launch examples/with_accelerate.py demo-out/source.beton demo-out/lm.json --out accelerate-out
 
-Each process reads its own share: rank and world size are torch.distributed's, which Accelerate sets up.
+Each process reads its own share: rank and world size come from torch.distributed, which Accelerate sets up.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Lightning: the loader is the data module's, and a checkpoint in the middle of an epoch keeps its position.
+"""Lightning: the data module returns the loader, and a checkpoint in the middle of an epoch saves the loader's position.
 
     python examples/with_lightning.py demo-out/source.beton demo-out/lm.json --out lightning-out
     python examples/with_lightning.py demo-out/source.beton demo-out/lm.json --out lightning-out --resume
