@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 def prune(config: PruneConfig) -> dict[str, Any]:
     """Choose the source classes worth pretraining on for a target.
 
-    Methods with a target: lm counts, for every source class, the target images that a surrogate trained on the source
-    puts into it; fm counts the target images nearest to each source class, or cluster, in the surrogate's feature space;
-    ffmm is fm by the middle of each class; cmt and cmt-median rank by distance to the target's classes. Without one:
-    random, handpicked, influence (imported scores); and for single records random-samples, moderate, grand, el2n,
+    Methods that use a target: lm counts, for every source class, the target images that a surrogate trained on the source
+    classifies as it; fm counts the target images nearest to each source class, or cluster, in the surrogate's feature space;
+    ffmm is fm by the middle of each class; cmt and cmt-median rank by distance to the target's classes. Methods without a
+    target: random, handpicked, influence (imported scores); and for single records random-samples, moderate, grand, el2n,
     forgetting, prototypes, ssl-prototypes.
 
-    Equal scores (most classes get no vote) are ranked by the surrogate's mean probability for the class (lm) or the
-    smaller mean distance (fm), then by id.
+    Ties (most classes get no vote) are broken by the surrogate's mean probability for the class (lm) or the smaller mean
+    distance (fm), then by id.
 
-    Under torchrun the passes over images and K-means are shared by the processes.
+    Under torchrun, the processes share the passes over images and K-means.
 
     Returns:
         The selection as written (of several cuts the first, and ``per_keep``, the files of each); ``profile`` (seconds);
