@@ -27,7 +27,7 @@ MOST_CONFUSED = 10
 
 @process_group()
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Measure a network on labelled images: top-1 and top-5, by class and by group, confusion, calibration, robustness.
+    """Evaluate a network on labelled images: top-1 and top-5 accuracy, by class and by group, confusion, calibration, robustness.
 
     Returns:
         ``images`` that were measured, ``bad_records`` that could not be,

@@ -21,12 +21,13 @@ TOLERANCE = 1e-4  # of the largest logit: sums of float32 in another order
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
-    """Write a network for other programs, with its preprocessing and class names inside.
+    """Export a network for other programs, with its preprocessing and class names in the file.
 
-    onnx and torch-export take ``images``, uint8 ``[n, 3, size, size]``, RGB, cropped and resized; they normalise by themselves
-    and give ``logits``, float32 ``[n, classes]``, for any n. Class names, size, crop and interpolation are in the file's
-    metadata, as JSON under ``dp4tl``. torchvision is a dictionary that ``torch.load(weights_only=True)`` reads: ``state_dict``
-    for torchvision's own model, ``arch``, ``class_names`` and ``preprocessing``.
+    onnx and torch-export: the input is ``images``, uint8 ``[n, 3, size, size]``, RGB, already cropped and resized, for any n;
+    normalisation is part of the network; the output is ``logits``, float32 ``[n, classes]``. Class names, size, crop and
+    interpolation are in the file's metadata, as JSON under ``dp4tl``. torchvision: a dictionary that
+    ``torch.load(weights_only=True)`` reads: ``state_dict`` for torchvision's own model, ``arch``, ``class_names`` and
+    ``preprocessing``.
 
     Returns:
         ``out``, ``to``, ``bytes`` and ``largest_difference`` of the logits on a batch of noise.
