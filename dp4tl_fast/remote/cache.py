@@ -46,10 +46,10 @@ class CacheConfig:
     """Where files behind URLs (s3://, gs://, az://, https://) are kept.
 
     Args:
-        cache_dir: Folder for what was fetched of files behind URLs, for later epochs and runs, best on a local disk; the default
+        cache_dir: Folder that keeps what is fetched from URLs, for later epochs and runs, preferably on a local disk; the default
             is ~/.cache/dp4tl_fast.
-        cache_limit: Most bytes in it, as 500GB or 1.5TB; what was not used for longest goes first, what is in use stays. Empty: no
-            limit.
+        cache_limit: Maximum size of this folder, e.g. 500GB or 1.5TB. The least recently used files are removed first; files in use
+            are never removed. Empty: no limit.
     """
 
     cache_dir: str = ""

@@ -16,7 +16,7 @@ class CheckpointConfig:
 
     Args:
         every: Save every this many epochs, and after the last.
-        keep_last: Checkpoints that stay, newest first; the best (val_top_1, else the lowest loss) stays besides.
+        keep_last: Number of newest checkpoints to keep; the best (by val_top_1, else the lowest loss) is kept as well.
     """
 
     every: int = 1

@@ -36,8 +36,8 @@ class TrackingConfig:
     """Where the metrics go besides metrics.jsonl.
 
     Args:
-        tensorboard: Write TensorBoard events.
-        track: Also log to these, separated by commas: tensorboard, mlflow, wandb, trackio.
+        tensorboard: Write TensorBoard event files.
+        track: Also log to these trackers, separated by commas: tensorboard, mlflow, wandb, trackio.
     """
 
     tensorboard: bool = True
