@@ -32,14 +32,14 @@ PROBE_TIMEOUT = 180  # seconds; FFCV compiles its pipeline for some
 
 
 def doctor(*, require: str = "") -> dict[str, Any]:
-    """Try every part for real, each in a process of its own, and say what to do about those that do not work.
+    """Test every part on real work, each in its own process, and say how to fix those that fail.
 
-    The native, FFCV and DALI backends each decode a batch of real JPEG records; Triton runs a kernel (in its interpreter
-    where there is no GPU). ``rates`` are GFLOP/s of the ways that a CPU kernel can take to the same result, and the one
-    that it takes on this machine (the environment can force one: DP4TL_FAST_WAYS=linear_argmax=float32).
+    The native, FFCV and DALI backends each decode a batch of real JPEG records; Triton runs a kernel (in its interpreter if
+    there is no GPU). ``rates`` shows the GFLOP/s of each CPU kernel's alternative implementations, which give the same result,
+    and which of them is used on this machine (to force one, set e.g. DP4TL_FAST_WAYS=linear_argmax=float32).
 
     Args:
-        require: Comma-separated parts that must work; exit 2 when one does not. E.g. native,ffcv,dali,triton.
+        require: Parts that must work, separated by commas, e.g. native,ffcv,dali,triton; exits with 2 if one does not.
     """
     unknown = [name for name in filter(None, require.split(",")) if name not in PARTS]
     if unknown:
