@@ -91,7 +91,7 @@ def test_a_second_writer_is_noticed_without_locks(data, tmp_path, poor, killed):
     out = tmp_path / "s.beton"
     other = subprocess.Popen([sys.executable, "-c", WRITE, out], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "writing\n"
-    with pytest.raises(BetonError, match=rf"s\.beton: its writing is still going on: process {other.pid} on "):
+    with pytest.raises(BetonError, match=rf"s\.beton: its writing is still in progress: process {other.pid} on "):
         convert(str(tmp_path / "s"), str(out))
     if killed:
         other.kill()
