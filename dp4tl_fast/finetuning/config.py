@@ -152,7 +152,7 @@ class FinetuneConfig(Placement, BadRecordsConfig, TrackingConfig, CacheConfig):
         if self.from_scratch and (self.checkpoint or not self.arch or self.mode != "ff"):
             raise UsageError("`from_scratch`: trains random weights of `arch` in `mode=ff`; give these two and no `checkpoint`")
         if not self.from_scratch and not self.checkpoint:
-            raise UsageError("`checkpoint`: which network? Give a run folder, a checkpoint folder or a weights file")
+            raise UsageError("`checkpoint`: is missing. Give a run folder, a checkpoint folder or a weights file")
         if self.val and self.val_share:
             raise UsageError("`val` and `val_share`: both choose the best epoch. Drop one")
         if self.optimizer == "sgd" and not self.lr:
@@ -160,13 +160,13 @@ class FinetuneConfig(Placement, BadRecordsConfig, TrackingConfig, CacheConfig):
         needs = {"augment": "none", "mix": "none", "layer_decay": 1.0, "compile": False}
         for name, off in needs.items():
             if self.mode != "ff" and getattr(self, name) != off:
-                raise UsageError(f"`{name}={getattr(self, name)}`: is of `mode=ff`; {self.mode} trains on fixed features")
+                raise UsageError(f"`{name}={getattr(self, name)}`: applies only to `mode=ff`; {self.mode} trains on fixed features")
         trains = {"val": "", "val_share": 0.0, "ema_decay": 0.0}
         for name, unset in trains.items():
             if self.mode == "knn" and getattr(self, name) != unset:
-                raise UsageError(f"`{name}={getattr(self, name)}`: knn trains nothing, so that there is no epoch to choose")
+                raise UsageError(f"`{name}={getattr(self, name)}`: does not apply to `mode=knn`, which trains nothing")
         if self.mode != "ff" and self.tta != "none":
-            raise UsageError(f"`tta={self.tta}`: is of `mode=ff`. Use `dp4tl-fast evaluate --tta {self.tta}` on the result")
+            raise UsageError(f"`tta={self.tta}`: applies only to `mode=ff`. Run `dp4tl-fast evaluate --tta {self.tta}` afterwards")
 
     @property
     def saving(self) -> CheckpointConfig:

@@ -122,9 +122,9 @@ class PredictConfig(PassConfig):
         if Path(self.out).suffix.lower() not in TABLES:
             raise UsageError(f"`out={self.out}`: must end in one of {', '.join(TABLES)}")
         if self.features and (self.probabilities or self.tta != "none"):
-            raise UsageError("`features`: are given instead of classes. Drop `probabilities` and `tta`")
+            raise UsageError("`features`: replaces the classes in the output. Drop `probabilities` and `tta`")
         if self.betons and len(self.betons) < len(self.photos):
-            raise UsageError("`photos`: .beton files and others in one call. Give the .beton files in a call of their own")
+            raise UsageError("`photos`: .beton files and other files in one call. Give the .beton files in a separate call")
 
     @property
     def betons(self) -> list[str]:
@@ -148,5 +148,5 @@ class ExportConfig(NetworkConfig):
         super().__post_init__()
         self.to = self.to or {ending: name for name, ending in ENDINGS.items()}.get(Path(self.out).suffix.lower(), "")
         if not self.to:
-            raise UsageError(f"`out={self.out}`: what to write? Give `to`, one of {', '.join(ENDINGS)}")
+            raise UsageError(f"`out={self.out}`: its ending names no format. Give `to`, one of {', '.join(ENDINGS)}")
         require_one_of("to", self.to, ENDINGS)

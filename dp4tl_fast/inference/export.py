@@ -55,7 +55,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         difference = forms.FORMS[to](network, made, describe(network))
         if not difference <= TOLERANCE:
             raise CheckpointError(
-                f"{out}: not written: the exported network's logits differ from the network's by {difference:.2g} of the largest"
+                f"{out}: not written: the exported network's logits differ from the original's by {difference:.2g} of the largest"
             )
         made.replace(partial_path(path))
         with open(partial_path(path), "rb+") as file:
@@ -64,7 +64,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         partial_path(path).unlink(missing_ok=True)
-    cli.message(f"{out}: {to}, {len(network.names)} classes; outputs as the network's, to {difference:.1g} of the largest")
+    cli.message(f"{out}: {to}, {len(network.names)} classes; outputs equal the network's to within {difference:.1g} of the largest")
     return {"kind": "export", "out": out, "to": to, "bytes": path.stat().st_size, "largest_difference": difference}
 
 
