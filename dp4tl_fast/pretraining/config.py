@@ -193,14 +193,14 @@ class PretrainConfig(Placement, BadRecordsConfig, TrackingConfig, CacheConfig):
         require_one_of("dynamic", self.dynamic, ("none", "infobatch"))
         require(0 < self.dynamic_skip < 1, "dynamic_skip", self.dynamic_skip, "above 0 and below 1")
         if self.dynamic != "none" and self.objective != "supervised":
-            raise UsageError(f"`dynamic={self.dynamic}`: goes by each image's loss in supervised training, not {self.objective}")
+            raise UsageError(f"`dynamic={self.dynamic}`: needs each image's loss in supervised training, not {self.objective}")
         for name in ("forgetting", "epoch_samples"):
             if self.dynamic != "none" and getattr(self, name):
                 raise UsageError(f"`dynamic={self.dynamic}` and `{name}`: each decides which records an epoch reads. Drop one")
         if self.forgetting and self.epoch_samples:
-            raise UsageError("`forgetting`: compares records from epoch to epoch, and `epoch_samples` leaves some out. Drop one")
+            raise UsageError("`forgetting`: compares records from epoch to epoch, but `epoch_samples` leaves some out. Drop one")
         if self.forgetting and (self.selection or self.compare):
-            raise UsageError("`forgetting`: counts for all of the source, of which a selection leaves records out. Drop one")
+            raise UsageError("`forgetting`: counts over the whole source, but a selection leaves records out. Drop one")
         if self.val and not OBJECTIVES[self.objective].classifies:
             raise UsageError(f"`val`: {self.objective} trains no classifier to validate. Use `dp4tl-fast finetune` on the result")
 

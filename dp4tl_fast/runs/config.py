@@ -37,7 +37,7 @@ def signals(names: str) -> list[signal.Signals]:
     for name in filter(None, (part.strip().upper().removeprefix("SIG") for part in names.split(","))):
         number = getattr(signal.Signals, f"SIG{name}", None)
         if number is None or number in (signal.SIGKILL, signal.SIGSTOP):
-            raise UsageError(f"`stop_signals={names}`: {name} is no signal that can be caught. Name some like USR1,USR2,HUP")
+            raise UsageError(f"`stop_signals={names}`: {name} is not a signal that can be caught. Use some like USR1,USR2,HUP")
         found.append(number)
     return found
 
