@@ -119,14 +119,14 @@ class PruneConfig(Placement, BadRecordsConfig, CacheConfig):
         if self.keep not in ("", "auto") and self.budget:
             raise UsageError("`keep` and `budget`: give one of them, or `keep=auto` and what the pretraining may cost")
         if not self.keep and not self.budget and self.method != "handpicked":  # which keeps what is picked
-            raise UsageError("how much? Give `keep` (a fraction, a number, samples:F, auto) or `budget=F`")
+            raise UsageError("no amount to keep. Give `keep` (a fraction, a number, samples:F, auto) or `budget=F`")
         self._check_sampling()
         if self.budget:
             self.rules = [Keep.within(self.budget, self.images_per_s) if self.keep else Keep.parse(f"budget:{self.budget}")]
         else:
             self.rules = [Keep.parse(text) for text in self.keep.split(",") if self.keep]
         if len({rule.text for rule in self.rules}) < len(self.rules):
-            raise UsageError(f"`keep={self.keep}`: names a cut twice")
+            raise UsageError(f"`keep={self.keep}`: has the same value twice")
         if len(self.rules) > 1 and self.materialize:
             raise UsageError(f"`materialize`: copies one selection, but `keep={self.keep}` makes {len(self.rules)}")
 
@@ -137,8 +137,8 @@ class PruneConfig(Placement, BadRecordsConfig, CacheConfig):
         require(self.per_class >= 0, "per_class", self.per_class, "at least 0")
         soft, by_votes = self.sample == "weighted", self.shares == "votes"
         if not soft and (self.smooth or not by_votes):
-            raise UsageError("`smooth` and `shares` say how `sample=weighted` draws. Give that, or drop them")
+            raise UsageError("`smooth` and `shares`: apply only to `sample=weighted`. Give that, or drop them")
         if soft and by_votes and self.reverse:
-            raise UsageError("`reverse`: `sample=weighted` draws most from the classes with most votes. Use `shares=equal`")
+            raise UsageError("`reverse`: `sample=weighted` draws most from the classes with the most votes. Use `shares=equal`")
         if soft and by_votes and len(self.target) > 1 and self.merge != "sum":
-            raise UsageError(f"`merge={self.merge}`: votes are shared out as their sum. Use `merge=sum`, or `shares=equal`")
+            raise UsageError(f"`merge={self.merge}`: weighted sampling uses the sum of votes. Use `merge=sum` or `shares=equal`")

@@ -151,7 +151,7 @@ def _surrogate(config: PruneConfig, method: Method, beton: Beton, targets: list[
     if not config.train_surrogate:
         return config.surrogate
     if world_size() > 1:
-        raise UsageError("`train_surrogate`: train it in one process first, then give it by `surrogate` under torchrun")
+        raise UsageError("`train_surrogate`: train it in one process first, then give it as `surrogate` under torchrun")
     from dp4tl_fast.pruning.train_surrogate import train
 
     with watch.section("training"):
@@ -205,7 +205,7 @@ def _choose(
         if one.votes is not None and one.votes[sizes > 0].sum() == 0:
             raise UsageError(
                 f"{target.path}: none of its {target.num_samples} images is most like {one.unit} that have records in "
-                f"{shown(config.source)}: nothing of it is for this target. Use another source, or another surrogate"
+                f"{shown(config.source)}: nothing in it is for this target. Use another source, or another surrogate"
             )
     images = [t.num_samples for t in targets] or [1]
     alone = [([s], [1], "sum", [t]) for s, t in zip(scores, targets, strict=False)]

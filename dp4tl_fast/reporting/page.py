@@ -221,7 +221,7 @@ def _selections(runs: list[tuple[Path, dict[str, Any]]]) -> list[tuple[str, Sele
         if summary.get("selection_sha256") in (None, selection.kept_sha256):
             found[path] = (path, selection, summary["source"])
         else:
-            cli.message(f"note: {path} keeps other classes now than when {folder} was trained; it is not shown")
+            cli.message(f"note: {path} now keeps other classes than when {folder} was trained; it is not shown")
     return list(found.values())
 
 
