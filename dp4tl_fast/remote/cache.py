@@ -122,8 +122,8 @@ class Cache:
                     too_many -= sizes[folder]
         if too_many > 0:
             raise UsageError(
-                f"`cache_limit={self.limit}`: {entry.url} needs {needed} bytes more, {too_many} too many beside what is in use. "
-                "Raise it, keep less, or give another `cache_dir`"
+                f"`cache_limit={self.limit}`: {entry.url} needs {needed} bytes more, {too_many} too many besides what is in use. "
+                "Raise the limit, keep less, or give another `cache_dir`"
             )
 
     def _others(self, folder: Path) -> list[Path]:
@@ -142,7 +142,7 @@ class Cache:
         except OSError as error:
             raise UsageError(
                 f"`cache_dir={self.folder}`: cannot be written ({error.strerror}). Make room, or give another folder; what was "
-                "fetched stays"
+                "fetched is kept"
             ) from None
 
 
