@@ -189,7 +189,7 @@ def _print(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(title=f"dp4tl_fast on Python {result['python']}, {result['platform']}")
-    for column in ("part", "version", "works", "what was seen, and what to do", "needed for"):
+    for column in ("part", "version", "works", "result, and what to do", "needed for"):
         table.add_column(column)
     for name, (_, purpose, remedy) in PARTS.items():
         row = result[name]
@@ -197,8 +197,8 @@ def _print(result: dict[str, Any]) -> None:
         table.add_row(name, row["version"], "[green]yes[/]" if row["works"] else "[red]no[/]", advice, purpose)
     console = Console(stderr=True)
     console.print(table)
-    speeds = Table(title="CPU kernels: ways to the same bits, as fast as just measured")
-    for column in ("kernel", "GFLOP/s", "taken"):
+    speeds = Table(title="CPU kernels: implementations with equal results, speed as just measured")
+    for column in ("kernel", "GFLOP/s", "used"):
         speeds.add_column(column)
     for name, found in result["rates"].items():
         speeds.add_row(name, ", ".join(f"{way} {rate:,.0f}" for way, rate in found["gflops"].items()), found["chosen"])

@@ -118,7 +118,7 @@ def _tradeoffs(rows: list[dict[str, Any]]) -> list[tuple[str, Figure]]:
 
     targets = {row["target"]: [r for r in rows if r["target"] == row["target"]] for row in rows}
     return [
-        (f"Top-1 of the {name}{f' on {target}' if len(targets) > 1 else ''} over the time until it was there: "
+        (f"Top-1 of the {name}{f' on {target}' if len(targets) > 1 else ''} over the time it took to get there: "
          "training the surrogate, scoring, selecting, pretraining.", plots.tradeoff(some, mode))
         for target, some in targets.items()
         for mode, name in plots.MODES.items() if any(r.get(f"{mode}_mean") is not None for r in some)
