@@ -24,7 +24,7 @@ def inspect(
             folder or weights file.
         verify: Check every pointer, size, JPEG header and, if the file has a sidecar, checksum.
         decode: Like --verify, and also decode every record.
-        workers: Threads for --verify; 0 uses one per core.
+        workers: Threads for --verify and --decode; 0 uses one per core.
         cache_dir: Folder that keeps what is fetched from a URL; the default is ~/.cache/dp4tl_fast.
         cache_limit: Maximum size of this folder, e.g. 500GB; empty: no limit.
     """

@@ -38,7 +38,8 @@ class FinetuneConfig(Placement, BadRecordsConfig, TrackingConfig, CacheConfig):
     """What to train on the target, and how.
 
     Args:
-        checkpoint: Run folder, checkpoint folder, or weights file.
+        checkpoint: Run folder, checkpoint folder or weights file; or published weights: torchvision:NAME (with --arch), timm:NAME
+            or hf-hub:ORG/NAME.
         train: Target training .beton, its URL (s3://, gs://, az://, https://), or a torchvision data set:
             ``torchvision:CIFAR10?root=DIR&split=train``, which is converted once and kept in .dp4tl-cache beside OUT.
         test: Target test .beton, its URL, or ``torchvision:CIFAR10?root=DIR&split=test``.
@@ -49,8 +50,9 @@ class FinetuneConfig(Placement, BadRecordsConfig, TrackingConfig, CacheConfig):
         val_share: Instead of --val: hold out this fraction of every training class for validation, drawn anew for each seed.
         arch: Architecture, if the checkpoint does not name it.
         epochs: Passes over the target; 0 uses the paper's number (lp 50, ff 200).
-        lr: Peak learning rate; 0 uses the paper's for Adam (lp 0.01, ff 0.0001).
-        schedule: cosine, triangular, step (a tenth at half and at three quarters of the run) or constant.
+        lr: Peak learning rate; 0 uses the paper's for Adam (lp 0.01, ff 0.0001). Required with --optimizer sgd.
+        schedule: cosine, triangular, step (divided by 10 at half and again at three quarters of the steps after warm-up) or
+            constant.
         warmup_epochs: Epochs of warm-up to the peak learning rate; constant has no warm-up.
         optimizer: adam, adamw, or sgd with momentum 0.9.
         weight_decay: Weight decay of all trained weights.
@@ -67,8 +69,8 @@ class FinetuneConfig(Placement, BadRecordsConfig, TrackingConfig, CacheConfig):
         flip: With ff: mirror each training image with probability 0.5; turn this off for digits and text.
         augment: With ff: none, randaugment or trivialaugment.
         mix: With ff: none, mixup or cutmix, within each batch.
-        tta: Test-time augmentation: none or flip, which averages the probabilities of each image and its mirror image.
-        seeds: Number of repetitions, with seeds 0, 1, ...
+        tta: With ff: test-time augmentation: none or flip, which averages the probabilities of each image and its mirror image.
+        seeds: Number of repetitions, with seeds 0, 1, ...; knn without --shots runs once.
         shots: Train on this many random images per class, drawn anew for each seed; 0 uses all of them.
         groups: CSV with the columns index and group for the test records: reports the accuracy of each group and of the worst one,
             as for Waterbirds (group: bird and background).

@@ -22,7 +22,8 @@ class NetworkConfig:
     """A trained network.
 
     Args:
-        checkpoint: Run folder (uses its last checkpoint), checkpoint folder (``RUN/checkpoint/best``), or weights file.
+        checkpoint: Run folder (uses its last checkpoint), checkpoint folder (``RUN/checkpoint/best``) or weights file; or published
+            weights: torchvision:NAME (with --arch), timm:NAME or hf-hub:ORG/NAME.
         arch: Architecture, if the checkpoint does not name it.
         size: Side of the images, in pixels; 0 uses the checkpoint's.
         mean: Mean of each channel for normalisation, three values, instead of the checkpoint's.

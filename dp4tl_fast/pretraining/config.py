@@ -73,8 +73,9 @@ class PretrainConfig(Placement, BadRecordsConfig, TrackingConfig, CacheConfig):
             then prints a table and writes OUT/report.html and OUT/summary.json. With --resume, another selection is added to
             those already there.
         arch: small-16, small-32-full, ... (for 32 to 64 pixels), or any torchvision classifier, e.g. resnet18.
-        init: Start from these weights instead of random ones: a run folder, a checkpoint or a weights file of this architecture.
-            The classifier is kept if it is for the same classes.
+        init: Start from these weights instead of random ones: a run folder, a checkpoint or a weights file of this architecture,
+            or published weights (torchvision:NAME, timm:NAME, hf-hub:ORG/NAME). The classifier is kept if it is for the same
+            classes.
         objective: supervised, moco or moco_v3 (self-supervised; both views come from one read), or adversarial.
         epochs: Passes over the selected records; 0 uses the selection's number if it was made for a budget (`prune --keep auto
             --budget`), else 16. In the first case, --compare gives the full source the same number of images.
@@ -95,7 +96,8 @@ class PretrainConfig(Placement, BadRecordsConfig, TrackingConfig, CacheConfig):
         lr: Peak learning rate.
         lr_batch: Batch size that --lr is meant for; the learning rate is scaled linearly to --batch-size. 0 uses --lr unchanged.
         weight_decay: Weight decay of all weights except biases and normalisation layers.
-        schedule: triangular (the paper's), cosine, step (a tenth at half and at three quarters of the run) or constant.
+        schedule: triangular (the paper's), cosine, step (divided by 10 at half and again at three quarters of the steps after
+            warm-up) or constant.
         warmup_epochs: Epochs of warm-up to the peak learning rate; constant has no warm-up.
         label_smoothing: Share of the target probability spread evenly over all classes; 0 is off.
         clip_norm: Clip the gradient to this L2 norm; 0 is off.
