@@ -72,7 +72,7 @@ class PretrainConfig(Placement, BadRecordsConfig, TrackingConfig, CacheConfig):
             first, so that the second run finds files and compilers warm), in OUT/full and OUT/NAME, where NAME is the selection's;
             then prints a table and writes OUT/report.html and OUT/summary.json. With --resume, another selection is added to
             those already there.
-        arch: small-16, small-32-full, ... (for 32 to 64 pixels), or any torchvision classifier, e.g. resnet18.
+        arch: small-16, small-32-full, ... (for 32 to 64 pixels), any torchvision classifier, e.g. resnet18, or timm:NAME.
         init: Start from these weights instead of random ones: a run folder, a checkpoint or a weights file of this architecture,
             or published weights (torchvision:NAME, timm:NAME, hf-hub:ORG/NAME). The classifier is kept if it is for the same
             classes.
