@@ -6,21 +6,21 @@ import sys
 from importlib import import_module
 
 COMMANDS = {
-    "convert": "images to a .beton laid out so that a class can be read alone",
+    "convert": "convert images to a .beton in which each class can be read alone",
     "merge": "join the shards of a conversion",
-    "relayout": "copy a .beton into another order of records, without decoding",
-    "subset": "copy some classes, or a selection, to a .beton of their own",
-    "inspect": "what is inside a .beton, or a checkpoint",
+    "relayout": "copy a .beton with its records in another order, without decoding",
+    "subset": "copy some classes, or a selection, to a smaller .beton",
+    "inspect": "show what is inside a .beton or a checkpoint",
     "prune": "score source classes for a target and select the ones to keep",
-    "selection": "look at selections, compare and combine them",
-    "pretrain": "train on the source, or on a selection of it, and measure",
-    "finetune": "a network for the target, and its accuracy: linear probe or full finetuning",
-    "evaluate": "accuracy by class and group, confusion, calibration, robustness of a network",
-    "predict": "what a network sees in photos: files, folders, tars, .beton",
-    "export": "a network as ONNX, torch.export or torchvision weights",
-    "report": "one HTML page from run folders",
-    "demo": "the whole pipeline on embedded data",
-    "doctor": "what is installed and works here",
+    "selection": "inspect, compare and combine selections",
+    "pretrain": "train on the source, or on a selection of it, and measure the cost",
+    "finetune": "train and test on the target: linear probe, full finetuning or kNN",
+    "evaluate": "measure a network: accuracy by class and group, confusion, calibration, robustness",
+    "predict": "classify photos: files, folders, tars, .beton",
+    "export": "export a network to ONNX, torch.export or torchvision weights",
+    "report": "write an HTML page that compares runs or selections",
+    "demo": "run the whole pipeline on embedded data",
+    "doctor": "test what is installed and works here",
 }
 ROOMS = ("selection", "demo")  # commands that are rooms as well
 
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: dp4tl-fast COMMAND [options]\n\n" + "\n".join(f"  {n:10} {d}" for n, d in COMMANDS.items()))
-        print("\n`dp4tl-fast COMMAND --help` explains each.")
+        print("\n`dp4tl-fast COMMAND --help` explains a command.")
         return 0 if arguments else 2
     if arguments[0] == "--version":
         from dp4tl_fast import __version__

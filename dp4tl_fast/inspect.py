@@ -17,16 +17,16 @@ from dp4tl_fast.inference import describe as checkpoint
 def inspect(
     file: str, *, verify: bool = False, decode: bool = False, workers: int = 0, cache_dir: str = "", cache_limit: str = ""
 ) -> dict[str, Any]:
-    """Show header, fields, layout, label mixing, and samples and bytes of every class; or what a checkpoint says of its network.
+    """Show a .beton's header, fields, layout, label mixing, and samples and bytes per class; or describe a checkpoint's network.
 
     Args:
-        file: The .beton, written by dp4tl_fast or by FFCV, or its URL (s3://, gs://, az://, https://); or a run folder,
-            checkpoint folder or weights file.
-        verify: Check every pointer, size, JPEG header and (where the sidecar is) checksum.
-        decode: Verify, and decode every record as well.
-        workers: Threads that verify; 0 means one per core.
-        cache_dir: Folder for what is fetched of a URL; the default is ~/.cache/dp4tl_fast.
-        cache_limit: Most bytes in it, as 500GB; empty: no limit.
+        file: .beton, written by dp4tl_fast or by FFCV, or its URL (s3://, gs://, az://, https://); or a run folder, checkpoint
+            folder or weights file.
+        verify: Check every pointer, size, JPEG header and, if the file has a sidecar, checksum.
+        decode: Like --verify, and also decode every record.
+        workers: Threads for --verify and --decode; 0 uses one per core.
+        cache_dir: Folder that keeps what is fetched from a URL; the default is ~/.cache/dp4tl_fast.
+        cache_limit: Maximum size of this folder, e.g. 500GB; empty: no limit.
     """
     started = time.perf_counter()
     if checkpoint.is_checkpoint(file):

@@ -13,10 +13,10 @@ from dp4tl_fast.conversion.shards import merge_shards
 
 
 def merge(out: str) -> dict[str, Any]:
-    """Join OUT.shard-I-of-N.beton, made by ``convert SRC OUT --shard I/N``, to the file that an unsharded run writes.
+    """Join OUT.shard-I-of-N.beton, made by ``convert SRC OUT --shard I/N``, into the file that an unsharded run writes.
 
     Args:
-        out: The .beton to write; all shards must lie beside it. They are not removed.
+        out: .beton to write; all shards must be beside it. They are not removed.
     """
     check_outputs([("out", out)], [])
     started = time.perf_counter()

@@ -14,17 +14,17 @@ from dp4tl_fast.common.files import check_outputs
 
 
 def relayout(src: str, out: str, *, layout: str = "class", seed: int = 0, entry_points: str = "on") -> dict[str, Any]:
-    """Copy a .beton, written by dp4tl_fast or by ffcv.DatasetWriter, into another order of records.
+    """Copy a .beton, written by dp4tl_fast or by ffcv.DatasetWriter, with its records in another order.
 
-    No image is re-encoded. From layout ``class`` a pruned run reads one byte range per class.
+    No image is re-encoded. With layout ``class``, a run on a selection reads one byte range per class.
 
     Args:
-        src: The .beton to copy.
-        out: The .beton to write.
-        layout: ``class`` stores each class as one byte range, its records in random order; ``shuffled`` mixes all.
-        seed: Of the random order.
-        entry_points: ``on`` inserts an index (2.5 % of the bytes) into JPEGs of 128 x 128 pixels and more, so that the
-            native loader decodes only what a crop needs; other readers pass over it. ``off`` copies every byte as it is.
+        src: .beton to copy.
+        out: .beton to write.
+        layout: ``class`` stores each class as one byte range, its records in random order; ``shuffled`` mixes all classes.
+        seed: Random seed for the order of records.
+        entry_points: ``on`` inserts an index (2.5 % of the bytes) into JPEGs of 128 x 128 pixels and more, so that the native
+            loader decodes only what a crop needs; other readers ignore it. ``off`` copies every byte unchanged.
     """
     index_jpegs = wants_entry_points(entry_points)
     check_outputs([("out", out)], [src])

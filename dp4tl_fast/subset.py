@@ -25,15 +25,16 @@ def subset(
     cache_dir: str = "",
     cache_limit: str = "",
 ) -> dict[str, Any]:
-    """Copy a selection's records, or some classes, to a smaller .beton. Nothing is decoded; labels stay as they are.
+    """Copy the records of a selection, or some classes, to a smaller .beton. Nothing is decoded; labels do not change.
 
     Args:
-        src: The .beton to copy from, or its URL (s3://, gs://, az://, https://), of which only these records are fetched.
-        out: The .beton to write.
-        selection: A selection made for SRC by ``dp4tl-fast prune``.
-        classes: Names or ids of classes, instead of a selection; ``name:0`` or ``id:0`` where a name is another class's id.
-        cache_dir: Folder for what is fetched of a URL; the default is ~/.cache/dp4tl_fast.
-        cache_limit: Most bytes in it, as 500GB; empty: no limit.
+        src: .beton to copy from, or its URL (s3://, gs://, az://, https://); from a URL, only these records are fetched.
+        out: .beton to write.
+        selection: Selection made for SRC by ``dp4tl-fast prune``.
+        classes: Names or ids of the classes to copy, instead of a selection; repeat the flag for several. Write ``name:0`` or
+            ``id:0`` if one class's name is another's id.
+        cache_dir: Folder that keeps what is fetched from a URL; the default is ~/.cache/dp4tl_fast.
+        cache_limit: Maximum size of this folder, e.g. 500GB; empty: no limit.
     """
     started = time.perf_counter()
     if bool(selection) == bool(classes):

@@ -83,7 +83,7 @@ def test_merge_of_shards_without_an_image_is_refused_as_one_run_is(tmp_path: Pat
     for part in ("0/2", "1/2"):
         convert(str(tmp_path / "tree"), str(out), on_error="skip", shard=part, workers=1)
     for join in (lambda: merge_shards(out), lambda: convert(str(tmp_path / "tree"), str(out), on_error="skip", workers=1)):
-        with pytest.raises(BetonError, match=r"x\.beton: not one of 4 images could be stored\. Nothing is written"):
+        with pytest.raises(BetonError, match=r"x\.beton: none of 4 images could be stored\. Nothing is written"):
             join()
         assert not out.exists()
 

@@ -122,7 +122,7 @@ BAD = {
     "convert-hollow-class": (["convert", "{d}/hollow", "{d}/o.beton"], "class folder 'b' has no images"),
     "convert-not-an-image": (["convert", "{d}/text", "{d}/o.beton"], "2.jpg"),
     "convert-onto-a-folder": (["convert", "{d}/hollow", "{d}/empty"], "OUT {d}/empty: is a folder"),
-    "convert-below-a-file": (["convert", "{d}/hollow", "{d}/s.beton/o.beton"], "s.beton is not a folder that can be written"),
+    "convert-below-a-file": (["convert", "{d}/hollow", "{d}/s.beton/o.beton"], "s.beton is not a writable folder"),
     "convert-onto-its-source": (["convert", "{d}/junk.beton", "{d}/junk.beton"], "OUT {d}/junk.beton: is an input"),
     "relayout-onto-a-folder": (["relayout", "{d}/s.beton", "{d}/empty"], "OUT {d}/empty: is a folder"),
     "relayout-onto-its-source": (["relayout", "{d}/s.beton", "{d}/s.beton"], "OUT {d}/s.beton: is an input"),

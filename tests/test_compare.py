@@ -139,7 +139,7 @@ def test_runs_of_older_versions_are_a_recipe_of_their_own(tmp_path):
     leave(tmp_path, "lm", 0, 16.0, kept=4, tag="old")
     rows = compare(find_runs([tmp_path]))
     assert sorted((r["pretrain_s"], r["speedup"], str(r["settings"])) for r in rows) == [
-        (5, 2, "{}"), (10, 1, "{}"), (16, 1.25, "{'settings': 'not told'}"), (20, 1, "{'settings': 'not told'}")
+        (5, 2, "{}"), (10, 1, "{}"), (16, 1.25, "{'settings': 'not recorded'}"), (20, 1, "{'settings': 'not recorded'}")
     ]  # fmt: skip
     assert len({recipe(r) for r in rows}) == 2
 
@@ -275,7 +275,7 @@ def test_report_of_run_folders_shows_costs_and_figures(runs, tmp_path):
     shown = ("energy", "images/s", "data wait", "pruning")
     assert text.count("<svg") == 4 and all(f"<button>{name}</button>" in text for name in shown)
     assert "Validation accuracy over time" in text and "Where the time went" in text and "<button>GPU-hours" not in text
-    assert text.index("over the time until it was there") < text.index('id="main"') < text.index("Where the time went")
+    assert text.index("over the time it took to get there") < text.index('id="main"') < text.index("Where the time went")
 
 
 def test_the_csv_has_every_number_as_it_is(runs, tmp_path):

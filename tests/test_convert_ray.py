@@ -178,7 +178,7 @@ def test_sigterm_keeps_what_was_done(
     assert (driver.returncode, printed, said.splitlines()[-1]) == (130, "", "dp4tl-fast convert: terminated")
     assert not out.exists()
     monkeypatch.setattr(parts_module, "PART_IMAGES", PER_PART)
-    with pytest.raises(UsageError, match="other input or other flags"):
+    with pytest.raises(UsageError, match="other input or flags"):
         convert(str(tree), str(out), write_mode="raw", on="ray", resume=True)
     result = convert(str(tree), str(out), on="ray", resume=True, **OPTIONS)
     assert result["resumed"] >= PER_PART

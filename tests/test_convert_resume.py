@@ -212,7 +212,7 @@ def test_other_flags_start_over_unless_resume_is_asked_for(
 ) -> None:
     out = tmp_path / "o.beton"
     interrupt(monkeypatch, tree, out, after=3)
-    with pytest.raises(UsageError, match="other flags"):
+    with pytest.raises(UsageError, match="other input or flags"):
         convert(str(tree), str(out), write_mode="raw", resume=True)
     assert convert(str(tree), str(out), write_mode="jpg", workers=1)["resumed"] == 12
     interrupt(monkeypatch, tree, out.with_name("p.beton"), after=3)

@@ -124,7 +124,7 @@ def test_links_out_of_a_tar_are_refused_not_dropped(tmp_path: Path, name: str, t
 
 
 def test_pax_headers_that_no_reader_here_understands(tmp_path: Path) -> None:
-    for records, message in (({"size": "abc"}, "b'abc' is no size"), ({"GNU.sparse.major": "1"}, "stored as a sparse file")):
+    for records, message in (({"size": "abc"}, "b'abc' is not a size"), ({"GNU.sparse.major": "1"}, "stored as a sparse file")):
         with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
             info = tarfile.TarInfo("a/1.jpg")
             info.pax_headers = records
@@ -265,7 +265,7 @@ def test_parquet(tree: Path, tmp_path: Path, struct: bool, named: bool) -> None:
         pq.write_table(table, tmp_path / "pq" / f"train-{part:05}.parquet", row_group_size=3)
     found = samples(str(tmp_path / "pq"), scratch=tmp_path)
     assert found == [(name if named else str(names.index(name)), data) for name, data in expected]
-    message = "row 0: the label 2 is no class id: there are names for 1 classes" if named else "no column named label"
+    message = "row 0: the label 2 is not a class id: there are names for 1 classes" if named else "no column named label"
     with pytest.raises(SourceError, match=message):
         broken = pa.table({"image": images, "label": [2] * 7} if named else {"image": images, "y": [0] * 7})
         feature = {"info": {"features": {"label": {"names": ["one"]}}}}
@@ -378,7 +378,7 @@ def test_urls(tree: Path, tmp_path: Path) -> None:
 
 def test_unknown_kinds(tmp_path: Path) -> None:
     (tmp_path / "x.bin").write_bytes(b"\x01\x02")
-    with pytest.raises(SourceError, match="no known kind"):
+    with pytest.raises(SourceError, match="is not of a known kind"):
         open_source(str(tmp_path / "x.bin"))
     with pytest.raises(SourceError, match="no such file or folder"):
         open_source(str(tmp_path / "nothing*.tar"))

@@ -91,7 +91,7 @@ def test_a_second_writer_is_noticed_without_locks(data, tmp_path, poor, killed):
     out = tmp_path / "s.beton"
     other = subprocess.Popen([sys.executable, "-c", WRITE, out], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "writing\n"
-    with pytest.raises(BetonError, match=rf"s\.beton: its writing is still going on: process {other.pid} on "):
+    with pytest.raises(BetonError, match=rf"s\.beton: its writing is still in progress: process {other.pid} on "):
         convert(str(tmp_path / "s"), str(out))
     if killed:
         other.kill()
@@ -139,7 +139,7 @@ def test_anothers_cache_is_read_and_not_written():
         done = subprocess.run([sys.executable, "-c", AS_NOBODY, name, "kept.npy", "new.npy"], capture_output=True, text=True)
         folder.chmod(0o755)
         assert done.stdout.splitlines() == ["[5.0, 5.0, 5.0] True", "[7.0, 7.0, 7.0] False"], done.stderr
-        assert "may only be read" in done.stderr and sorted(folder.iterdir()) == before
+        assert "is read-only" in done.stderr and sorted(folder.iterdir()) == before
 
 
 def test_two_users_share_a_cache():
@@ -153,13 +153,13 @@ def test_two_users_share_a_cache():
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 @pytest.mark.parametrize("mode", [0o777, 0o1777], ids=["for all", "as /tmp"])
-@pytest.mark.parametrize("how", ["may not be read", "cannot be replaced"])
+@pytest.mark.parametrize("how", ["cannot be read", "cannot be replaced"])
 def test_what_another_user_keeps_closed_is_computed_and_not_kept(mode, how):
     """Written under a umask that shuts others out; or damaged, in a folder where only owners may replace their files."""
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         folder = Path(name)
         folder.chmod(mode)
-        before = os.umask(0o077 if how == "may not be read" else 0o022)
+        before = os.umask(0o077 if how == "cannot be read" else 0o022)
         cache.cached(folder / "a.npy", (3,), np.dtype("<f4"), lambda out: out.fill(5))
         os.umask(before)
         if how == "cannot be replaced":

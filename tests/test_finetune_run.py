@@ -162,7 +162,7 @@ def test_more_seeds_join_and_other_settings_or_images_do_not(data, tmp_path):
     with pytest.raises(UsageError, match=r"`resume` with other settings: lr was 0\.01, now 0\.02"):
         finetune(config(data, tmp_path / "o", lr=0.02, resume=True))
     other = noisy_colours(tmp_path, "train", (3, 3, 3, 3))
-    with pytest.raises(UsageError, match=r"train_records_sha256 was .*holds other images by now"):
+    with pytest.raises(UsageError, match=r"train_records_sha256 was .*now holds other images"):
         finetune(config(data, tmp_path / "o", train=str(other), resume=True))
 
 
@@ -176,7 +176,7 @@ def test_other_classes_in_equal_tables_are_not_gone_on_with(data, tmp_path):
         both = {"train": str(tmp_path / "a.beton"), "test": str(tmp_path / "b.beton")}
         if not turned:
             finetune(config(data, tmp_path / "o", seeds=1, **both))
-    with pytest.raises(UsageError, match=r"test_contents_sha256 was .*; train_contents_sha256 was .*holds other images by now"):
+    with pytest.raises(UsageError, match=r"test_contents_sha256 was .*; train_contents_sha256 was .*now holds other images"):
         finetune(config(data, tmp_path / "o", seeds=1, resume=True, **both))
 
 

@@ -100,7 +100,7 @@ def test_prefixes_and_containers(name, network, state, other, tmp_path):
 def test_which_of_two_is_said_and_can_be_chosen(network, state, other, tmp_path, capsys):
     torch.save({"model": other, "model_ema": state}, tmp_path / "w.pth")
     assert not right(tmp_path / "w.pth", network)
-    assert "taken model; it also holds model_ema: w.pth#model_ema takes that" in capsys.readouterr().err
+    assert "using model; it also holds model_ema: w.pth#model_ema selects that" in capsys.readouterr().err
     assert right(f"{tmp_path / 'w.pth'}#model_ema", network)
     with pytest.raises(CheckpointError, match=r"has no part banana\. Its parts: model, model_ema"):
         checkpoint.load_model(f"{tmp_path / 'w.pth'}#banana", ARCH)

@@ -158,7 +158,7 @@ def test_classes_of_quite_other_names_are_matched_by_number_and_said(root, tmp_p
     assert "matched by number" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "other/n00003")
     convert(str(tmp_path / "other"), str(tmp_path / "three.beton"))
-    with pytest.raises(UsageError, match="It is for other classes"):
+    with pytest.raises(UsageError, match="It was trained for other classes"):
         evaluate(root / "ft", tmp_path / "three.beton")
 
 
@@ -301,8 +301,8 @@ def test_predict_on_nothing_and_other_bad_input(root, tmp_path, capsys):
         (str(root / "test"), f"--out={tmp_path / 'p.txt'}"): "must end in one of",
         (str(root / "test"), str(tmp_path / "gone.jpg")): "gone.jpg: no such file or folder",
         (str(root / "test"), "--top=0"): "--top 0: must be at least 1",
-        (str(root / "test.beton"), str(root / "test")): "in a call of their own",
-        (str(root / "test"), "--features", "--probabilities"): "are given instead of classes",
+        (str(root / "test.beton"), str(root / "test")): "in a separate call",
+        (str(root / "test"), "--features", "--probabilities"): "replaces the classes in the output",
     }
     for arguments, message in cases.items():
         out = () if any(a.startswith("--out") for a in arguments) else (f"--out={tmp_path / 'p.csv'}",)

@@ -128,7 +128,7 @@ def test_a_run_without_its_losses_is_not_resumed(source, tmp_path, monkeypatch):
     del state["objective"]["losses"]
     torch.save(state, newest / checkpoint.STATE)
     before = (newest / checkpoint.STATE).read_bytes()
-    with pytest.raises(CheckpointError, match="has no losses of these records"):
+    with pytest.raises(CheckpointError, match="lacks the losses of these records"):
         run(source, tmp_path / "r", resume=True, **DYNAMIC)
     assert (newest / checkpoint.STATE).read_bytes() == before
 

@@ -155,5 +155,5 @@ def test_missing_and_foreign_files(tmp_path: Path) -> None:
     assert main([str(tmp_path / "x.beton")]) == 2
     assert main([str(tmp_path / "no.beton")]) == 2
     (tmp_path / "x.beton").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    with pytest.raises(BetonError, match=r"is no \.beton file but a Git LFS pointer, .* Fetch it with `git lfs pull`$"):
+    with pytest.raises(BetonError, match=r"is not a \.beton file but a Git LFS pointer, .* Fetch it with `git lfs pull`$"):
         inspect(str(tmp_path / "x.beton"))

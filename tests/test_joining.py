@@ -30,7 +30,7 @@ def environment(port, rank, world=2):
     [
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2, but not RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
         ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}, "but not MASTER_ADDR, MASTER_PORT. Start with torchrun"),
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two, which is no number"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two, which is not a number"),
         (environment(1, 2), "RANK=2 of WORLD_SIZE=2"),
     ],
 )
@@ -45,7 +45,7 @@ def test_a_process_that_does_not_come_is_waited_for_a_stated_time(port, rank, mo
     monkeypatch.setattr(joining, "JOIN_S", 0.3)
     for name, value in environment(port, rank).items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match=r"only 1 of 2 processes came within 0 s|nobody answered at MASTER_ADDR=127.0.0.1"):
+    with pytest.raises(UsageError, match=r"only 1 of 2 processes joined within 0 s|no answer at MASTER_ADDR=127.0.0.1"):
         joining.meet()
 
 

@@ -51,7 +51,7 @@ def test_auto_is_a_halving_that_serves_the_target(votes, outputs, images, seed):
     order = np.argsort(-votes, kind="stable")
     total, least = sizes.sum(), sizes[order[:2]].sum()
     if not votes.sum() or 0 < images < least:
-        with pytest.raises(UsageError, match="not one epoch of the first two classes" if votes.sum() else "no target image voted"):
+        with pytest.raises(UsageError, match="less than one epoch of the first two" if votes.sum() else "no target image voted"):
             auto_cut(order, sizes, votes, probability if outputs else None, images)
         return
     k = auto_cut(order, sizes, votes, probability if outputs else None, images)

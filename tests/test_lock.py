@@ -32,7 +32,7 @@ def data(tmp_path_factory):
 
 def test_a_second_owner_is_refused_by_name_until_the_first_one_ends(tmp_path):
     other = hold(tmp_path / "r")
-    with pytest.raises(UsageError, match=f"still going on: process {other.pid} on ") as refused, Owner(tmp_path / "r"):
+    with pytest.raises(UsageError, match=f"still in progress: process {other.pid} on ") as refused, Owner(tmp_path / "r"):
         pass
     assert "\n" not in str(refused.value)
     other.communicate()
@@ -76,7 +76,7 @@ def test_an_owner_on_another_machine_is_believed_while_its_lock_changes(tmp_path
             return real(path)
 
         monkeypatch.setattr(lock, "_read", read)
-        with pytest.raises(UsageError, match=r"still going on: process \d+ on node7"), Owner(tmp_path):
+        with pytest.raises(UsageError, match=r"still in progress: process \d+ on node7"), Owner(tmp_path):
             pass
         monkeypatch.setattr(lock, "_read", real)
         with Owner(tmp_path) as second:  # it says nothing any more
@@ -97,7 +97,7 @@ def test_a_run_is_refused_beside_a_live_one_and_says_how_slurm_is_meant(data, tm
     other = hold(tmp_path / "r")
     before = (tmp_path / "r" / LOCK).read_text()
     for resume in (False, True):
-        with pytest.raises(UsageError, match=f"process {other.pid} on .*Wait for its end"):
+        with pytest.raises(UsageError, match=f"process {other.pid} on .*Wait until it ends"):
             run(data, tmp_path / "r", resume=resume)
     monkeypatch.setenv("SLURM_NTASKS", "2")
     with pytest.raises(UsageError, match=r"Slurm started 2 tasks.*srun torchrun"):
@@ -164,5 +164,5 @@ def test_an_owner_that_was_about_to_say_who_it_is_is_named(tmp_path, monkeypatch
         return True
 
     monkeypatch.setattr(lock, "_changes", written_meanwhile)
-    with pytest.raises(UsageError, match="still going on: process 4711 on node7"), Owner(tmp_path):
+    with pytest.raises(UsageError, match="still in progress: process 4711 on node7"), Owner(tmp_path):
         pass

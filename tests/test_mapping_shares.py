@@ -15,7 +15,7 @@ def test_votes_become_shares():
     np.testing.assert_allclose(shares(VOTES, SIZES, 0), [0.6, 0, 0.3, 0.1, 0], rtol=1e-15)
     np.testing.assert_allclose(shares(VOTES, SIZES, 0.5), [0.35, 0.1, 0.3, 0.25, 0], rtol=1e-15)
     np.testing.assert_allclose(shares(VOTES, SIZES, 1), SIZES / 100, rtol=1e-15)
-    with pytest.raises(UsageError, match="no target image voted for what has records"):
+    with pytest.raises(UsageError, match="no target image voted for anything with records"):
         shares(np.array([0, 0, 0, 0, 9]), SIZES, 0.5)
 
 

@@ -82,7 +82,7 @@ def test_other_signals_stop_a_run_where_they_are_asked_for(data, tmp_path, monke
     run(data / "s.beton", tmp_path / "whole")
     assert same(tmp_path / "whole", tmp_path / "r")
     for wrong in ("KILL", "USR3", "15"):
-        with pytest.raises(UsageError, match=f"{wrong} is no signal that can be caught"):
+        with pytest.raises(UsageError, match=f"{wrong} is not a signal that can be caught"):
             PretrainConfig(source="s", out="o", stop_signals=wrong)
 
 

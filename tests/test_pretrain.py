@@ -213,7 +213,7 @@ def test_another_source_under_the_same_name_is_not_gone_on_with(data, tmp_path):
     (tmp_path / "s.beton").write_bytes((data / "source.beton").read_bytes())
     run(data, tmp_path / "r", source=str(tmp_path / "s.beton"), epochs=1)
     (tmp_path / "s.beton").write_bytes((data / "target.beton").read_bytes())
-    with pytest.raises(UsageError, match="holds other images by now"):
+    with pytest.raises(UsageError, match="now holds other images"):
         run(data, tmp_path / "r", source=str(tmp_path / "s.beton"), epochs=1, resume=True)
 
 
@@ -227,7 +227,7 @@ def test_a_source_in_another_order_of_classes_is_not_gone_on_with(data, tmp_path
     assert run(data, tmp_path / "r", source=str(source), epochs=1, val=str(source), resume=True)
     convert(str(data / "val"), str(source), write_mode="raw", class_order=str(order))
     assert Beton(source).records_sha256 == before
-    with pytest.raises(UsageError, match=r"source_contents_sha256 was .*s\.beton holds other images by now"):
+    with pytest.raises(UsageError, match=r"source_contents_sha256 was .*s\.beton now holds other images"):
         run(data, tmp_path / "r", source=str(source), epochs=1, val=str(source), resume=True)
     source.with_suffix(".info.zip").unlink()
     assert run(data, tmp_path / "r", source=str(source), epochs=1, val=str(source), resume=True), "not known"

@@ -54,7 +54,7 @@ def test_weights_in_natural_order_of_the_class_folders_are_refused(numbered, tmp
     good = prune(numbered, tmp_path / "good.json", tmp_path / "text.safetensors")
     assert names[int(np.argmax(good["scores"]))] == "10"
     assert good["surrogate"]["accuracy"]["top_1"] > 0.9
-    with pytest.raises(UsageError, match=r"once its outputs are numbered otherwise.*in another order"):
+    with pytest.raises(UsageError, match=r"once its outputs are renumbered.*in another order"):
         prune(numbered, tmp_path / "bad.json", tmp_path / "natural.safetensors")
     assert not (tmp_path / "bad.json").exists()
     capsys.readouterr()

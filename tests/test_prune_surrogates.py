@@ -34,7 +34,7 @@ def test_a_surrogate_of_what_the_source_was_before_is_not_reused(data, tmp_path)
     images(tmp_path / "new/source", range(4), 12, 8)  # as many images of each class
     for name in ("source.beton", "source.info.zip"):
         (tmp_path / "new" / name).replace(tmp_path / name)
-    with pytest.raises(UsageError, match="holds other images by now"):
+    with pytest.raises(UsageError, match="now holds other images"):
         run(data, tmp_path / "b.json", method="fm", **options)
 
 

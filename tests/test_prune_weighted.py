@@ -45,14 +45,14 @@ def test_several_cuts_in_one_call_are_those_of_one_call_each(data, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"keep": "0.5,0.5"}, "names a cut twice"), ({"keep": "0.5,"}, "`keep=`"), ({"keep": "0.5,2.5"}, "`keep=2.5`"),
+        ({"keep": "0.5,0.5"}, "has the same value twice"), ({"keep": "0.5,"}, "`keep=`"), ({"keep": "0.5,2.5"}, "`keep=2.5`"),
         ({"keep": "1,2", "materialize": "m.beton"}, "copies one selection"),
         ({"sample": "soft"}, "whole or weighted"), ({"shares": "equal"}, "`sample=weighted`"),
         ({"smooth": 0.1}, "`sample=weighted`"),
         ({**WEIGHTED, "smooth": 1.5}, "from 0 to 1"), ({**WEIGHTED, "reverse": True}, "`shares=equal`"),
         ({**WEIGHTED, "method": "random"}, "has no votes"), ({**WEIGHTED, "method": "moderate"}, "single records"),
         ({"per_class": 3, "method": "moderate"}, "single records"), ({"per_class": -1}, "at least 0"),
-        ({**WEIGHTED, "merge": "turns", "target": ["a", "b"]}, "as their sum"),
+        ({**WEIGHTED, "merge": "turns", "target": ["a", "b"]}, "the sum of votes"),
     ],
 )  # fmt: skip
 def test_refused(data, tmp_path, options, message):
@@ -178,7 +178,7 @@ def test_pretrain_takes_its_epochs_from_the_budget(data, tmp_path):
     ("options", "message"),
     [
         ({"keep": "auto", "budget": "0"}, "`budget=0`"), ({"keep": "auto", "budget": "2hours"}, "`images_per_s`"),
-        ({"keep": "auto", "budget": "20images"}, "not one epoch of the first two classes, which have 24 records"),
+        ({"keep": "auto", "budget": "20images"}, "less than one epoch of the first two classes, which have 24 records"),
         ({"keep": "0.5", "budget": "2epochs"}, "give one of them"), ({"keep": "", "budget": "2epochs"}, "budget:2epochs"),
         ({"keep": "auto", "budget": "2", "method": "random"}, "no votes"),
     ],

@@ -61,7 +61,7 @@ def test_files_may_lie_elsewhere(data, tmp_path, monkeypatch, capsys):
     for path in (data / "s.beton", data / "s.info.zip", data / "v.beton", data / "v.info.zip", tmp_path / "sel.json"):
         (elsewhere / path.name).write_bytes(path.read_bytes())
     moved = {"val": str(elsewhere / "v.beton"), "selection": str(elsewhere / "sel.json"), "resume": True}
-    with pytest.raises(UsageError, match=r"val_records_sha256 was .* holds other images by now"):
+    with pytest.raises(UsageError, match=r"val_records_sha256 was .* now holds other images"):
         run(elsewhere / "s.beton", tmp_path / "r", **{**moved, "val": str(elsewhere / "s.beton")})
     capsys.readouterr()
     there = run(elsewhere / "s.beton", tmp_path / "r", **moved)
@@ -79,7 +79,7 @@ def test_a_version_with_other_flags(data, tmp_path, monkeypatch, capsys):
     with pytest.raises(UsageError, match="blur_pool was False, now True"):
         run(data / "s.beton", tmp_path / "r", resume=True, blur_pool=True)
     run(data / "s.beton", tmp_path / "r", resume=True)
-    assert "another version, which are left out: sharpen\n" in capsys.readouterr().err
+    assert "another version, which are ignored: sharpen\n" in capsys.readouterr().err
     run(data / "s.beton", tmp_path / "whole")
     assert same(tmp_path / "whole", tmp_path / "r")
 

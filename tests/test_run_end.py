@@ -207,7 +207,7 @@ def test_what_bounds_a_run():
         return what_bounds({"data_wait_share": wait, "gpu_busy_share": busy, "loader_seconds": loader})
 
     assert "loader bounds" in says(0.4) and "60 % decode" in says(0.4) and "`workers`" in says(0.4, 0.9)
-    assert "this backend does not say" in says(0.4, loader={})
+    assert "this backend does not report" in says(0.4, loader={})
     assert "CPU bounds" in says(0.02) and "GPU bounds" in says(0.02, 0.95)
     assert "`compile`" in says(0.02, 0.5) and "local disk" in says(0.4, loader={"read": 9.0, "decode": 1.0})
 

@@ -139,7 +139,7 @@ def test_selections_of_earlier_versions_are_read_with_a_note(source, tmp_path, c
     for fingerprint in (first, first | {"records_sha256": source.records_sha256}):
         replace(select(source, [1]), source=fingerprint).save(tmp_path / "old.json")
         assert Selection.load(tmp_path / "old.json").indices(source).tolist() == [2]
-        assert "old.json is of an earlier version: class names are not compared" in capsys.readouterr().err
+        assert "old.json is from an earlier version: class names are not compared" in capsys.readouterr().err
     replace(select(source, [1]), source=first | {"records_sha256": "0"}).save(tmp_path / "old.json")
     with pytest.raises(SelectionError, match="other images"):
         Selection.load(tmp_path / "old.json").indices(source)

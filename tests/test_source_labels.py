@@ -51,10 +51,10 @@ def test_underscores_make_no_number(tmp_path: Path) -> None:
 @pytest.mark.parametrize("label", ["1e999", "9" * 5000])
 def test_numbers_without_an_end_name_their_row(tmp_path: Path, label: str) -> None:
     for src, row in zip(sources(tmp_path, ["1", label, "2"]), ("line 3", "row 1", "1.jpg", "1.jpg"), strict=True):
-        with pytest.raises(SourceError, match=rf"{row}: the label (inf|9+) is no class id: it is above 1000000000000"):
+        with pytest.raises(SourceError, match=rf"{row}: the label (inf|9+) is not a class id: it is above 1000000000000"):
             opened(src, tmp_path)
     pq.write_table(pa.table({"image": IMAGES[:2], "label": [1.0, float("inf")]}), tmp_path / "inf.parquet")
-    with pytest.raises(SourceError, match=r"inf\.parquet: row 1: the label inf is no class id"):
+    with pytest.raises(SourceError, match=r"inf\.parquet: row 1: the label inf is not a class id"):
         opened(tmp_path / "inf.parquet", tmp_path)
 
 

@@ -43,7 +43,7 @@ def test_a_folder_of_shards_may_hold_what_is_no_image(tmp_path: Path) -> None:
         assert samples(src, tmp_path) == EXPECTED
     put(tmp_path / "w", {"loose.jpg": IMAGES[2]})
     for src in (tmp_path / "w", remote(tmp_path / "w")):
-        with pytest.raises(SourceError, match=r"loose\.jpg lies in no class folder"):
+        with pytest.raises(SourceError, match=r"loose\.jpg is in no class folder"):
             opened(src, tmp_path)
 
 
@@ -54,7 +54,7 @@ def test_a_folder_with_packed_shards_is_refused(tmp_path: Path, packed: str) -> 
         folder = put(tmp_path / str(len(files)), files)  # type: ignore[arg-type]
         with pytest.raises(SourceError, match=rf"{packed}: is (packed\. Unpack it with|an unfinished download)"):
             opened(folder)
-        with pytest.raises(SourceError, match=rf"{packed}: (cannot be read from afar\. Download it|is an unfinished download)"):
+        with pytest.raises(SourceError, match=rf"{packed}: (cannot be read from a URL\. Download it|is an unfinished download)"):
             opened(remote(folder), tmp_path)
 
 

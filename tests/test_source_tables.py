@@ -56,10 +56,10 @@ LABELS = {  # name -> (labels as they stand in a source, class names, class ids)
     "negative": (
         ["2", "10", "-1"],
         None,
-        r"the label -1 is no class id: it is negative, as in test sets that hide their labels",
+        r"the label -1 is not a class id: it is negative, as in test sets that hide their labels",
     ),
-    "fraction": (["2", "0.5", "1"], None, r"the label 0\.5 is no class id: it is not a whole number"),
-    "nan": (["2", "nan", "1"], None, r"the label nan is no class id: it is not a number"),
+    "fraction": (["2", "0.5", "1"], None, r"the label 0\.5 is not a class id: it is not a whole number"),
+    "nan": (["2", "nan", "1"], None, r"the label nan is not a class id: it is not a number"),
     "mixed": (["2", "cat", "1"], None, r"the label 'cat' is text, but that of .*, '2', is a number"),
 }
 
@@ -89,7 +89,7 @@ def test_labels_as_text_when_asked_for(tmp_path: Path) -> None:
     src = csv_file(tmp_path, "path,label\n0.jpg,10\n1.jpg,2\n2.jpg,cat\n")
     assert labels_of(src, label_type="text") == (["10", "2", "cat"], [0, 1, 2])
     assert labels_of(src, label_type="text", class_order="natural") == (["2", "10", "cat"], [1, 0, 2])
-    with pytest.raises(SourceError, match=r"line 4: the label 'cat' is no number, but labels are class ids here"):
+    with pytest.raises(SourceError, match=r"line 4: the label 'cat' is not a number, but labels are class ids here"):
         opened(src, label_type="id")
 
 
@@ -189,7 +189,7 @@ def test_labels_are_checked_before_images_are_copied(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(spool.tempfile, "TemporaryFile", copied)
     src = parquet(tmp_path / "x.parquet", {"image": STRUCTS, "label": [0, 1, 0, -1]})
-    with pytest.raises(SourceError, match=r"x\.parquet: row 3: the label -1 is no class id: it is negative"):
+    with pytest.raises(SourceError, match=r"x\.parquet: row 3: the label -1 is not a class id: it is negative"):
         opened(src, tmp_path)
 
 
@@ -417,7 +417,7 @@ def test_urls_with_queries_patterns_and_without_sizes(tmp_path: Path, monkeypatc
         return {name: info | {"size": None} for name, info in real(*args, **options).items()}
 
     monkeypatch.setattr(type(fs), "find", find)
-    with pytest.raises(SourceError, match=r"the server gives no size of a/1\.jpg\. Download the folder first"):
+    with pytest.raises(SourceError, match=r"the server does not report the size of a/1\.jpg\. Download the folder first"):
         opened("memory://sizeless", tmp_path)
 
 

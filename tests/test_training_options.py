@@ -250,7 +250,7 @@ def test_a_compiled_network_survives_another_resolution(data, tmp_path, monkeypa
 def test_refusals():
     for changes, complaint in (
         ({"ema_decay": 1.0}, "`ema_decay=1.0`"), ({"clip_norm": -1.0}, "`clip_norm=-1.0`"), ({"accumulate": 0}, "`accumulate=0`"),
-        ({"forgetting": True, "selection": "s.json"}, "`forgetting`: counts for all"),
+        ({"forgetting": True, "selection": "s.json"}, "`forgetting`: counts over the whole source"),
         ({"schedule": "linear"}, "`schedule=linear`"), ({"end_size": -5}, "`end_size=-5`"), ({"val_size": -1}, "`val_size=-1`"),
         ({"objective": "moco_v3", "val": "v.beton"}, "moco_v3 trains no classifier"),
     ):  # fmt: skip

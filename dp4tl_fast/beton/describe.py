@@ -75,7 +75,7 @@ def as_text(result: dict[str, Any]) -> str:
         f"{result['file']}: {total}",
         f"format      version {result['version']}, pages of {_size(result['page_size'])}",
         f"fields      {', '.join(f'{name} ({kind})' for name, kind in result['fields'].items())}",
-        f"sidecar     {result['sidecar'] or 'none: classes are called by their numbers, and there are no checksums'}",
+        f"sidecar     {result['sidecar'] or 'none: classes are named by number, and there are no checksums'}",
         f"images      {result['jpeg']:,} JPEG, {result['raw']:,} raw; "
         + "; ".join(f"{key} {v['min']} / {v['median']} / {v['max']}" for key, v in _spreads(result))
         + " (min / median / max)",

@@ -101,7 +101,7 @@ class Beton:
         self._map = np.frombuffer(self._pages, np.uint8)
         self.file_size = self._map.size
         if what := what_it_is(bytes(self._map[:HEAD_BYTES])):
-            self._fail(f"is no .beton file but {what}")
+            self._fail(f"is not a .beton file but {what}")
         header = self._table(0, fmt.HEADER, 1, "header")[0]
         if header["version"] != fmt.VERSION:
             self._fail(

@@ -208,8 +208,8 @@ class Sidecar:
 
     def _fail(self, mark: Any) -> NoReturn:
         raise BetonError(
-            f"{self._archive}: belongs to another file than {self._beton}: it was written for {mark}, but that is {self._mark}. "
-            "Convert again, or remove it: classes are then called by their numbers"
+            f"{self._archive}: belongs to another file than {self._beton}: it was written for {mark}, not {self._mark}. "
+            "Convert again, or remove it: classes are then named by number"
         )
 
 

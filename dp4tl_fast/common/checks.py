@@ -60,7 +60,7 @@ def numbers(values: object, count: int, what: str) -> np.ndarray:
     if given.ndim != 1 or not (np.issubdtype(given.dtype, np.integer) or given.size == 0):
         raise SelectionError(
             f"{what} numbers must be whole numbers [n], but these are {given.dtype} {list(given.shape)}. "
-            "Of a boolean mask, give np.flatnonzero(mask)"
+            "For a boolean mask, give np.flatnonzero(mask)"
         )
     for number in (int(given.min()), int(given.max())) if given.size else ():
         if not 0 <= number < count:

@@ -51,7 +51,7 @@ def run(
     _collect_seldom()
     name = function.__name__
     parser = Parser(prog=f"dp4tl-fast {name}", description=_summary(function))
-    parser.add_argument("--config", action="config", help="YAML file with any of the options; flags after it win.")
+    parser.add_argument("--config", action="config", help="YAML file with any of the options; flags after it override it.")
     parser.add_argument("--json", action="store_true", help="Print the result as one JSON object on stdout.")
     config_class = _config_class(function)
     parser.renamed = getattr(config_class, "RENAMED", {})

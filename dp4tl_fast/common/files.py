@@ -32,9 +32,9 @@ def check_outputs(outputs: Iterable[tuple[str, str | Path]], inputs: Iterable[st
             raise UsageError(f"`{parameter}={path}`: is a folder. Give the name of a file in it")
         folder = next(p for p in path.absolute().parents if p.exists())
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            raise UsageError(f"`{parameter}={path}`: cannot be written, for {folder} is not a folder that can be written to")
+            raise UsageError(f"`{parameter}={path}`: cannot be written: {folder} is not a writable folder")
         if path.resolve() in taken:
-            raise UsageError(f"`{parameter}={path}`: is {taken[path.resolve()]}, too. Choose another name")
+            raise UsageError(f"`{parameter}={path}`: is also {taken[path.resolve()]}. Choose another name")
         taken[path.resolve()] = f"`{parameter}`"
 
 

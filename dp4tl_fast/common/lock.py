@@ -83,7 +83,7 @@ class Owner:
         now, _ = _read(self._path)
         if now.get("token") != self._me["token"]:
             by = _name(now) if now else "somebody"
-            raise UsageError(f"{self.owned}: taken over by {by} while this process stood still. Nothing more is written")
+            raise UsageError(f"{self.owned}: taken over by {by} while this process was suspended. It writes nothing more")
 
     def _create(self) -> bool:
         try:
@@ -111,11 +111,11 @@ class Owner:
         if there.get("started") and _same_machine(there, self._me):
             alive = _started(int(there["pid"])) == there["started"]
         else:
-            cli.message(f"{self.owned}: owned by {_name(there)}; looking for {STALE_S:.0f} s whether it is alive")
+            cli.message(f"{self.owned}: owned by {_name(there)}; checking for {STALE_S:.0f} s whether it is alive")
             alive = _changes(self._path, raw)
             there = _read(self._path)[0] or there  # it may have been about to say who it is
         if alive:
-            raise UsageError(f"{self.owned}: its {self._what} is still going on: {_name(there)}. {_remedy(os.environ)}")
+            raise UsageError(f"{self.owned}: its {self._what} is still in progress: {_name(there)}. {_remedy(os.environ)}")
         with contextlib.suppress(FileNotFoundError):
             if _read(self._path)[1] == raw:  # and not that of another process which came first
                 aside = self._path.with_name(f"{LOCK}.{self._me['token']}")
@@ -127,7 +127,7 @@ def _remedy(environment: Mapping[str, str]) -> str:
     tasks = environment.get("SLURM_NTASKS", "1")
     if tasks != "1" and "WORLD_SIZE" not in environment:
         return f"Slurm started {tasks} tasks of this command: start one task per machine, with torchrun (`srun torchrun ...`)"
-    return "Wait for its end, stop it, or write elsewhere"
+    return "Wait until it ends, stop it, or write elsewhere"
 
 
 def _changes(path: Path, raw: bytes) -> bool:

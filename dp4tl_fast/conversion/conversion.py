@@ -74,8 +74,8 @@ class Conversion:
         journal = Journal(journal_path(self.out))
         if self.must_resume and journal.is_of_another(self.identity):
             raise UsageError(
-                f"{self.out}: the unfinished file was made from other input or other flags. "
-                "Give those again, or leave `resume` out to start over"
+                f"{self.out}: the unfinished file was made from other input or flags. "
+                "Give the same ones again, or drop `resume` to start over"
             )
         with BetonWriter(self.out, len(self.order), resume=True) as writer:
             try:
@@ -87,7 +87,7 @@ class Conversion:
                     raise
                 raise BetonError(
                     f"{self.out}: {error.strerror} after {self._done} of {len(self.order)} images. "
-                    "Make room and run the same command again: it goes on from there"
+                    "Free some space and run the same command again: it continues from there"
                 ) from None
             finally:
                 journal.close()
@@ -204,7 +204,7 @@ class BackgroundSync:
 
 
 def nothing_stored(out: Path, images: int) -> BetonError:
-    return BetonError(f"{out}: not one of {images} images could be stored. Nothing is written")
+    return BetonError(f"{out}: none of {images} images could be stored. Nothing is written")
 
 
 def finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:

@@ -218,6 +218,6 @@ def _why(data: bytes, error: Exception) -> str:
 
     if isinstance(error, UnidentifiedImageError):  # its text has an address in it, and audits must not differ between runs
         what = what_it_is(data[:HEAD_BYTES])
-        return f"it is {what}" if what else "it cannot be decoded: its content is no image of a known kind"
+        return f"it is {what}" if what else "it cannot be decoded: its content is not an image of a known kind"
     words = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "", (str(error).splitlines() or [""])[0])
     return f"it cannot be decoded: {words or type(error).__name__}"

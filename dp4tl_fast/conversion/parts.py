@@ -75,8 +75,8 @@ def open_parts(out: Path, identity: dict[str, Any], count: int, must_resume: boo
         if not record.exists() or record.read_bytes() != whole:
             if must_resume and record.exists():
                 raise UsageError(
-                    f"{folder}: these parts were made from other input or other flags. "
-                    "Give those again, or leave `resume` out to start over"
+                    f"{folder}: these parts were made from other input or flags. "
+                    "Give the same ones again, or drop `resume` to start over"
                 )
             _clear(folder)
             write_atomically(record, whole)

@@ -109,7 +109,7 @@ def connected(address: str) -> Iterator[Any]:
     ray = library()
     if ray.is_initialized():
         if address:
-            raise UsageError(f"`ray_address={address}`: this program is connected to a Ray cluster. Leave it out")
+            raise UsageError(f"`ray_address={address}`: this program is already connected to a Ray cluster. Leave it out")
         yield ray
         return
     address = address or os.environ.get("RAY_ADDRESS", "")
@@ -145,8 +145,8 @@ def _not_connected(address: str, error: BaseException) -> UsageError:
     cause: BaseException | None = error
     while cause is not None:
         if "InvalidAuthToken" in str(cause) or type(cause).__name__ == "AuthenticationError":
-            remedy = "Set RAY_AUTH_MODE=token, and have the ~/.ray/auth_token of its first machine"
-            return UsageError(f"{where}: the Ray cluster wants its token. {remedy}")
+            remedy = "Set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token from its first machine"
+            return UsageError(f"{where}: the Ray cluster requires its token. {remedy}")
         cause = cause.__cause__ or cause.__context__
     return UsageError(f"{where}: no Ray cluster answers: {why}. Start one (`ray start`), or correct the address")
 
@@ -169,7 +169,7 @@ def cpus_per_worker(nodes: list[dict[str, Any]], wanted: int) -> int:
     cpus = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
     cpus = [n for n in cpus if n > 0]
     if not cpus:
-        raise UsageError("`on=ray`: no machine of the Ray cluster has a CPU to give. Start one without `--num-cpus 0`")
+        raise UsageError("`on=ray`: no machine of the Ray cluster offers a CPU. Start one without `--num-cpus 0`")
     if wanted > max(cpus):
         raise UsageError(f"`workers={wanted}`: no machine of the Ray cluster has more than {max(cpus)} CPUs. Give at most that")
     return wanted or min(cpus)
@@ -209,7 +209,7 @@ def results(ray: Any, job: Job, missing: list[int]) -> Generator[tuple[int, Made
                 if losses[part] == LOSSES:
                     words = " ".join(str(error).split())
                     raise BetonError(f"{job.parts.path(part)}: {LOSSES} workers were lost while they made it: {words}") from None
-                cli.message(f"part {part} of {job.parts.count}: its worker was lost ({type(error).__name__}); another one goes on")
+                cli.message(f"part {part} of {job.parts.count}: its worker was lost ({type(error).__name__}); another continues")
                 running[task.remote(dp4tl_fast.__version__, packed, part)] = part
                 continue
             if isinstance(made, str):
@@ -280,10 +280,10 @@ def _listing(plan: Plan, scratch: Path) -> Listing:
 def _check_same(job: Job, listing: Listing, here: str) -> None:
     mine = listing.identity()
     if mine["pillow"] != job.identity["pillow"]:
-        has = f"has Pillow {mine['pillow']}, and not {job.identity['pillow']} as where the conversion was started"
+        has = f"has Pillow {mine['pillow']}, but the conversion was started with {job.identity['pillow']}"
         raise UsageError(f"{here}: {has}. Install one version on every machine")
     if mine != job.identity:
         raise SourceError(
-            f"{here}: {job.plan.src} has other images there than where the conversion was started "
-            f"({len(listing.source):,} are found). {ONE_SYSTEM}"
+            f"{here}: {job.plan.src} has other images there than on the machine that started the conversion "
+            f"({len(listing.source):,} found). {ONE_SYSTEM}"
         )

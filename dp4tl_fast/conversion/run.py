@@ -64,52 +64,55 @@ def convert(
 ) -> dict[str, Any]:
     """Convert labelled images to a .beton file that FFCV and dp4tl_fast read. The rules: docs/converting.md.
 
-    JPEGs are stored without loss where every loader can read them (less EXIF and comments); all else is decoded and
-    re-encoded; audit.csv in OUT's sidecar lists what is not stored byte for byte, and why. The same input and flags give the same
-    bytes for any number of workers.
-    Run the same command again to continue an interrupted run where it stopped.
+    JPEGs that every loader can read are stored without loss (minus EXIF and comments); all other images are decoded and
+    re-encoded. audit.csv in OUT's sidecar lists what is not stored byte for byte, and why. The same input and flags give the same
+    bytes for any number of workers. To continue an interrupted run where it stopped, run the same command again.
 
     Args:
         src: Folder of class folders, or a tar of them; ILSVRC2012_img_train.tar; ILSVRC2012_img_val.tar (with
-            ``labels``); WebDataset tars (``x-{000..099}.tar``); Parquet with an image column; a folder of
-            ``datasets.save_to_disk``; CSV or TSV with columns path and label; ``torchvision:NAME?root=DIR&split=train``; a
-            folder, tars or Parquet files behind a URL.
-        out: The .beton file to write. Its sidecar goes beside it: ``x.info.zip`` for ``x.beton``, with the class names.
-        labels: ILSVRC2012_devkit_t12.tar.gz, which knows the labels of ILSVRC2012_img_val.tar.
-        split: The split to convert, where SRC holds several (train, val ...).
-        classes_from: ``top``: the folders of the root are classes, with all that is below them; ``leaf``: the folders around
-            the images are; or a table (CSV, TSV, or separated by spaces) with file names and classes, for flat images.
-        class_order: Ids follow the class names as ``text`` or in ``natural`` order (numbers in them by value); or the order of
-            a file with one class name per line, or of another .beton.
-        label_type: ``id`` (whole numbers), ``text`` (class names), or ``auto``: ids where all labels are numbers.
-        allow_empty: Keep classes without images as classes with an id, instead of refusing them.
-        image_column: Column of image bytes or paths in Parquet, Arrow, CSV and TSV files, where there are several.
+            --labels); WebDataset tars (``x-{000..099}.tar``); Parquet with an image column; a folder written by
+            ``datasets.save_to_disk``; CSV or TSV with columns path and label; ``torchvision:NAME?root=DIR&split=train``; or the
+            URL of a folder, of tars or of Parquet files.
+        out: .beton file to write. Its sidecar, with the class names, is written beside it: ``x.info.zip`` for ``x.beton``.
+        labels: ILSVRC2012_devkit_t12.tar.gz, which holds the labels of ILSVRC2012_img_val.tar.
+        split: Split to convert, if SRC holds several (train, val ...).
+        classes_from: What the classes are: ``top``: the folders in the root, with all that is below them; ``leaf``: the folders
+            that directly hold the images; or, for images without class folders, a table (CSV, TSV, or separated by spaces) with
+            file names and classes.
+        class_order: Order of the class names, which gives their ids: ``text``; ``natural`` (numbers in names by value); a file
+            with one class name per line; or another .beton, for its order.
+        label_type: ``id`` (whole numbers), ``text`` (class names), or ``auto``: ids if all labels are numbers.
+        allow_empty: Keep classes without images, with an id, instead of stopping with an error.
+        image_column: Column of image bytes or paths in Parquet, Arrow, CSV and TSV files, if there are several.
         label_column: Column of labels.
-        image_key: Ending of the images in a WebDataset, where there are several: ``jpg``.
-        label_key: Ending of the labels in a WebDataset: ``cls``; ``json:a.b`` is the value of b in a in the .json file.
-        layout: ``class`` stores each class as one byte range, its records in random order; ``shuffled`` mixes all.
-        write_mode: ``keep``, ``jpg`` (re-encode every image), ``raw`` (pixels), ``smart`` or ``proportion``.
-        max_side: Shrink images whose longer side has more pixels than this; 0 keeps their size.
-        short_side: Shrink images whose shorter side has more pixels than this; 0 keeps their size.
-        quality: JPEG quality of images that are re-encoded.
-        smart_threshold: Bytes of pixels up to which ``smart`` stores an image raw.
-        jpeg_share: Share of images that ``proportion`` stores as JPEG, chosen at random; the rest is raw.
-        max_pixels: Images with more pixels are refused.
-        exif_orientation: ``ignore`` what EXIF says of how to turn an image, or ``apply`` it, in every format.
-        keep_icc: Keep colour profiles in JPEGs, instead of dropping them.
-        entry_points: ``on`` inserts an index (2.5 % of the bytes) into JPEGs of 128 x 128 pixels and more, so that the
-            native loader decodes only what a crop needs; other readers pass over it. ``off`` leaves it out.
-        seed: Of the random order of records.
-        workers: Threads; 0 means one per core. With ``on=ray``, of each Ray task, which takes as many CPUs; 0 means as many as the
-            smallest machine has.
-        on_error: ``fail`` at the first bad image, or ``skip`` it.
-        resume: Do nothing when OUT is complete, and fail, instead of starting over, when an unfinished OUT was made
-            from other input or flags.
-        shard: ``I/N`` converts the I-th of N parts (from 0) to OUT.shard-I-of-N.beton, which can be used as it is;
-            ``auto`` takes I and N from Slurm or torchrun. ``dp4tl-fast merge OUT`` joins them to the file of one run.
-        on: ``here``, or ``ray``: on all machines of a Ray cluster, which must see SRC and OUT under the same paths. The parts
-            lie in ``.OUT.parts`` until they are joined to the file of one run. Parts of lost workers are made again.
-        ray_address: HOST:PORT of the cluster; by default that of RAY_ADDRESS or of this machine, or else this machine alone.
+        image_key: File name ending of the images in a WebDataset, if there are several: ``jpg``.
+        label_key: File name ending of the labels in a WebDataset: ``cls``; ``json:a.b`` is the value of b in a in the .json file.
+        layout: ``class`` stores each class as one byte range, its records in random order; ``shuffled`` mixes all classes.
+        write_mode: ``keep`` (store JPEGs as they are, re-encode the rest), ``jpg`` (re-encode every image), ``raw`` (pixels),
+            ``smart`` (pixels if they take at most --smart-threshold bytes, else JPEG) or ``proportion`` (JPEG for --jpeg-share of
+            the images, pixels for the rest).
+        max_side: Shrink images whose longer side exceeds this many pixels; 0 is off.
+        short_side: Shrink images whose shorter side exceeds this many pixels; 0 is off.
+        quality: JPEG quality of re-encoded images, 1 to 100.
+        smart_threshold: Largest size of an image's pixels, in bytes, that ``smart`` stores raw.
+        jpeg_share: Fraction of the images that ``proportion`` stores as JPEG, chosen at random; the rest is stored raw.
+        max_pixels: Images with more pixels than this count as bad.
+        exif_orientation: ``ignore`` or ``apply`` the EXIF orientation, in every format.
+        keep_icc: Keep colour profiles in JPEGs instead of dropping them.
+        entry_points: ``on`` inserts an index (2.5 % of the bytes) into JPEGs of 128 x 128 pixels and more, so that the native
+            loader decodes only what a crop needs; other readers ignore it. ``off`` omits it.
+        seed: Random seed for the order of records.
+        workers: Threads; 0 uses one per core. With --on ray: threads of each Ray task, which reserves as many CPUs; 0 uses as many
+            as the smallest machine has.
+        on_error: ``fail`` at the first bad image, or ``skip`` bad images.
+        resume: If OUT is complete, do nothing; if an unfinished OUT was made from other input or flags, fail instead of starting
+            over.
+        shard: ``I/N`` converts part I of N (counted from 0) to OUT.shard-I-of-N.beton, which can be used as it is; ``auto`` takes
+            I and N from Slurm or torchrun. ``dp4tl-fast merge OUT`` joins the shards into the file that a single run writes.
+        on: ``here`` (this machine) or ``ray``: all machines of a Ray cluster, which must see SRC and OUT under the same paths. The
+            parts are kept in ``.OUT.parts`` until they are joined into the file that a single run writes. Parts of lost workers
+            are made again.
+        ray_address: HOST:PORT of the cluster; by default RAY_ADDRESS, or the cluster on this machine, or else this machine alone.
         dry_run: Print what would be converted (classes, counts, what is left out and why) and write nothing.
 
     Returns:

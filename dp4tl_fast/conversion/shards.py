@@ -73,7 +73,7 @@ def join(paths: Sequence[Path], out: Path, progress: Callable[[int], None] | Non
     by_part = {info["identity"]["shard"][0]: beton for beton, info in zip(betons, infos, strict=True)}
     if missing := sorted(set(range(parts)) - set(by_part)):
         first = shard_path(out, missing[0], parts)
-        raise BetonError(f"{first}: missing; {len(missing)} of {parts} shards are yet to be made")
+        raise BetonError(f"{first}: missing; {len(missing)} of {parts} shards have not been made yet")
     shards = [beton for _, beton in sorted(by_part.items())]
     summary = _sum(infos)
     if summary["samples"] == 0:

@@ -39,21 +39,21 @@ def demo(
     backend: str = "native",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Show on real handwritten digits what pruning the pretraining classes does, in a few minutes on two cores.
+    """Show on real handwritten digits what pruning the pretraining classes does; takes a few minutes on two cores.
 
-    Generates a mixed source (about 300 classes: glyphs from fonts, and textures that have nothing to do with digits),
+    Generates a mixed source (about 300 classes: glyphs from fonts, and textures unrelated to digits),
     converts it and scikit-learn's digits to .beton, trains a tiny surrogate, scores the source classes by label mapping,
     pretrains the same network on everything, on the label-mapping selection and on a random selection of the same size,
     finetunes each on the digits, and writes a table and report.html. Nothing in the table is assumed.
 
     Args:
-        out: Folder for everything the demo makes; a previous demo's is replaced.
+        out: Folder for everything the demo writes; replaces an earlier demo there.
         keep: How many source classes to keep: a fraction or a number.
         seeds: Repetitions of pretraining and finetuning for the accuracy columns.
-        per_class: Images generated for each source class.
-        epochs: Passes over the (surviving) source.
-        backend: What reads the .beton files: native, ffcv, dali or torchvision.
-        seed: Of the generated images and the surrogate.
+        per_class: Images to generate for each source class.
+        epochs: Passes over the full or selected source.
+        backend: Library that loads the .beton files: native, ffcv, dali or torchvision.
+        seed: Random seed for the generated images and the surrogate.
     """
     if seeds < 1 or per_class < 1:
         raise UsageError("`seeds` and `per_class` must be at least 1")

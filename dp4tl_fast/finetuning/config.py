@@ -26,7 +26,7 @@ class SaveConfig(CheckpointConfig):
 
     Args:
         every: Save every this many epochs, and after the last.
-        keep_last: Checkpoints that stay, newest first; the best stays besides.
+        keep_last: Number of newest checkpoints to keep; the best is kept as well.
     """
 
     every: int = 10
@@ -38,48 +38,52 @@ class FinetuneConfig(Placement, BadRecordsConfig, TrackingConfig, CacheConfig):
     """What to train on the target, and how.
 
     Args:
-        checkpoint: Run folder, checkpoint folder, or weights file.
-        train: Target training .beton, its URL (s3://, gs://, az://, https://), or a data set of torchvision's:
+        checkpoint: Run folder, checkpoint folder or weights file; or published weights: torchvision:NAME (with --arch), timm:NAME
+            or hf-hub:ORG/NAME.
+        train: Target training .beton, its URL (s3://, gs://, az://, https://), or a torchvision data set:
             ``torchvision:CIFAR10?root=DIR&split=train``, which is converted once and kept in .dp4tl-cache beside OUT.
-        test: Target test .beton, or likewise ``torchvision:CIFAR10?root=DIR&split=test``.
-        out: Run folder to make: config.yaml, summary.json, and a folder for each seed with its metrics and checkpoints.
-        mode: lp, ff or knn.
-        from_scratch: Train --arch from random weights instead of --checkpoint (mode ff): the control.
-        val: Target validation .beton: the best epoch is the one that is best there, and not on the test set.
-        val_share: Instead of --val: hold this share of every training class out, drawn anew for each seed.
-        arch: Architecture, where the checkpoint does not say.
-        epochs: Passes over the target; 0 is the paper's (lp 50, ff 200).
-        lr: Peak learning rate; 0 is the paper's for Adam (lp 0.01, ff 0.0001).
-        schedule: cosine, triangular, step (a tenth at half and at three quarters of the run) or constant.
-        warmup_epochs: Epochs until the peak learning rate.
+        test: Target test .beton, its URL, or ``torchvision:CIFAR10?root=DIR&split=test``.
+        out: Run folder to create: config.yaml, summary.json, and a folder for each seed with its metrics and checkpoints.
+        mode: lp (linear probe), ff (full finetuning) or knn (nearest neighbours).
+        from_scratch: Train --arch from random weights instead of --checkpoint (mode ff), as a control.
+        val: Target validation .beton, to choose the best epoch on instead of the test set.
+        val_share: Instead of --val: hold out this fraction of every training class for validation, drawn anew for each seed.
+        arch: Architecture, if the checkpoint does not name it.
+        epochs: Passes over the target; 0 uses the paper's number (lp 50, ff 200).
+        lr: Peak learning rate; 0 uses the paper's for Adam (lp 0.01, ff 0.0001). Required with --optimizer sgd.
+        schedule: cosine, triangular, step (divided by 10 at half and again at three quarters of the steps after warm-up) or
+            constant.
+        warmup_epochs: Epochs of warm-up to the peak learning rate; constant has no warm-up.
         optimizer: adam, adamw, or sgd with momentum 0.9.
-        weight_decay: L2 penalty on all weights.
-        layer_decay: In ff: each block of layers learns this much slower than the one above it, e.g. 0.75; 1 trains all alike.
-        label_smoothing: Share of the target spread over all classes.
-        clip_norm: Largest L2 norm of the gradient; 0 does not clip.
-        ema_decay: Also average the weights over steps, e.g. 0.999 (saved as ema.safetensors, tested beside); 0 does not.
+        weight_decay: Weight decay of all trained weights.
+        layer_decay: With ff: multiply the learning rate by this factor, e.g. 0.75, for each block of layers further from the
+            output; 1 trains all layers at the same rate.
+        label_smoothing: Share of the target probability spread evenly over all classes; 0 is off.
+        clip_norm: Clip the gradient to this L2 norm; 0 is off.
+        ema_decay: Also keep an exponential moving average of the weights with this decay, e.g. 0.999 (saved as ema.safetensors
+            and tested as well); 0 is off.
         batch_size: Images per step, over all processes of torchrun.
-        accumulate: Parts that each process computes its images of a step in, one after another, to save memory.
-        size: Side of the images; 0 is the checkpoint's size for evaluation, else 224.
-        min_scale: Smallest area share of the random crop in ff.
-        flip: Mirror half of the training images in ff; turn it off for digits and text.
-        augment: In ff: none, randaugment or trivialaugment.
-        mix: In ff: none, mixup or cutmix, of the images of a batch.
-        tta: At test: none, or flip: average the probabilities of each image and its mirror image.
-        seeds: Repetitions; seeds are 0, 1, ...
-        shots: Train on this many random images per class, drawn anew for each seed; 0 takes all of them.
-        groups: CSV with columns index and group for the test records: the accuracy of each group, and the worst one's, as
-            Waterbirds wants it (group: bird and background).
-        neighbours: Of knn.
-        temperature: Of knn: a neighbour weighs exp(cosine / temperature).
-        precision: Of ff: auto, fp32, bf16 or fp16.
-        compile: Compile the network with torch.compile in ff.
-        mean: Mean of the channels that the network wants, three values; the default is the checkpoint's, else ImageNet's.
-        std: Standard deviation of the channels, likewise.
-        save: When checkpoints are written, and which stay.
-        profile: Trace a few steps of each seed (trace.json, profile.json) and say what bounds the run.
-        resume: Go on where the folder's seeds stand.
-        stop_signals: More signals that save the run and stop it, as SIGTERM and Ctrl-C do: USR1,USR2,HUP.
+        accumulate: Gradient accumulation: each process computes its share of a batch in this many parts, to save memory.
+        size: Side of the images, in pixels; 0 uses the size the checkpoint is evaluated at, else 224.
+        min_scale: With ff: smallest share of an image's area that the random resized crop may take.
+        flip: With ff: mirror each training image with probability 0.5; turn this off for digits and text.
+        augment: With ff: none, randaugment or trivialaugment.
+        mix: With ff: none, mixup or cutmix, within each batch.
+        tta: With ff: test-time augmentation: none or flip, which averages the probabilities of each image and its mirror image.
+        seeds: Number of repetitions, with seeds 0, 1, ...; knn without --shots runs once.
+        shots: Train on this many random images per class, drawn anew for each seed; 0 uses all of them.
+        groups: CSV with the columns index and group for the test records: reports the accuracy of each group and of the worst one,
+            as for Waterbirds (group: bird and background).
+        neighbours: With knn: number of neighbours.
+        temperature: With knn: a neighbour is weighted by exp(cosine similarity / temperature).
+        precision: With ff: auto, fp32, bf16 or fp16.
+        compile: With ff: compile the network with torch.compile.
+        mean: Mean of each channel for normalisation, three values; the default is the checkpoint's, else ImageNet's.
+        std: Standard deviation of each channel, likewise.
+        save: When checkpoints are saved, and which are kept.
+        profile: Trace a few steps of each seed (trace.json, profile.json) and report what limits the speed of the run.
+        resume: Continue the seeds in the run folder where they stopped.
+        stop_signals: Further signals on which the run saves and stops, as it does on SIGTERM and Ctrl-C, e.g. USR1,USR2,HUP.
     """
 
     train: str
@@ -150,7 +154,7 @@ class FinetuneConfig(Placement, BadRecordsConfig, TrackingConfig, CacheConfig):
         if self.from_scratch and (self.checkpoint or not self.arch or self.mode != "ff"):
             raise UsageError("`from_scratch`: trains random weights of `arch` in `mode=ff`; give these two and no `checkpoint`")
         if not self.from_scratch and not self.checkpoint:
-            raise UsageError("`checkpoint`: which network? Give a run folder, a checkpoint folder or a weights file")
+            raise UsageError("`checkpoint`: is missing. Give a run folder, a checkpoint folder or a weights file")
         if self.val and self.val_share:
             raise UsageError("`val` and `val_share`: both choose the best epoch. Drop one")
         if self.optimizer == "sgd" and not self.lr:
@@ -158,13 +162,13 @@ class FinetuneConfig(Placement, BadRecordsConfig, TrackingConfig, CacheConfig):
         needs = {"augment": "none", "mix": "none", "layer_decay": 1.0, "compile": False}
         for name, off in needs.items():
             if self.mode != "ff" and getattr(self, name) != off:
-                raise UsageError(f"`{name}={getattr(self, name)}`: is of `mode=ff`; {self.mode} trains on fixed features")
+                raise UsageError(f"`{name}={getattr(self, name)}`: applies only to `mode=ff`; {self.mode} trains on fixed features")
         trains = {"val": "", "val_share": 0.0, "ema_decay": 0.0}
         for name, unset in trains.items():
             if self.mode == "knn" and getattr(self, name) != unset:
-                raise UsageError(f"`{name}={getattr(self, name)}`: knn trains nothing, so that there is no epoch to choose")
+                raise UsageError(f"`{name}={getattr(self, name)}`: does not apply to `mode=knn`, which trains nothing")
         if self.mode != "ff" and self.tta != "none":
-            raise UsageError(f"`tta={self.tta}`: is of `mode=ff`. Use `dp4tl-fast evaluate --tta {self.tta}` on the result")
+            raise UsageError(f"`tta={self.tta}`: applies only to `mode=ff`. Run `dp4tl-fast evaluate --tta {self.tta}` afterwards")
 
     @property
     def saving(self) -> CheckpointConfig:

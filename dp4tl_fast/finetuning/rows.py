@@ -65,7 +65,7 @@ class Rows:
 
     def load_state_dict(self, state: State) -> None:
         if state["records"] != len(self.records):
-            raise UsageError(f"loader state is of {state['records']} records, but these are {len(self.records)}")
+            raise UsageError(f"loader state is for {state['records']} records, but there are {len(self.records)}")
         self.set_epoch(int(state["epoch"]))
         self._next = self._delivered = int(state["batch"])
 

@@ -43,12 +43,12 @@ FREE_ON_RESUME = FREE | {"save", "seeds", "checkpoint"}
 def finetune(config: FinetuneConfig, *, callback: Callback | None = None) -> dict[str, Any]:
     """Train a fresh classifier on the target, keep the network, and report test accuracy over seeds.
 
-    lp (linear probe) freezes the network and trains the classifier on its features, computed once; ff (full finetuning)
-    trains everything; knn trains nothing and lets the nearest training features vote. The accuracy of the last epoch comes
-    first; the best epoch's stands beside it: without --val or --val-share it is chosen on the test set and therefore flatters.
-    OUT/seed-0/checkpoint holds the network, for `dp4tl-fast evaluate`, `predict` and `export`. Interrupted runs (Ctrl-C,
-    SIGTERM, a crash) go on with --resume; under torchrun the processes share each batch. Shipped recipes (the paper's), for
-    --config NAME: lp, ff, and ff_sgd for Food101, StanfordCars and SUN397.
+    lp (linear probe) freezes the network and trains the classifier on its features, which are computed once; ff (full
+    finetuning) trains everything; knn trains nothing and lets the nearest training features vote. The main result is the
+    accuracy of the last epoch, with that of the best epoch beside it; without --val or --val-share the best epoch is chosen on
+    the test set, so its accuracy is optimistic. OUT/seed-0/checkpoint holds the network, for `dp4tl-fast evaluate`, `predict`
+    and `export`. --resume continues an interrupted run (Ctrl-C, SIGTERM, a crash). Under torchrun, the processes share each
+    batch. Shipped recipes (the paper's), for --config NAME: lp, ff, and ff_sgd for Food101, StanfordCars and SUN397.
 
     Args:
         config: What to finetune, on what, how.

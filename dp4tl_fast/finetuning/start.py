@@ -67,7 +67,7 @@ def read_start(config: FinetuneConfig) -> Start:
     found = checkpoint.weights_hash(weights, model)
     if expected not in (None, found):
         raise CheckpointError(
-            f"{out}: was started from other weights than {weights} holds by now (SHA-256 {str(expected)[:12]}..., not "
+            f"{out}: was started from other weights than {weights} now holds (SHA-256 {str(expected)[:12]}..., not "
             f"{found[:12]}...). Restore those, or give another `out`"
         )
     return Start(model, meta, found)

@@ -22,11 +22,12 @@ class NetworkConfig:
     """A trained network.
 
     Args:
-        checkpoint: Run folder (its last checkpoint), checkpoint folder (``RUN/checkpoint/best``), or weights file.
-        arch: Architecture, where the checkpoint does not say.
-        size: Side of the images; 0 is the checkpoint's.
-        mean: Mean of the channels that the network wants, three values, instead of the checkpoint's.
-        std: Standard deviation, likewise.
+        checkpoint: Run folder (uses its last checkpoint), checkpoint folder (``RUN/checkpoint/best``) or weights file; or published
+            weights: torchvision:NAME (with --arch), timm:NAME or hf-hub:ORG/NAME.
+        arch: Architecture, if the checkpoint does not name it.
+        size: Side of the images, in pixels; 0 uses the checkpoint's.
+        mean: Mean of each channel for normalisation, three values, instead of the checkpoint's.
+        std: Standard deviation of each channel, likewise.
     """
 
     checkpoint: str = field(kw_only=False)
@@ -44,8 +45,8 @@ class PassConfig(NetworkConfig, Placement):
     """A network that looks at images.
 
     Args:
-        tta: none, or flip: average the probabilities of each image and its mirror image.
-        batch_size: Images at a time (of `evaluate` under torchrun, over all processes).
+        tta: Test-time augmentation: none or flip, which averages the probabilities of each image and its mirror image.
+        batch_size: Images per forward pass (with `evaluate` under torchrun, over all processes).
     """
 
     tta: str = "none"
@@ -63,16 +64,17 @@ class EvaluateConfig(PassConfig, BadRecordsConfig, CacheConfig):
     """What to measure, on which images.
 
     Args:
-        data: The .beton to measure on, or its URL (s3://, gs://, az://, https://). Its classes are matched with the network's by
-            name; by number where either has none.
-        out: Folder for evaluation.json, per_class.csv, confusion.csv (a row per true class, a column per predicted one).
-        groups: CSV with columns index and group for the records: the accuracy of each group, and the worst one's.
-        known_only: Leave out images of classes that the network does not know, instead of refusing.
-        attack_eps: Robust accuracy under projected gradient descent in a ball of this radius, in 1/255 of the pixel range; 0
-            does not attack; -1 takes that of an adversarially trained checkpoint, and attacks no other.
+        data: .beton to evaluate on, or its URL (s3://, gs://, az://, https://). Its classes are matched with the network's by name,
+            or by number if either has no names.
+        out: Folder for evaluation.json, per_class.csv and confusion.csv (a row per true class, a column per predicted class).
+        groups: CSV with the columns index and group for the records: reports the accuracy of each group and of the worst one.
+        known_only: Leave out images of classes that the network does not know, instead of stopping with an error.
+        attack_eps: Also measure robust accuracy under projected gradient descent (PGD) with this radius, in 1/255 of the pixel
+            range; 0 turns the attack off; -1 uses the radius that the checkpoint was trained against, and is off if it was trained
+            without an attack.
         attack_steps: Steps of the attack.
-        attack_norm: linf or l2; the default is the checkpoint's, else linf.
-        seed: Of the attack's random start.
+        attack_norm: Norm of the attack: linf or l2; the default is the checkpoint's, else linf.
+        seed: Random seed for the attack's starting point.
     """
 
     data: str = field(kw_only=False)
@@ -99,12 +101,12 @@ class PredictConfig(PassConfig):
     """What to look at, and what to write of it.
 
     Args:
-        photos: Image files, folders of them (flat or nested), tars, .beton files, and - for a list of files on stdin.
-        out: predictions.csv, .jsonl or .parquet, as its name ends.
-        top: How many of the likeliest classes to name.
-        probabilities: Also give the probability of every class.
-        features: Give the penultimate features instead of classes: of any network, also one trained without labels.
-        exif_orientation: ignore, as convert does by default, or apply.
+        photos: Image files, folders of them (flat or nested), tars, .beton files, or - to read a list of files from stdin.
+        out: Table to write; the ending chooses the format: .csv, .jsonl or .parquet.
+        top: Number of most likely classes to list for each image.
+        probabilities: Also write the probability of every class.
+        features: Write the penultimate features instead of classes; works with any network, also one trained without labels.
+        exif_orientation: ignore (the default, as in convert) or apply the EXIF orientation.
     """
 
     photos: list[str] = field(kw_only=False)
@@ -121,9 +123,9 @@ class PredictConfig(PassConfig):
         if Path(self.out).suffix.lower() not in TABLES:
             raise UsageError(f"`out={self.out}`: must end in one of {', '.join(TABLES)}")
         if self.features and (self.probabilities or self.tta != "none"):
-            raise UsageError("`features`: are given instead of classes. Drop `probabilities` and `tta`")
+            raise UsageError("`features`: replaces the classes in the output. Drop `probabilities` and `tta`")
         if self.betons and len(self.betons) < len(self.photos):
-            raise UsageError("`photos`: .beton files and others in one call. Give the .beton files in a call of their own")
+            raise UsageError("`photos`: .beton files and other files in one call. Give the .beton files in a separate call")
 
     @property
     def betons(self) -> list[str]:
@@ -137,7 +139,7 @@ class ExportConfig(NetworkConfig):
 
     Args:
         out: File to write.
-        to: onnx, torch-export or torchvision; by the ending of OUT (.onnx, .pt2, .pth) if not given.
+        to: onnx, torch-export or torchvision; by default chosen by the ending of OUT (.onnx, .pt2, .pth).
     """
 
     out: str = field(kw_only=False)
@@ -147,5 +149,5 @@ class ExportConfig(NetworkConfig):
         super().__post_init__()
         self.to = self.to or {ending: name for name, ending in ENDINGS.items()}.get(Path(self.out).suffix.lower(), "")
         if not self.to:
-            raise UsageError(f"`out={self.out}`: what to write? Give `to`, one of {', '.join(ENDINGS)}")
+            raise UsageError(f"`out={self.out}`: its ending names no format. Give `to`, one of {', '.join(ENDINGS)}")
         require_one_of("to", self.to, ENDINGS)

@@ -48,15 +48,15 @@ def as_text(result: dict[str, Any]) -> str:
     names = result["class_names"]
     pixels = result["preprocessing"]
     lines = [
-        f"{result['file']}: {result['arch'] or 'architecture not told: name it with `arch`'}, "
+        f"{result['file']}: {result['arch'] or 'architecture unknown: name it with `arch`'}, "
         f"{result['parameters'] / 1e6:,.2f} M values in {result['tensors']} tensors ({', '.join(result['dtypes'])})",
         f"sha256      {result['sha256']}",
-        f"objective   {result['objective'] or 'not told'}",
-        f"classes     {result['num_classes'] if result['num_classes'] is not None else 'not told'}"
+        f"objective   {result['objective'] or 'unknown'}",
+        f"classes     {result['num_classes'] if result['num_classes'] is not None else 'unknown'}"
         + (f": {', '.join(names[:SHOWN])}" + (", ..." if len(names) > SHOWN else "") if names else ""),
     ]
     if pixels is None:
-        lines.append("images      not told; ImageNet's mean and std would be used")
+        lines.append("images      unknown; ImageNet's mean and std would be used")
     else:
         mean, std = (" ".join(f"{v:.4g}" for v in pixels[k]) for k in ("mean", "std"))
         lines.append(

@@ -27,7 +27,7 @@ MOST_CONFUSED = 10
 
 @process_group()
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Measure a network on labelled images: top-1 and top-5, by class and by group, confusion, calibration, robustness.
+    """Evaluate a network on labelled images: top-1 and top-5 accuracy, by class and by group, confusion, calibration, robustness.
 
     Returns:
         ``images`` that were measured, ``bad_records`` that could not be,
@@ -97,7 +97,7 @@ def match_classes(network: Network, beton: Beton, known_only: bool) -> tuple[np.
     if by_name and len(names) == len(network.names) and not set(names) & set(network.names):
         by_name = False  # ImageNet's "tench" and n01440764, say: two ways to call the same classes
         cli.message(
-            f"note: {beton.path} calls its classes by other names ({names[0]}) than {network.path} ({network.names[0]}); they are "
+            f"note: {beton.path} has other class names ({names[0]}) than {network.path} ({network.names[0]}); they are "
             "matched by number"
         )
     if by_name:
@@ -112,7 +112,7 @@ def match_classes(network: Network, beton: Beton, known_only: bool) -> tuple[np.
     missing = np.flatnonzero((truth < 0) & (beton.class_counts > 0))
     records = np.flatnonzero(truth[beton.labels] >= 0)
     if len(records) == 0 or (len(missing) and not known_only):
-        remedy = "It is for other classes" if len(records) == 0 else "`known_only` leaves them out"
+        remedy = "It was trained for other classes" if len(records) == 0 else "Give `known_only` to leave them out"
         raise UsageError(
             f"{network.path}: knows {len(network.names)} classes, but not {len(missing)} of the {len(names)} in {beton.path}, "
             f"such as {names[missing[0]]!r}. {remedy}"
@@ -157,7 +157,7 @@ def _attack(meta: dict[str, Any], config: EvaluateConfig) -> dict[str, Any] | No
     if eps == -1:
         eps = float(own.get("eps", 0))
         if not eps and meta.get("objective") == "adversarial":
-            cli.message("note: this checkpoint does not say what it was trained against; give `attack_eps` for robust accuracy")
+            cli.message("note: this checkpoint does not record its training attack; give `attack_eps` for robust accuracy")
     norm = config.attack_norm or own.get("norm", "linf")
     return {"eps": eps, "steps": config.attack_steps, "norm": norm} if eps else None
 
@@ -192,4 +192,4 @@ def _tell(result: dict[str, Any]) -> None:
             f"{attack['eps']:g}/255"
         )
     for pair in result["most_confused"][:3]:
-        cli.message(f"{pair['class']} is taken for {pair['taken_for']} {pair['images']} times")
+        cli.message(f"{pair['class']} is classified as {pair['taken_for']} {pair['images']} times")

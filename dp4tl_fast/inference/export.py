@@ -21,12 +21,13 @@ TOLERANCE = 1e-4  # of the largest logit: sums of float32 in another order
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
-    """Write a network for other programs, with its preprocessing and class names inside.
+    """Export a network for other programs, with its preprocessing and class names in the file.
 
-    onnx and torch-export take ``images``, uint8 ``[n, 3, size, size]``, RGB, cropped and resized; they normalise by themselves
-    and give ``logits``, float32 ``[n, classes]``, for any n. Class names, size, crop and interpolation are in the file's
-    metadata, as JSON under ``dp4tl``. torchvision is a dictionary that ``torch.load(weights_only=True)`` reads: ``state_dict``
-    for torchvision's own model, ``arch``, ``class_names`` and ``preprocessing``.
+    onnx and torch-export: the input is ``images``, uint8 ``[n, 3, size, size]``, RGB, already cropped and resized, for any n;
+    normalisation is part of the network; the output is ``logits``, float32 ``[n, classes]``. Class names, size, crop and
+    interpolation are in the file's metadata, as JSON under ``dp4tl``. torchvision: a dictionary that
+    ``torch.load(weights_only=True)`` reads: ``state_dict`` for torchvision's own model, ``arch``, ``class_names`` and
+    ``preprocessing``.
 
     Returns:
         ``out``, ``to``, ``bytes`` and ``largest_difference`` of the logits on a batch of noise.
@@ -54,7 +55,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         difference = forms.FORMS[to](network, made, describe(network))
         if not difference <= TOLERANCE:
             raise CheckpointError(
-                f"{out}: not written: the exported network's logits differ from the network's by {difference:.2g} of the largest"
+                f"{out}: not written: the exported network's logits differ from the original's by {difference:.2g} of the largest"
             )
         made.replace(partial_path(path))
         with open(partial_path(path), "rb+") as file:
@@ -63,7 +64,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         partial_path(path).unlink(missing_ok=True)
-    cli.message(f"{out}: {to}, {len(network.names)} classes; outputs as the network's, to {difference:.1g} of the largest")
+    cli.message(f"{out}: {to}, {len(network.names)} classes; outputs equal the network's to within {difference:.1g} of the largest")
     return {"kind": "export", "out": out, "to": to, "bytes": path.stat().st_size, "largest_difference": difference}
 
 

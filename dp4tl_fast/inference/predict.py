@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def predict(config: PredictConfig) -> dict[str, Any]:
-    """Say what is in photos, without converting them first: a row of OUT for each, with its error where it is no image.
+    """Classify photos without converting them first. OUT gets a row for each, with the error if it cannot be read.
 
     Returns:
         ``images``, of which ``failed``, ``seconds`` and ``images_per_s``.

@@ -114,7 +114,7 @@ class BaseLoader(ABC, Generic[B]):
         if len(groups) != len(draws.counts) or not all(map(len, groups)):
             sizes = list(map(len, groups))
             given = f"{list(draws.counts)} of {sizes}"
-            raise SelectionError(f"{what}s are drawn of groups that have some, each with its count, not {given}")
+            raise SelectionError(f"{what}s are drawn from non-empty groups with one count each, not {given}")
         for each in draws.counts:
             require(isinstance(each, Integral) and each >= 1, "counts", each, "a whole number of at least 1")
         return replace(draws, groups=groups), distinct_numbers(np.concatenate([np.zeros(0, np.int64), *groups]), count, what)
@@ -330,7 +330,7 @@ class BaseLoader(ABC, Generic[B]):
         other = {k: state.get(k) for k in here if state.get(k, here[k]) != here[k] or (k not in state and k in ESSENTIAL)}
         if other:
             mine = {name: here[name] for name in other}
-            raise UsageError(f"loader state is of {other}, but this loader has {mine}. Resume with the same settings")
+            raise UsageError(f"loader state is for {other}, but this loader has {mine}. Resume with the same settings")
         batch = state.get("batch")
         if not isinstance(batch, Integral) or not 0 <= batch <= len(self):
             raise UsageError(f"loader state says {batch} batches were delivered, but this epoch has {len(self)}")

@@ -75,6 +75,6 @@ def check_device(name: str, device: str) -> None:
         raise UsageError(f"`device={device}`: {error}") from None
     if not found:
         raise BackendError(
-            f"backend {name!r}: device {device!r} is not there ({torch.cuda.device_count()} CUDA devices are usable). "
+            f"backend {name!r}: device {device!r} does not exist ({torch.cuda.device_count()} CUDA devices are usable). "
             "Use device=cpu, or install a driver that matches torch's CUDA"
         )

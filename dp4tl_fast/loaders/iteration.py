@@ -76,7 +76,7 @@ class Iteration(Iterator[B]):
                 raise
             size = self._loader.now.spec.batch_bytes
             raise BackendError(
-                f"{self._loader.name} loader: no memory for a batch of {size} bytes, besides those on their way. Use a smaller "
+                f"{self._loader.name} loader: no memory for a batch of {size} bytes, besides those in flight. Use a smaller "
                 "batch_size or size, or fewer views"
             ) from error
         finally:

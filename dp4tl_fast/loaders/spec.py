@@ -132,7 +132,7 @@ class LoaderSpec:
         if self.rank is None or self.world_size is None:
             if self.rank is not self.world_size:
                 given = f"`rank={self.rank}`" if self.world_size is None else f"`world_size={self.world_size}`"
-                raise UsageError(f"{given}: says half of this process's share. Give `rank` and `world_size`, or neither")
+                raise UsageError(f"{given}: is only half of this process's share. Give both `rank` and `world_size`, or neither")
         else:
             require(self.rank < self.world_size, "rank", self.rank, f"below world_size={self.world_size}")
 

@@ -72,7 +72,7 @@ class Keep:
             return Keep("epochs", value, f"auto within {budget}")
         if unit == "hour":
             if not images_per_s > 0:
-                raise UsageError(f"`budget={budget}`: how many images are that? Give `images_per_s`, the rate of the pretraining")
+                raise UsageError(f"`budget={budget}`: hours need a rate. Give `images_per_s`, that of the pretraining")
             value *= 3600 * images_per_s
         return Keep("images", value, f"auto within {budget}")
 
@@ -144,7 +144,7 @@ def auto_cut(
     """
     ranked, records = votes[order].astype(np.float64), np.cumsum(sizes[order]).astype(np.float64)
     if ranked.sum() == 0:
-        raise UsageError("`keep=auto`: no target image voted for what has records. Give a fraction or a number")
+        raise UsageError("`keep=auto`: no target image voted for anything with records. Give a fraction or a number")
     covering = int((np.cumsum(ranked) < COVERED * ranked.sum() - 1e-9).sum()) + 1
     target = ranked if probability is None else probability[order]
     asked_for = int((target / target.sum() >= ASKED_FOR * sizes[order] / records[-1]).sum())
@@ -152,8 +152,8 @@ def auto_cut(
     least, limit = min(2, len(order)), min(records[-1] / 2**halvings, images or math.inf)
     if images and records[least - 1] > images:
         raise UsageError(
-            f"`budget`: {images} images are not one epoch of the first two {unit}, which have {int(records[least - 1])} records. "
-            "Give a larger one"
+            f"`budget`: {images} images are less than one epoch of the first two {unit}, which have {int(records[least - 1])} "
+            "records. Give a larger one"
         )
     return max(least, int((records <= limit + 1e-9).sum()))
 

@@ -140,5 +140,5 @@ METHODS: dict[str, Method] = {
 def find(name: str) -> Method:
     """The method with this name. Raises UsageError with the known names for another one."""
     if name not in METHODS:
-        raise UsageError(f"`method={name}`: known are {', '.join(METHODS)}")
+        raise UsageError(f"`method={name}`: must be one of {', '.join(METHODS)}")
     return METHODS[name]

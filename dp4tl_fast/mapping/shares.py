@@ -27,7 +27,7 @@ def shares(mass: np.ndarray, sizes: np.ndarray, smooth: float) -> np.ndarray:
     """
     mass = np.where(sizes > 0, mass, 0).astype(np.float64)
     if mass.sum() == 0 and smooth < 1:
-        raise UsageError("`sample=weighted`: no target image voted for what has records. Use another surrogate, or `smooth=1`")
+        raise UsageError("`sample=weighted`: no target image voted for anything with records. Use another surrogate, or `smooth=1`")
     return (1 - smooth) * mass / max(mass.sum(), 1) + smooth * sizes / sizes.sum()
 
 

@@ -22,9 +22,10 @@ class MocoConfig:
     """Settings of MoCo.
 
     Args:
-        queue: Earlier keys that a query is told from (moco; moco_v3 has no queue).
-        momentum: How slowly the key encoder follows; moco_v3 starts from it and rises to 1 (0.99 in its paper).
-        temperature: Of the softmax.
+        queue: Number of earlier keys kept as negatives (moco only; moco_v3 has no queue).
+        momentum: Momentum of the key encoder; higher values make it change more slowly. moco_v3 raises it from this value to 1
+            during training (its paper starts at 0.99).
+        temperature: Softmax temperature of the contrastive loss.
     """
 
     queue: int = 65536
@@ -42,9 +43,9 @@ class AttackConfig:
     """Settings of the attack in adversarial training.
 
     Args:
-        eps: Radius of the adversarial ball, in 1/255 of the pixel range.
-        steps: Attack steps; 1 is the fast single-step variant.
-        norm: linf or l2.
+        eps: Radius of the perturbation, in 1/255 of the pixel range.
+        steps: Attack steps per image; 1 is the fast single-step variant.
+        norm: Norm of the perturbation: linf or l2.
     """
 
     eps: float = 3.0
@@ -62,55 +63,63 @@ class PretrainConfig(Placement, BadRecordsConfig, TrackingConfig, CacheConfig):
     """What to train on, how, and where to put it.
 
     Args:
-        source: Source .beton (from `dp4tl-fast convert`), or its URL (s3://, gs://, az://, https://): what survives is fetched.
-        out: Run folder to make: config.yaml, metrics.jsonl, summary.json, checkpoint/, TensorBoard events.
+        source: Source .beton (from `dp4tl-fast convert`), or its URL (s3://, gs://, az://, https://); from a URL, only the records
+            that are needed are fetched.
+        out: Run folder to create: config.yaml, metrics.jsonl, summary.json, checkpoint/, TensorBoard events.
         val: Validation .beton, or its URL; its classes are pruned like the source's.
-        selection: Selection from `dp4tl-fast prune`; without it the whole source is read.
-        compare: Selection to measure against the full source: the same recipe on both, one run after the other (full first,
-            so that the second finds files and compilers warm), into OUT/full and OUT/NAME of the selection; then a table,
-            OUT/report.html and OUT/summary.json. With --resume, another selection joins those already there.
-        arch: small-16, small-32-full, ... (for 32 to 64 pixels), or any torchvision classifier, e.g. resnet18.
-        init: Weights to continue from instead of random ones: a run folder, a checkpoint or a weights file of this architecture.
-            The classifier is taken over where it is for the same classes.
-        objective: What is learned: supervised, moco or moco_v3 (self-supervised, two views from one read) or adversarial.
-        epochs: Passes over the surviving records; 0 takes them from the selection, if it was cut for a budget (`prune --keep auto
-            --budget`), and else is 16. With --compare the full source then gets as many images.
-        epoch_samples: Records per epoch: a fresh random subset every time, which goes on through all of them before any comes
-            again (RS2, arXiv 2305.18424). 0 reads all surviving records.
-        dynamic: none, or infobatch: of the records whose loss was below the mean each epoch skips some, and the others of them
-            count for more (arXiv 2303.04947; the last eighth of the epochs reads everything). Supervised only.
-        dynamic_skip: Probability that infobatch skips such a record.
+        selection: Selection from `dp4tl-fast prune`; without one, the whole source is used.
+        compare: Selection to compare with the full source: trains the same recipe on both, one after the other (the full source
+            first, so that the second run finds files and compilers warm), in OUT/full and OUT/NAME, where NAME is the selection's;
+            then prints a table and writes OUT/report.html and OUT/summary.json. With --resume, another selection is added to
+            those already there.
+        arch: small-16, small-32-full, ... (for 32 to 64 pixels), any torchvision classifier, e.g. resnet18, or timm:NAME.
+        init: Start from these weights instead of random ones: a run folder, a checkpoint or a weights file of this architecture,
+            or published weights (torchvision:NAME, timm:NAME, hf-hub:ORG/NAME). The classifier is kept if it is for the same
+            classes.
+        objective: supervised, moco or moco_v3 (self-supervised; both views come from one read), or adversarial.
+        epochs: Passes over the selected records; 0 uses the selection's number if it was made for a budget (`prune --keep auto
+            --budget`), else 16. In the first case, --compare gives the full source the same number of images.
+        epoch_samples: Records per epoch: a new random subset each epoch; no record is repeated until all have been used (RS2,
+            arXiv 2305.18424). 0 uses all selected records.
+        dynamic: none or infobatch: in each epoch, skip some of the records whose loss was below the mean and give the rest of
+            those more weight (arXiv 2303.04947; the last eighth of the epochs uses all records). Supervised only.
+        dynamic_skip: Probability that infobatch skips a record whose loss was below the mean.
         batch_size: Images per step, over all processes of torchrun.
-        accumulate: Parts that each process computes its images of a step in, one after another, to save memory.
-        size: Side of the training images in pixels.
-        end_size: Side of the training images in the last epochs (progressive resolution); 0 keeps --size throughout.
-        end_size_from: First epoch, from 0, with --end-size.
-        val_size: Side of the validation images; 0 is the last training side.
-        min_scale: Smallest area share of the random resized crop; 1 trains on whole images.
-        flip: Mirror half of the training images.
+        accumulate: Gradient accumulation: each process computes its share of a batch in this many parts, to save memory.
+        size: Side of the training images, in pixels.
+        end_size: Side of the training images in the last epochs, in pixels (progressive resolution); 0 uses --size throughout.
+        end_size_from: First epoch, counted from 0, that uses --end-size; at 0 all epochs use it.
+        val_size: Side of the validation images, in pixels; 0 uses the last training size.
+        min_scale: Smallest share of an image's area that the random resized crop may take; 1 trains on whole images.
+        flip: Mirror each training image with probability 0.5.
         optimizer: sgd (momentum 0.9), adamw or adam.
         lr: Peak learning rate.
-        lr_batch: Batch size that --lr is meant for: the rate is scaled linearly to --batch-size. 0 takes --lr as it is.
-        weight_decay: L2 penalty on all weights but biases and normalisation.
-        schedule: triangular (the paper's), cosine, step (a tenth at half and at three quarters of the run) or constant.
-        warmup_epochs: Epochs until the peak learning rate.
-        label_smoothing: Share of the target spread over all classes.
-        clip_norm: Largest L2 norm of the gradient; 0 does not clip.
-        ema_decay: Also average the weights over steps, e.g. 0.9999 (saved as ema.safetensors, validated beside); 0 does not.
+        lr_batch: Batch size that --lr is meant for; the learning rate is scaled linearly to --batch-size. 0 uses --lr unchanged.
+        weight_decay: Weight decay of all weights except biases and normalisation layers.
+        schedule: triangular (the paper's), cosine, step (divided by 10 at half and again at three quarters of the steps after
+            warm-up) or constant.
+        warmup_epochs: Epochs of warm-up to the peak learning rate; constant has no warm-up.
+        label_smoothing: Share of the target probability spread evenly over all classes; 0 is off.
+        clip_norm: Clip the gradient to this L2 norm; 0 is off.
+        ema_decay: Also keep an exponential moving average of the weights with this decay, e.g. 0.9999 (saved as ema.safetensors
+            and validated as well); 0 is off.
         blur_pool: Blur before every strided convolution (arXiv 1904.11486).
-        sync_bn: Batch statistics over all processes; else each uses its own images, as is usual from 32 per process on.
+        sync_bn: Compute batch-normalisation statistics over all processes. By default each process uses its own images, which is
+            usually enough from 32 images per process.
         moco: Settings of MoCo.
         adv: Settings of the attack in adversarial training.
         forgetting: Also count how often each record is forgotten (forgetting.npy), for `dp4tl-fast prune --method forgetting`.
-        precision: auto (bf16 where it is faster, measured on a CPU), fp32, bf16 or fp16 (with loss scaling).
+        precision: auto, fp32, bf16 or fp16 (with loss scaling). auto: on a GPU bf16, or fp16 where it has no native bf16; on a
+            CPU bf16 where a measurement shows it to be faster, else fp32.
         compile: Compile the network with torch.compile, once for each resolution.
-        seed: Of weights, order and augmentation.
-        compact_labels: Renumber the surviving classes 0, 1, ... and shrink the head to them (the paper keeps the ids).
+        seed: Random seed for weights, order of records and augmentation.
+        compact_labels: Renumber the selected classes 0, 1, ... and shrink the classifier to them. By default class ids stay as they
+            are, as in the paper.
         val_every: Validate every this many epochs, and after the last.
-        checkpoint: When checkpoints are written, and which stay.
-        profile: Trace a few steps (trace.json, profile.json) and say what bounds the run.
-        resume: Continue from the run folder's newest checkpoint.
-        stop_signals: More signals that save the run and stop it, as SIGTERM and Ctrl-C do: USR1,USR2,HUP.
+        checkpoint: When checkpoints are saved, and which are kept.
+        profile: Trace a few steps (trace.json, profile.json) and report what limits the speed of the run.
+        resume: Continue from the newest checkpoint in the run folder.
+        stop_signals: Further signals on which the run saves and stops, as it does on SIGTERM and Ctrl-C, e.g. USR1,USR2,HUP.
     """
 
     RENAMED: ClassVar[dict[str, str]] = {
@@ -186,14 +195,14 @@ class PretrainConfig(Placement, BadRecordsConfig, TrackingConfig, CacheConfig):
         require_one_of("dynamic", self.dynamic, ("none", "infobatch"))
         require(0 < self.dynamic_skip < 1, "dynamic_skip", self.dynamic_skip, "above 0 and below 1")
         if self.dynamic != "none" and self.objective != "supervised":
-            raise UsageError(f"`dynamic={self.dynamic}`: goes by each image's loss in supervised training, not {self.objective}")
+            raise UsageError(f"`dynamic={self.dynamic}`: needs each image's loss in supervised training, not {self.objective}")
         for name in ("forgetting", "epoch_samples"):
             if self.dynamic != "none" and getattr(self, name):
                 raise UsageError(f"`dynamic={self.dynamic}` and `{name}`: each decides which records an epoch reads. Drop one")
         if self.forgetting and self.epoch_samples:
-            raise UsageError("`forgetting`: compares records from epoch to epoch, and `epoch_samples` leaves some out. Drop one")
+            raise UsageError("`forgetting`: compares records from epoch to epoch, but `epoch_samples` leaves some out. Drop one")
         if self.forgetting and (self.selection or self.compare):
-            raise UsageError("`forgetting`: counts for all of the source, of which a selection leaves records out. Drop one")
+            raise UsageError("`forgetting`: counts over the whole source, but a selection leaves records out. Drop one")
         if self.val and not OBJECTIVES[self.objective].classifies:
             raise UsageError(f"`val`: {self.objective} trains no classifier to validate. Use `dp4tl-fast finetune` on the result")
 

@@ -57,12 +57,12 @@ def epoch_size(config: PretrainConfig, source: Beton, selection: Selection | Non
     survive = source.num_samples if selection is None else selection.kept_samples
     if config.epoch_samples and selection is not None and selection.weights:
         raise UsageError(
-            f"`epoch_samples={config.epoch_samples}`: {config.selection} is weighted, and says itself that an epoch has "
+            f"`epoch_samples={config.epoch_samples}`: {config.selection} is weighted and already sets the epoch to "
             f"{selection.epoch_size} records. Drop one"
         )
     if config.dynamic != "none" and selection is not None and selection.weights:
         raise UsageError(
-            f"`dynamic={config.dynamic}`: {config.selection} is weighted, and says itself what an epoch reads. Drop one"
+            f"`dynamic={config.dynamic}`: {config.selection} is weighted and already decides what an epoch reads. Drop one"
         )
     if config.epoch_samples > survive:
         raise UsageError(f"`epoch_samples={config.epoch_samples}`: more than the {survive} surviving records of {source.path}")
@@ -73,7 +73,7 @@ def epoch_size(config: PretrainConfig, source: Beton, selection: Selection | Non
     left = int(size * (1 - config.dynamic_skip))
     if config.dynamic != "none" and left < config.batch_size:
         raise UsageError(
-            f"`dynamic_skip={config.dynamic_skip}`: may leave {left} of {size} records to an epoch, which is less than a batch "
+            f"`dynamic_skip={config.dynamic_skip}`: may leave an epoch only {left} of {size} records, fewer than a batch "
             f"of {config.batch_size} (`batch_size`)"
         )
     return size

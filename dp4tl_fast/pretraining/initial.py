@@ -55,7 +55,7 @@ def initialise(model: nn.Module, config: PretrainConfig, class_names: list[str],
     weights = checkpoint.pin_weights(config.init)
     found, meta = checkpoint.load_model(weights, config.arch)
     if not begun and checkpoint.weights_hash(weights, found) != sha256:
-        raise CheckpointError(f"{config.out}: was started from other weights than {weights} holds by now. Give another `out`")
+        raise CheckpointError(f"{config.out}: was started from other weights than {weights} now holds. Give another `out`")
     models.resize(found, models.fixed_size(model) or config.size)
     state, own = found.state_dict(), model.state_dict()
     name = models.head(model)[0]
@@ -63,6 +63,6 @@ def initialise(model: nn.Module, config: PretrainConfig, class_names: list[str],
     same = all(state[k].shape == own[k].shape for k in classifier) and meta.get("class_names", class_names) == class_names
     if not (same and checkpoint.classifies(meta)):
         state |= {k: own[k] for k in classifier}
-        cli.message(f"{config.init}: its classifier is for other classes; a fresh one is trained")
+        cli.message(f"{config.init}: its classifier is for other classes; training a new one")
     checkpoint.load_into(model, state, f"{config.init} ({config.arch})")
     return meta

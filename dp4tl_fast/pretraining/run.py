@@ -24,10 +24,10 @@ from dp4tl_fast.training.ranks import on_rank_zero, process_group, rank
 
 @process_group()
 def pretrain(config: PretrainConfig, *, callback: Callback | None = None) -> dict[str, Any]:
-    """Train a network on the surviving classes of a source and measure what it cost.
+    """Train a network on a source, or on the classes that a selection keeps, and measure the cost.
 
-    Reads only the records of the selection. Interrupted runs (Ctrl-C, SIGTERM, a crash) are continued by --resume. Under torchrun
-    the processes share each batch, and the first writes the run folder. Shipped recipes, for --config NAME: resnet18,
+    Reads only the records of the selection. --resume continues an interrupted run (Ctrl-C, SIGTERM, a crash). Under torchrun, the
+    processes share each batch, and the first writes the run folder. Shipped recipes, for --config NAME: resnet18,
     resnet50, resnet101, resnet152, vit_b_16, adversarial_resnet18 and moco_v2_resnet101 (the paper's), moco_v3_vit_b_16,
     fast_resnet50, small_32px, small_64px.
 

@@ -82,7 +82,7 @@ class Training(Session):
                 objective.load_state_dict(state["objective"])
             except (KeyError, RuntimeError):
                 raise CheckpointError(
-                    f"{self.out}: its checkpoint has no losses of these records, by which `dynamic=infobatch` would continue. "
+                    f"{self.out}: its checkpoint lacks the losses of these records, which `dynamic=infobatch` needs to continue. "
                     "Train from the beginning in another folder"
                 ) from None
             self.loader.set_records(np.flatnonzero(objective.kept.cpu().numpy()))

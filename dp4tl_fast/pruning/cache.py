@@ -86,7 +86,7 @@ def cached(
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
-        cli.message(f"note: {path.parent} may only be read ({error.strerror}): {path.name} is computed and not kept")
+        cli.message(f"note: {path.parent} is read-only ({error.strerror}): {path.name} is computed but not kept")
         return _unkept(shape, dtype, compute)
     with _locked(lock, waiting) as alone:
         start = time.perf_counter() if start is None else start
@@ -99,7 +99,7 @@ def cached(
             compute(mapped)
             mapped.flush()
         except PermissionError:
-            cli.message(f"note: {path.parent} may only be read: {path.name} is computed and not kept")
+            cli.message(f"note: {path.parent} is read-only: {path.name} is computed but not kept")
             return _unkept(shape, dtype, compute)
         except BaseException:
             partial.unlink(missing_ok=True)
@@ -114,7 +114,7 @@ def cached(
             array = np.load(partial, mmap_mode="c", allow_pickle=False)  # stays while it is mapped
             for left in (partial, partial_path(_seconds_path(path))):
                 left.unlink(missing_ok=True)
-            cli.message(f"note: {path} is another user's and cannot be replaced: it is computed and not kept")
+            cli.message(f"note: {path} belongs to another user and cannot be replaced: it is computed but not kept")
             return Stored(array, 0.0)
         found = _open(path, shape, dtype)
         assert found is not None  # it was just written under the lock
@@ -150,7 +150,7 @@ def _open(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> Stored | None:
     except FileNotFoundError:
         return None
     except PermissionError:
-        cli.message(f"note: {path} is another user's and may not be read")
+        cli.message(f"note: {path} belongs to another user and cannot be read")
         return None
     except (OSError, ValueError, TypeError, KeyError, EOFError) as error:
         cli.message(f"{path}: damaged ({error}); computing it again")

@@ -20,51 +20,56 @@ class PruneConfig(Placement, BadRecordsConfig, CacheConfig):
     """What to choose from, for what, and how.
 
     Args:
-        source: Source .beton, or its URL (s3://, gs://, az://, https://); targets likewise.
-        out: Selection to write (.json).
-        keep: How much to keep: a fraction of the classes (0.4) or a number of them (400); samples:0.4 for the fewest
-            classes with that share of the samples; auto for half, a quarter, an eighth ... of the samples, by how broad the
-            target is. Counts clusters under --groups kmeans, and records for methods that score records. Several, as in
-            0.5,0.25,0.125, write a selection each, with the cut in its name: SEL.0.25.json.
-        budget: Instead of --keep: the most classes whose samples cost at most this share of a full epoch (0.4). With --keep auto:
-            how long the pretraining is, in epochs of the full source (8epochs), images (500000images) or hours (2hours, with
-            --images-per-s): one epoch of what is kept must fit. `pretrain` then takes its epochs from the selection.
-        images_per_s: Rate of the pretraining that --budget is given in hours of.
-        sample: whole (every epoch reads all that is kept, once) or weighted (soft mapping: every epoch draws as many records as
-            --keep would keep, from every class by its share of the votes; another part of large classes in every epoch).
-        shares: With --sample weighted: votes, or equal (every record of what --keep keeps equally often).
-        smooth: With --sample weighted: part of the shares, 0 to 1, that goes to all classes by their size; 1 is a fresh random
-            subset of the source in every epoch.
-        per_class: Most records of a class (or cluster) that an epoch reads, a fresh part of it every time; 0 is all. With
-            --sample weighted the other classes get what a class may not take.
-        target: Target *training* .beton; give it again for several targets.
-        merge: How several targets become one selection: sum (scores are added), union (of the selections for each), or
-            turns (each in turn chooses its best class). The selections for each are written beside it.
-        surrogate: Run folder or weights of a small network trained on the source; or torchvision:DEFAULT (or another name
-            of published weights) with --arch.
-        train_surrogate: Folder to train a surrogate in: in rounds of 1, 2, 4, ... epochs, at a low and then a higher resolution,
-            until two rounds agree on what to keep for every target. What is there is used again, for other targets, too.
-        surrogate_epochs: Instead, one run of this length, in the folder itself; 0 trains until it is enough.
-        surrogate_val: Held-out .beton of the source's classes, to measure the surrogate's accuracy on; without it a sample of the
-            source is used.
-        accept_surrogate: Go on, with a warning, with a surrogate that is hardly better than chance on its own source, or whose
+        source: Source .beton, or its URL (s3://, gs://, az://, https://).
+        out: Selection file to write (.json).
+        keep: How much to keep: a fraction of the classes (0.4) or a number of classes (400); samples:0.4 for the fewest classes
+            that hold at least this share of the samples; or auto for half, a quarter, an eighth ... of the samples, depending on
+            how broad the target is. With --groups kmeans it counts clusters, with methods that score records it counts records.
+            Several values, as in 0.5,0.25,0.125, write one selection each, with the value in its name: SEL.0.25.json.
+        budget: Instead of --keep: keep the most classes whose samples cost at most this share of a full epoch (0.4). With --keep
+            auto: the length of the pretraining, in epochs of the full source (8epochs), images (500000images) or hours (2hours,
+            with --images-per-s); one epoch of what is kept must fit in it, and `pretrain` then takes its number of epochs from the
+            selection.
+        images_per_s: Speed of the pretraining in images per second, to convert a --budget in hours.
+        sample: whole (every epoch uses each kept record once) or weighted (soft mapping: every epoch draws as many records as
+            --keep would keep, from every class in proportion to its votes; from large classes, different ones in every epoch).
+        shares: With --sample weighted: votes (draw in proportion to the votes) or equal (draw all records of what --keep keeps
+            equally often).
+        smooth: With --sample weighted: fraction, 0 to 1, of the shares that is spread over all classes in proportion to their size;
+            1 draws a new random subset of the source in every epoch.
+        per_class: Maximum number of records of a class (or cluster) per epoch, different ones in every epoch; 0 is no limit. With
+            --sample weighted, the other classes get the records beyond this limit.
+        target: Target *training* .beton, or its URL; repeat the flag for several targets.
+        merge: How several targets become one selection: sum (add their scores), union (keep what any target's own selection
+            keeps) or turns (the targets take turns choosing their best class). The selection for each target is also written,
+            beside --out.
+        surrogate: Run folder or weights file of a small network trained on the source; or, with --arch, torchvision:DEFAULT or
+            another name of published weights.
+        train_surrogate: Folder to train a surrogate in: in rounds of 1, 2, 4, ... epochs, each first at a low and then at a higher
+            resolution, until two consecutive rounds agree on what to keep for every target; the last possible round has 16
+            epochs. Existing rounds in the folder are reused, also for other targets.
+        surrogate_epochs: With --train-surrogate: train once for this many epochs, in the folder itself; 0 trains in rounds.
+        surrogate_val: Held-out .beton with the source's classes, to measure the surrogate's accuracy on; without it, a sample of
+            the source is used.
+        accept_surrogate: Continue, with a warning, with a surrogate that is hardly better than chance on its own source, or whose
             classes are numbered in another order.
-        arch: The surrogate's architecture, where its file does not say.
+        arch: The surrogate's architecture, if its file does not name it.
         method: lm, fm, ffmm, cmt, cmt-median, random, handpicked, influence, random-samples, moderate, grand, el2n,
             forgetting, prototypes or ssl-prototypes.
-        groups: What fm votes for: classes, kmeans (no labels needed), or the .groups.npz of an earlier run.
-        clusters: K of K-means, for --groups kmeans and ssl-prototypes.
-        classes: Names or ids for --method handpicked.
-        scores: CSV or Parquet with a column score and one of class, record or index, for --method influence.
-        reverse: Keep the lowest instead (an ablation).
-        seed: For random and K-means.
-        cache: Folder for features, so that another method or ratio takes seconds; the default is .dp4tl-cache beside
-            --out, none keeps nothing.
-        materialize: Also copy the surviving records to this .beton.
-        report: Also write this HTML page.
-        names: File of human-readable class names, for the page: the class's name, a tab, what to show (Tiny-ImageNet's words.txt).
+        groups: What fm votes for: classes, kmeans (clusters; needs no labels), or the .groups.npz of an earlier run.
+        clusters: Number of K-means clusters, for --groups kmeans and ssl-prototypes.
+        classes: Names or ids of the classes to keep with --method handpicked; repeat the flag for several.
+        scores: CSV or Parquet file with a column score and one of class, record or index, for --method influence.
+        reverse: Keep the lowest-ranked instead of the highest-ranked (an ablation).
+        seed: Random seed for random choices and K-means.
+        cache: Folder for cached features, so that trying another method or --keep takes seconds; the default is .dp4tl-cache beside
+            --out; none turns the cache off.
+        materialize: Also copy the selected records to this .beton.
+        report: Also write an HTML page to this file.
+        names: File with readable class names for the page; each line has the class's name, a tab and the text to show
+            (Tiny-ImageNet's words.txt has this format).
         batch_size: Images per forward pass.
-        size: Side of the images the surrogate sees; 0 is what it was trained with, else 224.
+        size: Side of the images given to the surrogate, in pixels; 0 uses the size it was trained with, else 224.
     """
 
     source: str
@@ -114,14 +119,14 @@ class PruneConfig(Placement, BadRecordsConfig, CacheConfig):
         if self.keep not in ("", "auto") and self.budget:
             raise UsageError("`keep` and `budget`: give one of them, or `keep=auto` and what the pretraining may cost")
         if not self.keep and not self.budget and self.method != "handpicked":  # which keeps what is picked
-            raise UsageError("how much? Give `keep` (a fraction, a number, samples:F, auto) or `budget=F`")
+            raise UsageError("no amount to keep. Give `keep` (a fraction, a number, samples:F, auto) or `budget=F`")
         self._check_sampling()
         if self.budget:
             self.rules = [Keep.within(self.budget, self.images_per_s) if self.keep else Keep.parse(f"budget:{self.budget}")]
         else:
             self.rules = [Keep.parse(text) for text in self.keep.split(",") if self.keep]
         if len({rule.text for rule in self.rules}) < len(self.rules):
-            raise UsageError(f"`keep={self.keep}`: names a cut twice")
+            raise UsageError(f"`keep={self.keep}`: has the same value twice")
         if len(self.rules) > 1 and self.materialize:
             raise UsageError(f"`materialize`: copies one selection, but `keep={self.keep}` makes {len(self.rules)}")
 
@@ -132,8 +137,8 @@ class PruneConfig(Placement, BadRecordsConfig, CacheConfig):
         require(self.per_class >= 0, "per_class", self.per_class, "at least 0")
         soft, by_votes = self.sample == "weighted", self.shares == "votes"
         if not soft and (self.smooth or not by_votes):
-            raise UsageError("`smooth` and `shares` say how `sample=weighted` draws. Give that, or drop them")
+            raise UsageError("`smooth` and `shares`: apply only to `sample=weighted`. Give that, or drop them")
         if soft and by_votes and self.reverse:
-            raise UsageError("`reverse`: `sample=weighted` draws most from the classes with most votes. Use `shares=equal`")
+            raise UsageError("`reverse`: `sample=weighted` draws most from the classes with the most votes. Use `shares=equal`")
         if soft and by_votes and len(self.target) > 1 and self.merge != "sum":
-            raise UsageError(f"`merge={self.merge}`: votes are shared out as their sum. Use `merge=sum`, or `shares=equal`")
+            raise UsageError(f"`merge={self.merge}`: weighted sampling uses the sum of votes. Use `merge=sum` or `shares=equal`")

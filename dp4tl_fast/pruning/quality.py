@@ -173,17 +173,17 @@ def check(accuracy: Accuracy, path: str, source: Beton, accept: bool) -> None:
     problem = ""
     if accuracy.misnumbered:
         problem = (
-            f"`surrogate={path}`: {said}, but {100 * accuracy.renumbered:.1f} % once its outputs are numbered otherwise: its "
+            f"`surrogate={path}`: {said}, but {100 * accuracy.renumbered:.1f} % once its outputs are renumbered: its "
             f"classes are in another order than those of {source.path} (natural instead of text order, say), or its last layer was "
             "never trained. Convert the source in that order (`convert --class-order`), or use a surrogate trained on this source"
         )
     elif accuracy.useless:
         problem = (
-            f"`surrogate={path}`: {said}: that is hardly better than guessing, and so would be what it keeps. Train it longer or "
-            "at a larger size (`train_surrogate` does what is needed)"
+            f"`surrogate={path}`: {said}: that is hardly better than guessing, and its choice would be no better. Train it "
+            "longer or at a larger size (`train_surrogate` does what is needed)"
         )
     if problem and not accept:
-        raise UsageError(f"{problem}; `accept_surrogate` goes on all the same")
+        raise UsageError(f"{problem}; `accept_surrogate` continues anyway")
     if problem:
         cli.message(f"warning: {problem}")
     elif accuracy.weak:

@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 def prune(config: PruneConfig) -> dict[str, Any]:
     """Choose the source classes worth pretraining on for a target.
 
-    Methods with a target: lm counts, for every source class, the target images that a surrogate trained on the source
-    puts into it; fm counts the target images nearest to each source class, or cluster, in the surrogate's feature space;
-    ffmm is fm by the middle of each class; cmt and cmt-median rank by distance to the target's classes. Without one:
-    random, handpicked, influence (imported scores); and for single records random-samples, moderate, grand, el2n,
+    Methods that use a target: lm counts, for every source class, the target images that a surrogate trained on the source
+    classifies as it; fm counts the target images nearest to each source class, or cluster, in the surrogate's feature space;
+    ffmm is fm by the middle of each class; cmt and cmt-median rank by distance to the target's classes. Methods without a
+    target: random, handpicked, influence (imported scores); and for single records random-samples, moderate, grand, el2n,
     forgetting, prototypes, ssl-prototypes.
 
-    Equal scores (most classes get no vote) are ranked by the surrogate's mean probability for the class (lm) or the
-    smaller mean distance (fm), then by id.
+    Ties (most classes get no vote) are broken by the surrogate's mean probability for the class (lm) or the smaller mean
+    distance (fm), then by id.
 
-    Under torchrun the passes over images and K-means are shared by the processes.
+    Under torchrun, the processes share the passes over images and K-means.
 
     Returns:
         The selection as written (of several cuts the first, and ``per_keep``, the files of each); ``profile`` (seconds);
@@ -151,7 +151,7 @@ def _surrogate(config: PruneConfig, method: Method, beton: Beton, targets: list[
     if not config.train_surrogate:
         return config.surrogate
     if world_size() > 1:
-        raise UsageError("`train_surrogate`: train it in one process first, then give it by `surrogate` under torchrun")
+        raise UsageError("`train_surrogate`: train it in one process first, then give it as `surrogate` under torchrun")
     from dp4tl_fast.pruning.train_surrogate import train
 
     with watch.section("training"):
@@ -205,7 +205,7 @@ def _choose(
         if one.votes is not None and one.votes[sizes > 0].sum() == 0:
             raise UsageError(
                 f"{target.path}: none of its {target.num_samples} images is most like {one.unit} that have records in "
-                f"{shown(config.source)}: nothing of it is for this target. Use another source, or another surrogate"
+                f"{shown(config.source)}: nothing in it is for this target. Use another source, or another surrogate"
             )
     images = [t.num_samples for t in targets] or [1]
     alone = [([s], [1], "sum", [t]) for s, t in zip(scores, targets, strict=False)]

@@ -84,7 +84,7 @@ class SourceInputs:
         """Refuse to score single records of which some cannot be decoded."""
         if unit == "samples" and self.bad is not None and bool(self.bad.any()):
             raise UsageError(
-                f"`method={method}`: scores every record, and some of {self.beton.path} cannot be decoded. Convert its source again"
+                f"`method={method}`: scores every record, but some of {self.beton.path} cannot be decoded. Convert its source again"
             )
 
     def _features(self, beton: Beton) -> torch.Tensor:
@@ -188,7 +188,7 @@ def load_centroids(path: str, surrogate: dict[str, Any]) -> torch.Tensor:
         with np.load(path, allow_pickle=False) as file:
             centroids, of = file["centroids"], str(file["surrogate"])
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise UsageError(f"`groups={path}`: known are classes, kmeans, or the .groups.npz of an earlier run ({error})") from None
+        raise UsageError(f"`groups={path}`: must be classes, kmeans, or the .groups.npz of an earlier run ({error})") from None
     except Exception as error:  # zipfile's own errors
         raise UsageError(f"`groups={path}`: not the .groups.npz of an earlier run ({error})") from None
     if centroids.ndim != 2 or centroids.dtype != np.float32 or 0 in centroids.shape or not np.isfinite(centroids).all():

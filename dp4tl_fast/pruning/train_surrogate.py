@@ -43,7 +43,7 @@ def train(source: Beton, targets: list[Beton], config: PruneConfig, cache: Path 
         return _pretrain(source, folder, config.surrogate_epochs, config)
     if (folder / "config.yaml").exists():
         raise UsageError(
-            f"`train_surrogate={folder}`: holds a run of its own, but rounds go into folders in it. Use that run by "
+            f"`train_surrogate={folder}`: holds a run of its own, but rounds go into subfolders. Use that run with "
             f"`surrogate={folder}`, or give another folder"
         )
     free = folder.exists() and not os.access(folder, os.W_OK)  # somebody else's, to be read: its rounds are complete, or refused

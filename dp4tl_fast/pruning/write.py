@@ -85,5 +85,5 @@ def tell(selection: Selection, choice: Choice, names: list[str], served: dict[st
 
 
 def tell_seconds(profile: dict[str, float]) -> None:
-    share = f"; all but start and forward is {100 * profile['overhead']:.1f} % of forward" if "overhead" in profile else ""
+    share = f"; everything but start and forward is {100 * profile['overhead']:.1f} % of forward" if "overhead" in profile else ""
     cli.message("seconds: " + ", ".join(f"{name} {profile[name]:.2f}" for name in profile if name != "overhead") + share)

@@ -46,10 +46,10 @@ class CacheConfig:
     """Where files behind URLs (s3://, gs://, az://, https://) are kept.
 
     Args:
-        cache_dir: Folder for what was fetched of files behind URLs, for later epochs and runs, best on a local disk; the default
+        cache_dir: Folder that keeps what is fetched from URLs, for later epochs and runs, preferably on a local disk; the default
             is ~/.cache/dp4tl_fast.
-        cache_limit: Most bytes in it, as 500GB or 1.5TB; what was not used for longest goes first, what is in use stays. Empty: no
-            limit.
+        cache_limit: Maximum size of this folder, e.g. 500GB or 1.5TB. The least recently used files are removed first; files in use
+            are never removed. Empty: no limit.
     """
 
     cache_dir: str = ""
@@ -122,8 +122,8 @@ class Cache:
                     too_many -= sizes[folder]
         if too_many > 0:
             raise UsageError(
-                f"`cache_limit={self.limit}`: {entry.url} needs {needed} bytes more, {too_many} too many beside what is in use. "
-                "Raise it, keep less, or give another `cache_dir`"
+                f"`cache_limit={self.limit}`: {entry.url} needs {needed} bytes more, {too_many} too many besides what is in use. "
+                "Raise the limit, keep less, or give another `cache_dir`"
             )
 
     def _others(self, folder: Path) -> list[Path]:
@@ -142,7 +142,7 @@ class Cache:
         except OSError as error:
             raise UsageError(
                 f"`cache_dir={self.folder}`: cannot be written ({error.strerror}). Make room, or give another folder; what was "
-                "fetched stays"
+                "fetched is kept"
             ) from None
 
 

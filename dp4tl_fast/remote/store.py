@@ -68,7 +68,7 @@ class Store:
     def __init__(self, url: Url) -> None:
         self.url = url
         if url.scheme not in SCHEMES or not url.name:
-            raise UsageError(f"{url}: known are {', '.join(f'{name}://' for name in SCHEMES)}, and the name of a file")
+            raise UsageError(f"{url}: must begin with one of {', '.join(f'{name}://' for name in SCHEMES)}, and name a file")
         try:
             import obstore
             from obstore import store as stores
@@ -97,7 +97,7 @@ class Store:
                 version = _version(result.meta)
                 if len(data) == min(FIRST, version.size):
                     return version, data
-                why = f"only {len(data)} bytes came"
+                why = f"only {len(data)} bytes arrived"
             except Exception as error:
                 why = self._failed(error, failures, OPENING)
             _pause(failures)
@@ -114,7 +114,7 @@ class Store:
             options: Any = {"range": (at, stop)}
             if version.etag.startswith('"'):  # a weak one never matches
                 options["if_match"] = version.etag
-            why = "no bytes came"
+            why = "no bytes arrived"
             try:
                 result = self._get(self._store, self.url.name, options=options)
                 self._check(version, _version(result.meta))
@@ -135,8 +135,8 @@ class Store:
             failures += 1
             if failures >= READING:
                 raise BetonError(
-                    f"{self.url}: byte {at} cannot be read: {why}. It was tried {READING} times; what came stays in the cache: "
-                    "run the command again"
+                    f"{self.url}: byte {at} cannot be read: {why}. It was tried {READING} times; what arrived is kept in the "
+                    "cache: run the command again"
                 )
             _pause(failures)
 
@@ -152,7 +152,7 @@ class Store:
                         self._count(file.write(chunk))
                     if file.tell() == result.meta["size"]:
                         return result.meta["e_tag"] or ""
-                why = f"{file.tell()} of {result.meta['size']} bytes came"
+                why = f"{file.tell()} of {result.meta['size']} bytes arrived"
             except OSError as error:
                 if error.errno is not None:
                     raise
@@ -179,8 +179,8 @@ class Store:
             raise BetonError(f"{self.url}: no such file (HTTP 404). Is the URL right?") from None
         if kind == "NotSupportedError" or status == 416:
             raise BetonError(
-                f"{self.url}: the server gives no ranges of files, and all of it would have to be fetched. Download it, or use a "
-                "server with range requests"
+                f"{self.url}: the server does not support range requests, and all of it would have to be fetched. Download it, "
+                "or use a server that does"
             ) from None
         if kind == "PreconditionError" or status == 412:
             now, _ = self.first()
@@ -192,7 +192,7 @@ class Store:
             why = f"may not be read ({what}): wrong or expired credentials? {self._credentials()}"
             raise BetonError(f"{self.url}: {why}") from None
         if status in (301, 307, 308) or "redirect" in text.lower():
-            raise BetonError(f"{self.url}: lies in another region ({what}). Set AWS_REGION to the bucket's") from None
+            raise BetonError(f"{self.url}: is in another region ({what}). Set AWS_REGION to the bucket's") from None
         if 400 <= status < 500 and status not in (408, 425, 429):
             raise BetonError(f"{self.url}: cannot be read ({what})") from None
         if failures == 3 and most == READING:
@@ -205,7 +205,7 @@ class Store:
 
     def _credentials(self) -> str:
         if self.url.is_http:
-            return "A signed URL is valid for a while only: sign it again"
+            return "A signed URL is valid only for a limited time: sign it again"
         return f"Set {CREDENTIALS[self.url.scheme]}"
 
     def _check(self, expected: Version, found: Version) -> None:
@@ -240,6 +240,6 @@ def _pause(failures: int) -> None:
 
 def _first_line(error: Exception) -> str:
     if "kind: Timeout" in str(error):
-        return f"nothing came for {SILENT_S:g} s"
+        return f"nothing arrived for {SILENT_S:g} s"
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return re.sub(r"\?[^ ]*", "", line)[:300]  # without the signature of a URL

@@ -17,7 +17,7 @@ FINETUNING = (
     "label_smoothing", "clip_norm", "ema_decay", "batch_size", "size", "min_scale", "flip", "augment", "mix", "tta", "val_share",
     "shots", "neighbours", "temperature", "backend", "precision",
 )  # fmt: skip
-NOT_TOLD = "not told"  # by a run of an older version
+NOT_TOLD = "not recorded"  # by a run of an older version
 
 def recipe(row: dict[str, Any]) -> tuple[Any, ...]:
     """What two rows must share for one to be faster than the other: architecture, objective, epochs, all other settings."""

@@ -32,14 +32,14 @@ PROBE_TIMEOUT = 180  # seconds; FFCV compiles its pipeline for some
 
 
 def doctor(*, require: str = "") -> dict[str, Any]:
-    """Try every part for real, each in a process of its own, and say what to do about those that do not work.
+    """Test every part on real work, each in its own process, and say how to fix those that fail.
 
-    The native, FFCV and DALI backends each decode a batch of real JPEG records; Triton runs a kernel (in its interpreter
-    where there is no GPU). ``rates`` are GFLOP/s of the ways that a CPU kernel can take to the same result, and the one
-    that it takes on this machine (the environment can force one: DP4TL_FAST_WAYS=linear_argmax=float32).
+    The native, FFCV and DALI backends each decode a batch of real JPEG records; Triton runs a kernel (in its interpreter if
+    there is no GPU). ``rates`` shows the GFLOP/s of each CPU kernel's alternative implementations, which give the same result,
+    and which of them is used on this machine (to force one, set e.g. DP4TL_FAST_WAYS=linear_argmax=float32).
 
     Args:
-        require: Comma-separated parts that must work; exit 2 when one does not. E.g. native,ffcv,dali,triton.
+        require: Parts that must work, separated by commas, e.g. native,ffcv,dali,triton; exits with 2 if one does not.
     """
     unknown = [name for name in filter(None, require.split(",")) if name not in PARTS]
     if unknown:
@@ -189,7 +189,7 @@ def _print(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(title=f"dp4tl_fast on Python {result['python']}, {result['platform']}")
-    for column in ("part", "version", "works", "what was seen, and what to do", "needed for"):
+    for column in ("part", "version", "works", "result, and what to do", "needed for"):
         table.add_column(column)
     for name, (_, purpose, remedy) in PARTS.items():
         row = result[name]
@@ -197,8 +197,8 @@ def _print(result: dict[str, Any]) -> None:
         table.add_row(name, row["version"], "[green]yes[/]" if row["works"] else "[red]no[/]", advice, purpose)
     console = Console(stderr=True)
     console.print(table)
-    speeds = Table(title="CPU kernels: ways to the same bits, as fast as just measured")
-    for column in ("kernel", "GFLOP/s", "taken"):
+    speeds = Table(title="CPU kernels: implementations with equal results, speed as just measured")
+    for column in ("kernel", "GFLOP/s", "used"):
         speeds.add_column(column)
     for name, found in result["rates"].items():
         speeds.add_row(name, ", ".join(f"{way} {rate:,.0f}" for way, rate in found["gflops"].items()), found["chosen"])

@@ -38,17 +38,18 @@ def report(
     source: str = "",
     names: str = "",
 ) -> dict[str, Any]:
-    """Write a page that compares runs, or selections: a table, plots, and what each selection kept and dropped.
+    """Write an HTML page that compares runs or selections: a table, plots, and what each selection kept and dropped.
 
-    Works from file://, without a network. Finetunings are matched to the pretraining run whose checkpoint they started from.
+    The page works offline, opened from disk. Finetuning runs are matched to the pretraining run whose checkpoint they started from.
 
     Args:
-        dirs: Folders with runs in or below them (pretrain's and finetune's --out); or selections (.json), to compare them.
+        dirs: Folders with runs in or below them (--out of pretrain and finetune); or selections (.json), to compare them.
         out: HTML file to write.
-        title: The page's title.
-        note: Lines to show below the title.
+        title: Title of the page.
+        note: Text to show below the title; repeat the flag for several lines.
         source: The selections' source .beton, for class names and thumbnails.
-        names: File of human-readable class names: the class's name, a tab, what to show (such as Tiny-ImageNet's words.txt).
+        names: File with readable class names; each line has the class's name, a tab and the text to show (Tiny-ImageNet's
+            words.txt has this format).
     """
     files = [d for d in dirs if d.endswith(".json")]
     folders = [Path(d) for d in dirs if d not in files]
@@ -117,7 +118,7 @@ def _tradeoffs(rows: list[dict[str, Any]]) -> list[tuple[str, Figure]]:
 
     targets = {row["target"]: [r for r in rows if r["target"] == row["target"]] for row in rows}
     return [
-        (f"Top-1 of the {name}{f' on {target}' if len(targets) > 1 else ''} over the time until it was there: "
+        (f"Top-1 of the {name}{f' on {target}' if len(targets) > 1 else ''} over the time it took to get there: "
          "training the surrogate, scoring, selecting, pretraining.", plots.tradeoff(some, mode))
         for target, some in targets.items()
         for mode, name in plots.MODES.items() if any(r.get(f"{mode}_mean") is not None for r in some)
@@ -220,7 +221,7 @@ def _selections(runs: list[tuple[Path, dict[str, Any]]]) -> list[tuple[str, Sele
         if summary.get("selection_sha256") in (None, selection.kept_sha256):
             found[path] = (path, selection, summary["source"])
         else:
-            cli.message(f"note: {path} keeps other classes now than when {folder} was trained; it is not shown")
+            cli.message(f"note: {path} now keeps other classes than when {folder} was trained; it is not shown")
     return list(found.values())
 
 

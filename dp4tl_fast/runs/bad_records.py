@@ -27,9 +27,10 @@ class BadRecordsConfig:
     """What to do about records that cannot be decoded.
 
     Args:
-        on_bad_record: raise stops at a record that cannot be decoded; skip leaves it out and lists it: training puts another
-            image of its batch in its place, accuracy is that of the others, a target's image has no vote.
-        max_bad: Under skip: stop when more records than this cannot be decoded.
+        on_bad_record: What to do with a record that cannot be decoded: raise stops the run; skip leaves it out and lists it. With
+            skip, training replaces it with another image of its batch, accuracy is computed on the other images, and a target
+            image gets no vote.
+        max_bad: With --on-bad-record skip: stop if more than this many records cannot be decoded.
     """
 
     on_bad_record: str = "raise"

@@ -16,7 +16,7 @@ class CheckpointConfig:
 
     Args:
         every: Save every this many epochs, and after the last.
-        keep_last: Checkpoints that stay, newest first; the best (val_top_1, else the lowest loss) stays besides.
+        keep_last: Number of newest checkpoints to keep; the best (by val_top_1, else the lowest loss) is kept as well.
     """
 
     every: int = 1
@@ -37,7 +37,7 @@ def signals(names: str) -> list[signal.Signals]:
     for name in filter(None, (part.strip().upper().removeprefix("SIG") for part in names.split(","))):
         number = getattr(signal.Signals, f"SIG{name}", None)
         if number is None or number in (signal.SIGKILL, signal.SIGSTOP):
-            raise UsageError(f"`stop_signals={names}`: {name} is no signal that can be caught. Name some like USR1,USR2,HUP")
+            raise UsageError(f"`stop_signals={names}`: {name} is not a signal that can be caught. Use some like USR1,USR2,HUP")
         found.append(number)
     return found
 

@@ -90,14 +90,14 @@ def check_folder(
     moved = {k for k, value in now.items() if value in files and k in was}
     unknown = sorted(k for k in was.keys() - now.keys() if not k.endswith(cli.HASH))
     if unknown and rank() == 0:
-        cli.message(f"note: {path} has settings of another version, which are left out: {', '.join(unknown)}")
+        cli.message(f"note: {path} has settings of another version, which are ignored: {', '.join(unknown)}")
     unsaid = {k for k in now.keys() | was.keys() if k.endswith(CONTENTS) and None in (now.get(k), was.get(k))}
     changed = sorted(k for k in (now.keys() | was.keys()) - moved - unsaid - set(unknown) if now.get(k) != was.get(k))
     if changed:
         differences = "; ".join(f"{k} was {was.get(k)!r}, now {now.get(k)!r}" for k in changed)
         remedy = "Give another folder"
         if others := [file for key, file in hashes.items() if key in changed]:
-            remedy += f": {others[0]} holds other images by now"
+            remedy += f": {others[0]} now holds other images"
         raise UsageError(f"{out}: `resume` with other settings: {differences}. {remedy}")
     summary = out / "summary.json"
     return json.loads(summary.read_text()) if summary.exists() else None

@@ -84,12 +84,12 @@ class Profiler:
 def what_bounds(report: dict[str, Any]) -> str:
     """One sentence for ``profile.json``'s numbers."""
     waits, busy = report["data_wait_share"], report["gpu_busy_share"]
-    data = f"{100 * waits:.0f} % of the time goes into waiting for images"
+    data = f"{100 * waits:.0f} % of the time is spent waiting for images"
     if waits >= WAITS_AT_ALL:
         work = {name: report["loader_seconds"].get(name, 0.0) for name in REMEDIES}
         total = sum(work.values())
         if not total:
-            return f"The loader bounds this run: {data}; this backend does not say on what it spends it."
+            return f"The loader bounds this run: {data}; this backend does not report what it spends it on."
         most = max(work, key=lambda name: work[name])
         spent = ", ".join(f"{100 * seconds / total:.0f} % {name}" for name, seconds in work.items())
         return f"The loader bounds this run: {data}; its threads spend {spent}: {REMEDIES[most]}."

@@ -36,8 +36,8 @@ class TrackingConfig:
     """Where the metrics go besides metrics.jsonl.
 
     Args:
-        tensorboard: Write TensorBoard events.
-        track: Also log to these, separated by commas: tensorboard, mlflow, wandb, trackio.
+        tensorboard: Write TensorBoard event files.
+        track: Also log to these trackers, separated by commas: tensorboard, mlflow, wandb, trackio.
     """
 
     tensorboard: bool = True
@@ -229,7 +229,7 @@ def _ids(path: Path) -> dict[str, str]:
         if not (isinstance(ids, dict) and all(isinstance(each, str) for each in ids.values())):
             raise ValueError("no table of names")
     except ValueError as error:
-        raise UsageError(f"{path}: cannot be read ({error}). Remove it, and the trackers show the rest as another run") from None
+        raise UsageError(f"{path}: cannot be read ({error}). Remove it; the trackers then show the rest as another run") from None
     return ids
 
 

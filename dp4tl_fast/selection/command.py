@@ -16,21 +16,21 @@ ACTIONS = {"show": 1, "diff": 2, "union": 2, "intersect": 2, "export": 1, "impor
 
 
 def selection(*, action_and_files: list[str], source: str = "", names: str = "", out: str = "", top: int = 20) -> dict[str, Any]:
-    """Look at selections, compare and combine them.
+    """Inspect, compare and combine selections.
 
-    show A.json: method, parameters, what is kept, the first classes.
-    diff A.json B.json: classes that only one of them keeps.
-    union A.json B.json ...: what any of them keeps, written to --out.
-    intersect A.json B.json ...: what all of them keep, written to --out.
-    export A.json: upstream's .indices tensor, written to --out.
-    import A.indices: a selection from upstream's .indices tensor, written to --out.
+    show A.json: print the method, parameters, what is kept, and the top-ranked classes.
+    diff A.json B.json: print the classes that only one of them keeps.
+    union A.json B.json ...: write what any of them keeps to --out.
+    intersect A.json B.json ...: write what all of them keep to --out.
+    export A.json: write upstream's .indices tensor to --out.
+    import A.indices: convert upstream's .indices tensor to a selection, written to --out.
 
     Args:
         action_and_files: One of the actions above, and its files.
-        source: The source .beton: for class names, and needed by union, intersect, export and import.
-        names: Text file of readable names: the class's name, a tab, what to show (with --source).
+        source: Source .beton: needed by union, intersect, export and import; for show and diff, it gives the class names.
+        names: Text file with readable class names (with --source); each line has the class's name, a tab and the text to show.
         out: File to write.
-        top: Classes to list.
+        top: Maximum number of classes to list.
     """
     action, *files = action_and_files
     if action not in ACTIONS:

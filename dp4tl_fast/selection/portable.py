@@ -272,7 +272,7 @@ class Selection:
         version = body.get("schema") if isinstance(body, dict) else None
         if type(version) is not int or version not in (SCHEMA, WEIGHTED):
             raise SelectionError(
-                f"{path}: selection schema {version!r}, but only {SCHEMA} and {WEIGHTED} are known. Is it of a newer version?"
+                f"{path}: selection schema {version!r}, but only {SCHEMA} and {WEIGHTED} are known. Is it from a newer version?"
             )
         if ("weights" in body) != (version == WEIGHTED):
             raise SelectionError(f"{path}: not a selection of schema {version} (only those of schema {WEIGHTED} have weights)")
@@ -287,7 +287,7 @@ class Selection:
         if not says_class_names(selection.source):
             from dp4tl_fast.common import cli
 
-            cli.message(f"note: {path} is of an earlier version: class names are not compared")
+            cli.message(f"note: {path} is from an earlier version: class names are not compared")
         return selection if digest is None else validation.with_records(path, digest, selection)
 
     def to_dict(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def export_indices(selection: Selection, beton: Beton, path: str | Path) -> int:
     import torch
 
     if selection.weights:
-        raise SelectionError("export: a weighted selection draws other records every epoch, which an .indices tensor cannot say")
+        raise SelectionError("export: a weighted selection draws other records each epoch, which an .indices tensor cannot express")
     buffer = io.BytesIO()
     records = selection.indices(beton)
     torch.save(torch.from_numpy(np.ascontiguousarray(records)), buffer)

@@ -81,7 +81,7 @@ def with_records(path: Path, digest: str, selection: Selection) -> Selection:
         if table.dtype != np.int64 or not np.array_equal(np.unique(groups), drawn):
             raise SelectionError(f"{side}: its groups are not those that {path} has weights for. Prune again")
     elif selection.weights:
-        raise SelectionError(f"{side}: must hold record numbers and their groups, for {path} has weights. Prune again")
+        raise SelectionError(f"{side}: must hold record numbers and their groups, because {path} has weights. Prune again")
     ascending = records.dtype == np.int64 and records.ndim == 1 and bool((np.diff(records) > 0).all())
     if (
         not ascending

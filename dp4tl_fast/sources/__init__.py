@@ -108,7 +108,7 @@ def _open_files(src: str, names: dict[Path, str], options: SourceOptions, scratc
 
         return TableSource(files[0], options)
     raise SourceError(
-        f"{src}: is of no known kind. Give a folder of class folders, .tar, .parquet, .arrow, .csv or .tsv files"
+        f"{src}: is not of a known kind. Give a folder of class folders, .tar, .parquet, .arrow, .csv or .tsv files"
     )
 
 
@@ -116,7 +116,7 @@ def _check_content(file: Path, name: str) -> None:
     """Refuse what is something else than its name says: a pointer, an error page, a packed or unfinished file."""
     for ending, command in PACKED.items():
         if file.name.lower().endswith(ending):
-            raise SourceError(f"{name}: is packed. Unpack it with `{command} {quote(name)}`, then convert what comes out")
+            raise SourceError(f"{name}: is packed. Unpack it with `{command} {quote(name)}`, then convert the result")
     if file.suffix.lower() in UNFINISHED:
         raise SourceError(f"{name}: is an unfinished download. Finish it")
     what = what_it_is(read_head(os.fsencode(file)))
@@ -139,7 +139,7 @@ def _open_remote(url: str, options: SourceOptions, scratch: Path | None) -> Sour
             return RemoteFolderSource(folder, options)
     for each in urls:
         if file_name(each).lower().endswith((*PACKED, ".csv", ".tsv")):
-            raise SourceError(f"{shown(each)}: cannot be read from afar. Download it, and what belongs to it, and convert that")
+            raise SourceError(f"{shown(each)}: cannot be read from a URL. Download it and its related files, and convert those")
     paths = [PurePosixPath(unquote(urlsplit(each).path)) for each in urls]
     wanted, options = of_split(shown(url), paths, options)
     if scratch is not None:

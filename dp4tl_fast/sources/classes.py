@@ -57,7 +57,7 @@ def class_labels(
         return _by_id(src, kinds, where, options, names)  # type: ignore[arg-type]
     if options.label_type == "id" or names:
         raise SourceError(
-            f"{where(first_text)}: the label {values[first_text]!r} is no number, but labels are class ids here"
+            f"{where(first_text)}: the label {values[first_text]!r} is not a number, but labels are class ids here"
         )
     if first_number is not None:
         raise SourceError(
@@ -107,7 +107,7 @@ def _text(value: Any, where: Callable[[int], str], i: int) -> str:
     if isinstance(text, (bool, int, float, np.generic)):
         text = str(text)
     if not isinstance(text, str):
-        raise SourceError(f"{where(i)}: the label {value!r} is no class name")
+        raise SourceError(f"{where(i)}: the label {value!r} is not a class name")
     return text
 
 
@@ -118,7 +118,7 @@ def _by_id(
         limit = len(names) - 1 if names else MAX_ID
         if not 0 <= number <= limit or number != int(number):
             why = f"there are names for {len(names)} classes" if names and number > limit else _why(number)
-            raise SourceError(f"{where(i)}: the label {number} is no class id: {why}")
+            raise SourceError(f"{where(i)}: the label {number} is not a class id: {why}")
     labels = np.fromiter((int(number) for number in numbers), np.int64, len(numbers))
     if names:
         rule = "labels are ids of the class names that come with them"

@@ -53,7 +53,7 @@ def read_whole(path: bytes, size: int) -> bytes:
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise SourceError(f"it is {kind_of(os.fstat(fd))} by now, not a file")
+            raise SourceError(f"it is now {kind_of(os.fstat(fd))}, not a file")
         data = os.read(fd, size + 1)
         if len(data) == size:
             return data

@@ -56,7 +56,7 @@ class FolderSource(TreeSource):
                     rows.append((entry.name, (status.st_size, status.st_mtime_ns)))
         except FileNotFoundError as error:
             where = os.fsdecode(error.filename)
-            raise SourceError(f"{where}: a link to nothing. Remove it or restore its target") from None
+            raise SourceError(f"{where}: a broken link. Remove it or restore its target") from None
         except OSError as error:
             where = os.fsdecode(error.filename or path)
             raise SourceError(f"{where}: cannot be read: {error.strerror}. Make it readable or remove it") from None

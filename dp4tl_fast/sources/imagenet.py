@@ -32,7 +32,7 @@ def validation_labels(devkit: Path) -> tuple[list[str], list[int]]:
         position = {name: i for i, name in enumerate(names)}
         return names, [position[wnid_of[i]] for i in devkit_ids]
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise SourceError(f"{devkit}: cannot be understood as the ILSVRC2012 devkit: {error!r}") from None
+        raise SourceError(f"{devkit}: cannot be parsed as the ILSVRC2012 devkit: {error!r}") from None
 
 
 def _wnids(meta: bytes) -> dict[int, str]:

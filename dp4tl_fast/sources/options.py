@@ -46,4 +46,4 @@ class SourceOptions:
         """Raise ``UsageError`` where one of these was given: it has no meaning for such a source."""
         for name in names:
             if getattr(self, name):
-                raise UsageError(f"`{name}={getattr(self, name)}`: has no meaning for {src}. Leave it out")
+                raise UsageError(f"`{name}={getattr(self, name)}`: does not apply to {src}. Leave it out")

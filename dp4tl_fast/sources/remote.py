@@ -143,7 +143,7 @@ class RemoteFolderSource(TreeSource):
                 size = info.get("size")
                 if not isinstance(size, int):
                     raise SourceError(
-                        f"{folder.url}: the server gives no size of {os.fsdecode(below)}. Download the folder first"
+                        f"{folder.url}: the server does not report the size of {os.fsdecode(below)}. Download the folder first"
                     )
                 rows[inside].append((base, (size,)))
         tree = Folder(b"", b"")

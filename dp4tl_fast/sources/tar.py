@@ -80,7 +80,7 @@ class TarSource(TreeSource):
             return False
         if not self._options.classes_from:
             raise SourceError(
-                f"{self._where}: hold images in no folders. If each tar is a class, give `classes_from=leaf`; for a table that "
+                f"{self._where}: hold images in no folder. If each tar is a class, give `classes_from=leaf`; for a table that "
                 "names the class of every image, `classes_from=TABLE`"
             )
         if as_folders := self._options.classes_from in ("top", "leaf"):

@@ -155,7 +155,7 @@ def _headers(fd: int, start: int, stop: int, where: str) -> Iterator[Member]:
         empty = False
         at = data + -(-size // BLOCK) * BLOCK
     if empty:
-        raise SourceError(f"{where}: holds no files, or is no tar")
+        raise SourceError(f"{where}: holds no files, or is not a tar")
 
 
 def _first_data(fd: int, start: int, stop: int) -> int:
@@ -210,7 +210,7 @@ def _size(text: bytes, where: str, base: int = 8) -> int:
     try:
         return int(text.strip(b" \0") or b"0", base)
     except ValueError:
-        raise SourceError(f"{where}: {text!r} is no size. Is the tar damaged?") from None
+        raise SourceError(f"{where}: {text!r} is not a size. Is the tar damaged?") from None
 
 
 def _pax(body: bytes) -> dict[bytes, bytes]:

@@ -109,6 +109,6 @@ class PicturesSource(SpoolSource):
             out = io.BytesIO()
             picture.save(out, "PNG")
             if label < 0:
-                raise SourceError(f"{self._src}: sample {i} has the label {label}, which is no class id. Choose another split")
+                raise SourceError(f"{self._src}: sample {i} has the label {label}, which is not a class id. Choose another split")
             labels.append(int(label))
             yield out.getvalue()

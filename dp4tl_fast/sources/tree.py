@@ -117,7 +117,7 @@ class TreeSource(Source):
             options.refuse(self._where, "image_column", "label_column")
             if options.label_type == "id":
                 raise UsageError(
-                    f"`label_type=id`: has no meaning for {self._where}, whose classes are folders. `class_order=natural` puts 2 "
+                    f"`label_type=id`: does not apply to {self._where}, whose classes are folders. `class_order=natural` puts 2 "
                     "before 10"
                 )
         if options.labels:
@@ -159,7 +159,7 @@ class TreeSource(Source):
             return
         if image := self._has_images(folder):
             raise SourceError(
-                f"{self._where}: {_below(folder, image)} lies in no class folder. Move such images into one, or away. "
+                f"{self._where}: {_below(folder, image)} is in no class folder. Move such images into one, or elsewhere. "
                 "For ImageNet's validation images give `labels=ILSVRC2012_devkit_t12.tar.gz`; for a table that names "
                 "the class of every image, `classes_from=TABLE`"
             )
@@ -237,7 +237,7 @@ class TreeSource(Source):
         leaves = list(ends(root))
         unique = max(Counter(f.name for f in leaves).values(), default=1) == 1
         start = len(root.path) + 1 if root.path else 0
-        rule = "their names" if unique else "their paths, for some have the same name"
+        rule = "their names" if unique else "their paths, because some have the same name"
         self.notes.append(f"classes are the folders around the images, by {rule}")
         return [(_text(f.name if unique else f.path[start:]), self._not_empty(f, [f] if f.own else [])) for f in leaves]
 
@@ -295,7 +295,7 @@ class TreeSource(Source):
             else:
                 self.left_out.append((_text(self._names[i]), "no image"))
         if unused := len(classes) - len(chosen):
-            self.notes.append(f"{unused:,} of {len(classes):,} files that {table} names are not there")
+            self.notes.append(f"{unused:,} of {len(classes):,} files named in {table} are missing")
         self._take(chosen)
         self.class_names, self.labels, rule = class_labels(
             str(table), values, lambda i: f"{table}: {_text(self._names[i])}", self._options

@@ -155,7 +155,7 @@ def _label(tar: int, group: Group, read: Read, options: SourceOptions) -> tuple[
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        return None, f"its .{ending} file is no JSON: {error}"
+        return None, f"its .{ending} file is not JSON: {error}"
     for name in path.split("."):
         if not isinstance(value, dict) or value.get(name) is None:
             keys = (isinstance(value, dict) and ", ".join(value)) or "no names"

@@ -221,7 +221,7 @@ def load_model(path: str | Path, arch: str | None = None) -> tuple[nn.Module, di
     """
     if str(path).startswith("torchvision:"):
         if not arch:
-            raise CheckpointError(f"{path}: of which architecture? Name it with `arch`")
+            raise CheckpointError(f"{path}: its architecture is unknown. Name it with `arch`")
         model, meta = models.published(arch, str(path).removeprefix("torchvision:"))
         return model.eval(), meta
     if str(path).startswith(PUBLISHED):
@@ -254,7 +254,7 @@ def _foreign_model(
     trained = not (found.headless or found.contrastive)
     if meta.get("taken") or found.prefix:
         under = f", under {found.prefix}*" if found.prefix else ""
-        cli.message(f"{path}: taken {meta.get('taken') or 'its tensors'}{under}" + ("" if trained else "; there is no classifier"))
+        cli.message(f"{path}: using {meta.get('taken') or 'its tensors'}{under}" + ("" if trained else "; there is no classifier"))
     known = {k: v for k, v in meta.items() if k != FOREIGN}
     names = known.get("class_names")
     if names is not None and len(names) != num_classes:

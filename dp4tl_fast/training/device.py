@@ -38,7 +38,7 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
         return PRECISIONS[training_step.faster()]
     if name not in PRECISIONS:
-        raise UsageError(f"`precision={name}`: known are auto, {', '.join(PRECISIONS)}")
+        raise UsageError(f"`precision={name}`: must be one of auto, {', '.join(PRECISIONS)}")
     return PRECISIONS[name]
 
 

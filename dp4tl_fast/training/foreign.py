@@ -58,7 +58,7 @@ def read(file: Path, key: str = "") -> tuple[Tensors, dict[str, Any]]:
     if head[:1] == b"{" or head[8:9] == b"{":
         return _safetensors(file), {}
     if head[:2] != b"PK" and head[:1] != b"\x80":
-        what = what_it_is(head) or "no weights that can be read: neither safetensors nor what torch.save writes"
+        what = what_it_is(head) or "not a readable weights file: neither safetensors nor what torch.save writes"
         raise CheckpointError(f"{file}: is {what}")
     return _part(_loaded(file, head), file, key)
 
@@ -133,7 +133,7 @@ def _part(body: Any, file: Path, key: str) -> tuple[Tensors, dict[str, Any]]:
     if not tensors or not all(isinstance(name, str) for name in tensors):
         raise CheckpointError(f"{file}: holds no plain dictionary of tensors")
     taken = ".".join(path)
-    note = f"{taken}; it also holds {', '.join(others)}: {file.name}#{others[0]} takes that" if others else taken
+    note = f"{taken}; it also holds {', '.join(others)}: {file.name}#{others[0]} selects that" if others else taken
     return tensors, {"taken": note} if note else {}
 
 
@@ -150,7 +150,7 @@ def hub_meta(file: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
         if "architecture" not in config and ("architectures" in config or "model_type" in config):
             kind = config.get("architectures") or config["model_type"]
-            raise CheckpointError(f"{file.parent}: is a network of transformers ({kind}); only timm's and torchvision's are built")
+            raise CheckpointError(f"{file.parent}: is a network of transformers ({kind}); only timm's and torchvision's work")
         if "architecture" not in config:
             return {}
         cfg = {**config, **config.get("pretrained_cfg", {})}

@@ -27,7 +27,7 @@ def number(name: str, default: int) -> int:
     try:
         return int(text)
     except ValueError:
-        raise UsageError(f"the environment says {name}={text}, which is no number. Start with torchrun, or unset it") from None
+        raise UsageError(f"the environment says {name}={text}, which is not a number. Start with torchrun, or unset it") from None
 
 
 def several() -> bool:
@@ -64,7 +64,7 @@ def meet() -> Store:
     came = store.add("came", 1)
     while came < world:
         if time.monotonic() > deadline:
-            raise UsageError(f"only {came} of {world} processes came within {JOIN_S:.0f} s. Start them all with one torchrun")
+            raise UsageError(f"only {came} of {world} processes joined within {JOIN_S:.0f} s. Start them all with one torchrun")
         time.sleep(0.05)
         came = store.add("came", 0)
     return store
@@ -84,6 +84,6 @@ def _connect(rank: int, deadline: float) -> Store:
                 raise UsageError(f"MASTER_PORT={port}: {str(error).splitlines()[0]}. Choose another port") from None
             if time.monotonic() > deadline:
                 raise UsageError(
-                    f"nobody answered at MASTER_ADDR={host}, MASTER_PORT={port} within {JOIN_S:.0f} s. Is process 0 running there?"
+                    f"no answer at MASTER_ADDR={host}, MASTER_PORT={port} within {JOIN_S:.0f} s. Is process 0 running there?"
                 ) from None
             time.sleep(0.05)

@@ -229,7 +229,8 @@ def head(model: nn.Module) -> tuple[str, nn.Linear]:
     own = ask() if callable(ask) else None
     if isinstance(own, (tuple, list)):
         raise UsageError(
-            f"{name} has {len(own)} classifiers, whose mean is its output: not one to replace. Use a network without distillation"
+            f"{name} has {len(own)} classifiers and outputs their mean, so none can be replaced alone. Use a network without "
+            "distillation"
         )
     if own is not None and not isinstance(own, (nn.Linear, nn.Identity)):
         raise UsageError(f"{name} has a {type(own).__name__} for a classifier, not a linear layer. Use another architecture")

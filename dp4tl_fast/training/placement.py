@@ -19,9 +19,9 @@ class Placement:
     """Where to compute.
 
     Args:
-        backend: What reads the images: native, ffcv, dali or torchvision (slow).
-        device: auto, cpu, cuda, cuda:1, ...
-        workers: Loader threads; 0 means one per core.
+        backend: Library that loads the images: native, ffcv, dali or torchvision (slow).
+        device: auto (a GPU if there is one, else the CPU), cpu, cuda, cuda:1, ...
+        workers: Loader threads; 0 uses one per core, shared out among torchrun's processes on a machine.
     """
 
     backend: str = "native"

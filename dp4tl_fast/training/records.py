@@ -23,7 +23,7 @@ class ByIndex:
         self._order = np.argsort(index, kind="stable")
         self._sorted = index[self._order]
         if (np.diff(self._sorted) == 0).any():
-            raise UsageError(f"`{wanted_by}`: several records have the same `index` field, and cannot be told apart")
+            raise UsageError(f"`{wanted_by}`: several records have the same `index` field and cannot be told apart")
 
     def __call__(self, index: torch.Tensor) -> torch.Tensor:
         """int64 ``[batch]`` on the CPU -> int64 ``[batch]``."""

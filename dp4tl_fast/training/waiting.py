@@ -74,5 +74,5 @@ def _watch(told: socket.socket) -> None:
         if _answered.is_set():
             deadline = math.inf
         if time.monotonic() > deadline:
-            cli.message(f"ended by {name}, as another process does not answer. What was saved stays")
+            cli.message(f"ended by {name}, as another process does not answer. What was saved is kept")
             os._exit(cli.EXIT_INTERRUPTED)

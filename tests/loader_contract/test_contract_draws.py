@@ -95,8 +95,8 @@ MISTAKES = {
     "below the first": ([np.array([-1])], [1], "record -1 does not exist: they are 0 to 49"),
     "past the last": ([np.array([3, 50])], [1], "record 50 does not exist: they are 0 to 49"),
     "one in two groups": ([np.arange(9), np.array([8])], [1, 1], "record 8 is given twice"),
-    "an empty group": ([np.arange(9), np.arange(0)], [1, 1], r"each with its count, not \[1, 1\] of \[9, 0\]"),
-    "a group without a count": ([np.arange(9), np.array([9])], [1], r"each with its count, not \[1\] of \[9, 1\]"),
+    "an empty group": ([np.arange(9), np.arange(0)], [1, 1], r"with one count each, not \[1, 1\] of \[9, 0\]"),
+    "a group without a count": ([np.arange(9), np.array([9])], [1], r"with one count each, not \[1\] of \[9, 1\]"),
     "none of a group": ([np.arange(9)], [0], "`counts=0`: must be a whole number of at least 1"),
     "half a record": ([np.arange(9)], [1.5], "`counts=1.5`: must be a whole number of at least 1"),
 }

@@ -17,7 +17,7 @@ from dp4tl_fast.loaders.capabilities import Capabilities, markdown_table
 
 def test_a_gpu_that_is_not_there_is_refused_at_the_start(backend: str, jpegs: Beton) -> None:
     missing = f"cuda:{torch.cuda.device_count()}"
-    with pytest.raises(BackendError, match=rf"device '{missing}' is not there.*device=cpu"):
+    with pytest.raises(BackendError, match=rf"device '{missing}' does not exist.*device=cpu"):
         open_loader(jpegs, None, spec(device=missing), backend)
 
 

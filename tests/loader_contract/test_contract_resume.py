@@ -69,7 +69,7 @@ def test_a_state_of_another_order_is_refused(backend: str, jpegs: Beton, what: s
     records = None if kept is None else np.array(kept)
     with open_loader(jpegs, records, spec(**{"shuffle": True, **options}), backend) as loader:
         before = loader.state_dict()
-        with pytest.raises(UsageError, match=f"loader state is of .*{says}"):
+        with pytest.raises(UsageError, match=f"loader state is for .*{says}"):
             loader.load_state_dict(state)
         assert loader.state_dict() == before
 

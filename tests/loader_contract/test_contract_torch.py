@@ -63,7 +63,7 @@ def test_a_samplers_epoch_leaves_a_loaded_position(jpegs: Beton) -> None:
 
 @pytest.mark.parametrize("half", [{"rank": 1}, {"world_size": 2}, {"rank": 0}, {"world_size": 1}])
 def test_half_a_share_is_refused(half: dict[str, int]) -> None:
-    with pytest.raises(UsageError, match="says half of this process's share"):
+    with pytest.raises(UsageError, match="is only half of this process's share"):
         LoaderSpec(**half)  # type: ignore[arg-type]
 
 

@@ -183,7 +183,7 @@ def test_the_limit_removes_what_was_not_used_for_longest(server, original, tmp_p
     os.utime(held.real_path.parent / ".use", (1, 1))
     new = fetched("c", str(3 * size))
     assert not old.exists() and held.real_path.exists() and new.exists()
-    with pytest.raises(UsageError, match=r"`cache_limit=.*`: .*a.beton needs .* bytes more, .* beside what is in use"):
+    with pytest.raises(UsageError, match=r"`cache_limit=.*`: .*a.beton needs .* bytes more, .* besides what is in use"):
         fetched("a", f"{size * 1.5:.0f} B")
     assert held.real_path.exists() and not new.exists()
     intact(held, original)
