@@ -22,7 +22,7 @@ from dp4tl_fast.conversion.run import convert
 from dp4tl_fast.sources import open_source
 
 WORKERS = 2
-COPIES = 12  # of the 500 sample images, as links: enough that start-up does not count
+COPIES = 4  # of the 500 sample images, as links: enough that start-up does not count
 MAX_SIDE, QUALITY = 400, 90
 KEEP_GOAL, REENCODE_GOAL = 10.0, 2.0
 
