@@ -157,7 +157,7 @@ def test_several_targets_in_one_pass(data, tmp_path, monkeypatch):
             run(data, tmp_path / "t.json", target=[str(data / "red.beton"), str(data / again)])
     named = [run(data, tmp_path / n, "red", "blue", method="fm", keep=k)["per_target"] for n, k in (("s-0.4", "1"), ("s-0.2", "2"))]
     assert len({path for paths in named for path in paths.values()}) == 4  # a dot in a name is no suffix to replace
-    with pytest.raises(UsageError, match=r"t\.red\.json`: is an input"):
+    with pytest.raises(UsageError, match=r"t\.red\.json`: is also an input"):
         run(data, tmp_path / "t.json", "red", "blue", surrogate=str(tmp_path / "t.red.json"))
     union = run(data, tmp_path / "u.json", "red", "blue", method="fm", merge="union", keep="1")
     assert union["kept_classes"] == [0, 2]
