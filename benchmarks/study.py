@@ -180,8 +180,8 @@ class Study:
         """Measure seconds per image of every kind of cell that has been run, and of surrogates, interleaved: what outcomes' times
         are made of from then on, for the runs themselves may have met whatever else the machine did in those hours."""
         source, subjects = Beton(self.files["source"]).num_samples, {}
-        run = {summary.parent.name.rpartition("@")[0] for summary in self.root.glob("runs/*/*/summary.json")}
-        for cell in (cell for cell in cells if cell.slug in run):
+        finished = {summary.parent.name.rpartition("@")[0] for summary in self.root.glob("runs/*/*/summary.json")}
+        for cell in (cell for cell in cells if cell.slug in finished):
             options = self._options(cell, "" if cell.shared else self.targets[0], 0)
             runs = cell.budget * self.network["epochs"] * source / CLOCK_IMAGES  # of CLOCK_IMAGES each
             subjects[cell.slug] = partial(self._seconds_per_image, {**options, "epochs": max(2, round(options["epochs"] / runs))})

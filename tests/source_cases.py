@@ -57,6 +57,15 @@ def samples(src: str | Path, scratch: Path | None = None, **options: object) -> 
         source.close()
 
 
+def labels_of(src: Path, **options: object) -> tuple[list[str], list[int]]:
+    """Class names by id, and the class id of every sample."""
+    source = opened(src, src.parent, **options)
+    try:
+        return source.class_names, source.labels.tolist()
+    finally:
+        source.close()
+
+
 def names_of(src: str | Path, **options: object) -> dict[str, list[str]]:
     """Class name -> its files' base names, classes in the order of their ids."""
     source = opened(src, **options)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from source_cases import image, make_tar, opened, put, samples
+from source_cases import image, labels_of, make_tar, opened, put, samples
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import SourceError
@@ -29,14 +28,6 @@ def sources(folder: Path, labels: list[str]) -> list[Path]:
     return [
         folder / "x.csv", folder / "x.parquet", make_tar(folder / "x.tar", texts), make_tar(folder / "j.tar", jsons)
     ]  # fmt: skip
-
-
-def labels_of(src: Path, **options: Any) -> tuple[list[str], list[int]]:
-    source = opened(src, src.parent, **options)
-    try:
-        return source.class_names, source.labels.tolist()
-    finally:
-        source.close()
 
 
 def test_underscores_make_no_number(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from source_cases import image, make_tar, opened, put, samples
+from source_cases import image, labels_of, make_tar, opened, put, samples
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.errors import SourceError
@@ -33,14 +33,6 @@ def csv_file(folder: Path, text: str, name: str = "x.csv") -> Path:
     put(folder, {f"{k}.jpg": data for k, data in enumerate(IMAGES)})
     (folder / name).write_text(text)
     return folder / name
-
-
-def labels_of(src: Path, **options: Any) -> tuple[list[str], list[int]]:
-    source = opened(src, src.parent, **options)
-    try:
-        return source.class_names, source.labels.tolist()
-    finally:
-        source.close()
 
 
 # -- labels -----------------------------------------------------------------------------------------------------------

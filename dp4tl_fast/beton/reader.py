@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import mmap
-import operator
 import os
 import unicodedata
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,7 +23,6 @@ from dp4tl_fast.beton.fingerprint import CHECKSUMS, CLASS_NAMES, RECORDS, Finger
 from dp4tl_fast.beton.sidecars import KINDS, Sidecar, Stamp, sidecar, stamp
 from dp4tl_fast.common.content import HEAD_BYTES, what_it_is
 from dp4tl_fast.common.errors import BetonError, RecordError
-from dp4tl_fast.common.ordered import ordered_map
 from dp4tl_fast.remote.arriving import Arriving, local
 from dp4tl_fast.remote.url import Url, is_url
 
@@ -34,7 +31,6 @@ if TYPE_CHECKING:
     from dp4tl_fast.remote.file import RemoteFile
 
 PIECE = 1 << 16  # rows of a table at a time: what is made of them stays in the processor's cache
-T = TypeVar("T")
 SAME_FOLDERS = "Convert both from folders of the same classes"
 
 
@@ -175,8 +171,7 @@ class Beton:
         if "label" not in self.fields or self.fields["label"].type_id != fmt.TYPE_INT:
             self._fail(f"has no integer field 'label' (it has {', '.join(self.fields) or 'none'})")
         self.check_size()
-        labels, column = np.empty(self.num_samples, np.int64), self.column("label")
-        each_piece(lambda part: labels.__setitem__(part, column[part]), self.num_samples)
+        labels = np.ascontiguousarray(self.column("label"))
         if labels.size and labels.min() < 0:
             self._fail(f"record {int(labels.argmin())} has the negative label {int(labels.min())}")
         if labels.size and labels.max() > 10_000_000:
@@ -208,26 +203,20 @@ class Beton:
         self.check_size()
         table, ptr = self._map[self._alloc_ptr :].view(fmt.ALLOCATION), self.images["data_ptr"]
         sizes = np.full(self.num_samples, -1, np.int64)
-
-        def in_place(part: slice) -> bool:
-            """As writers write it: each record's allocation at its own place, and it has no others."""
+        for part in pieces(len(table)):
             owner, own = table["sample_id"][part], ptr[part]
-            if len(own) < len(owner) or (owner != np.arange(part.start, part.stop, dtype=np.uint64)).any():
-                return False
-            if (table["ptr"][part] != own).any():
-                return False
-            sizes[part] = table["size"][part]
-            return True
-
-        done = each_piece(in_place, len(table))
-        for part in itertools.compress(pieces(len(table)), map(operator.not_, done)):  # in order: the last of several counts
-            owner = table["sample_id"][part]
-            if (highest := int(owner.max())) >= self.num_samples:
+            if len(own) == len(owner) and (owner == np.arange(part.start, part.stop, dtype=np.uint64)).all():
+                place: slice | np.ndarray = part  # as writers write it: each record's allocation at its own place
+            elif (highest := int(owner.max())) < self.num_samples:
+                place, own = owner, ptr[owner]
+            else:
                 self._fail(f"allocation table names sample {highest}, but there are only {self.num_samples}")
-            is_image = table["ptr"][part] == ptr[owner]  # a record may own other allocations, of bytes or array fields
-            sizes[owner[is_image]] = table["size"][part][is_image]
-
-        def check(part: slice) -> None:
+            is_image = table["ptr"][part] == own  # a record may own other allocations, of bytes or array fields
+            if is_image.all():
+                sizes[place] = table["size"][part]
+            else:
+                sizes[owner[is_image]] = table["size"][part][is_image]
+        for part in pieces(self.num_samples):
             start, size = ptr[part].astype(np.int64), sizes[part]
             bad = (size < 0) | (start < self.data_start) | (start > self._alloc_ptr) | (size > self._alloc_ptr - start)
             if bad.any():
@@ -236,8 +225,6 @@ class Beton:
                     f"{self.path}: record {part.start + i} (class {int(self.labels[part.start + i])}) has {int(size[i])} bytes at "
                     f"{int(start[i])}, outside the file's pages ({self.data_start} to {self._alloc_ptr}). The file is corrupt"
                 )
-
-        each_piece(check, self.num_samples)
         self._release()
         return sizes
 
@@ -301,10 +288,13 @@ class Beton:
             CLASS_NAMES: hashlib.sha256(json.dumps(self.class_names).encode()).hexdigest(),
             RECORDS: self.records_sha256,
         }
-        checksums = self.checksums()
-        if checksums is not None:
-            found[CHECKSUMS] = hashlib.sha256(checksums.tobytes()).hexdigest()
+        if hashed := self._hashed_checksums():
+            found[CHECKSUMS] = hashed
         return found
+
+    def _hashed_checksums(self) -> str:
+        checksums = self.checksums()
+        return "" if checksums is None else hashlib.sha256(checksums.tobytes()).hexdigest()
 
     @cached_property
     def checksums_sha256(self) -> str:
@@ -313,10 +303,9 @@ class Beton:
         Empty where the file has no checksums, or where what lies beside its name is damaged, or another file's by now.
         """
         try:
-            checksums = self.checksums()
+            return self._hashed_checksums()
         except BetonError:
             return ""
-        return "" if checksums is None else hashlib.sha256(checksums.tobytes()).hexdigest()
 
     @cached_property
     def records_sha256(self) -> str:
@@ -425,11 +414,6 @@ class Beton:
 def pieces(count: int) -> Iterator[slice]:
     """The numbers below ``count`` in slices of ``PIECE``."""
     return (slice(start, min(start + PIECE, count)) for start in range(0, count, PIECE))
-
-
-def each_piece(work: Callable[[slice], T], count: int) -> list[T]:
-    """What ``work`` returns for every piece of a table, by all cores; the first error in their order is raised."""
-    return list(ordered_map(work, pieces(count)) if count > PIECE else map(work, pieces(count)))
 
 
 def _sha256(*columns: np.ndarray) -> str:

@@ -21,6 +21,7 @@ ICC_DROPPED = "ICC profile dropped"
 PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _ORIENTATION, _SAMPLE_FORMAT = 258, 262, 274, 339  # tags of TIFF; the third of EXIF, too
+_NO_RANGE = "its pixels are signed or 32-bit integers, whose range is not defined. Convert them to 8 or 16 bits"
 _SIXTEEN_BITS = ("PNG", "PPM")  # formats whose mode I is unsigned, of 16 bits
 
 
@@ -109,7 +110,7 @@ def _to_8_bit(image: Any, kind: str, notes: list[str], white_is_zero: bool) -> A
         values = 65535 - values if white_is_zero else values  # which Pillow does for 8 bits alone
         return Image.fromarray(((values + 128) // 257).astype(np.uint8))  # rounds v / 257
     if image.mode.startswith("I"):
-        raise SourceError("its pixels are signed or 32-bit integers, whose range is not defined. Convert them to 8 or 16 bits")
+        raise SourceError(_NO_RANGE)
     if image.mode == "F":
         raise SourceError("its pixels are floating-point numbers, whose range is not defined. Convert them to 8 or 16 bits")
     return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
@@ -153,7 +154,7 @@ def _tags(image: Any, tag: int) -> tuple[int, ...]:
 def _check_samples(image: Any) -> None:
     """Refuse pixels that Pillow would read as others: signed ones of 8 bits, and those of 12."""
     if 2 in _tags(image, _SAMPLE_FORMAT):
-        raise SourceError("its pixels are signed or 32-bit integers, whose range is not defined. Convert them to 8 or 16 bits")
+        raise SourceError(_NO_RANGE)
     if 12 in _tags(image, _BITS_PER_SAMPLE):
         raise SourceError("its pixels have 12 bits. Convert them to 8 or 16 bits")
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from dp4tl_fast.beton import Beton
 from dp4tl_fast.beton.format import MODE_JPEG, MODE_RAW
-from dp4tl_fast.beton.reader import each_piece
+from dp4tl_fast.beton.reader import pieces
 from dp4tl_fast.common.errors import BackendError, UsageError
 from dp4tl_fast.common.machine import memory
 from dp4tl_fast.loaders.decode import bad_record
@@ -26,9 +26,8 @@ def check_tables(beton: Beton, records: np.ndarray) -> str:
         RecordError: An unknown mode, an empty image, or a raw record whose bytes do not match its size.
     """
     mode, width, height = (beton.images[name] for name in ("mode", "width", "height"))
-    sizes, kinds = beton.sizes, set()
-
-    def check(part: slice) -> None:
+    kinds = set()
+    for part in pieces(len(records)):
         some = records[part]
         # Records in a row are a slice of the table, which is not copied.
         rows = slice(some[0], some[-1] + 1) if some[-1] - some[0] == len(some) - 1 else some
@@ -37,14 +36,12 @@ def check_tables(beton: Beton, records: np.ndarray) -> str:
         bad = {
             "has neither JPEG nor raw pixels": (modes != MODE_JPEG) & ~raw,
             "has no pixels": pixels == 0,
-            "is raw, but its bytes are not width x height x 3": raw & (sizes[rows] != 3 * pixels),
+            "is raw, but its bytes are not width x height x 3": raw & (beton.sizes[rows] != 3 * pixels),
         }
         for why, wrong in bad.items():
             if wrong.any():
                 raise bad_record(beton, int(some[wrong.argmax()]), why)
         kinds.add(record_kind(modes))
-
-    each_piece(check, len(records))
     return kinds.pop() if len(kinds) == 1 else "mixed"
 
 

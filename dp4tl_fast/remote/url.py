@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 SCHEMES = ("s3", "gs", "az", "https", "http")
 _URL = re.compile(r"([a-z][a-z0-9]+)://", re.IGNORECASE)
@@ -20,6 +20,13 @@ def shown(path: str) -> str:
     return str(Url(path)) if is_url(path) else path
 
 
+def unsigned(url: str) -> str:
+    """Any URL without what may sign it, a query, a user or a password: for messages."""
+    scheme, _, rest = url.partition("?")[0].partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme.lower()}://{host.rpartition('@')[2]}{slash}{path}"
+
+
 @dataclass(frozen=True)
 class Url:
     """Where a file lies. As text it has neither the query nor the password that signed URLs have: for messages and logs.
@@ -31,10 +38,7 @@ class Url:
     full: str
 
     def __str__(self) -> str:
-        if not self.is_http:
-            return self.full
-        parts = urlsplit(self.full)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        return unsigned(self.full.partition("#")[0]) if self.is_http else self.full
 
     @property
     def scheme(self) -> str:

@@ -125,7 +125,8 @@ def _check_content(file: Path, name: str) -> None:
 
 
 def _open_remote(url: str, options: SourceOptions, scratch: Path | None) -> Source:
-    from dp4tl_fast.sources.remote import RemoteFolder, RemoteFolderSource, fetch, file_name, found_at, shown
+    from dp4tl_fast.remote.url import unsigned
+    from dp4tl_fast.sources.remote import RemoteFolder, RemoteFolderSource, fetch, file_name, found_at
 
     below = ""
     if ".tar#" in url:
@@ -139,14 +140,14 @@ def _open_remote(url: str, options: SourceOptions, scratch: Path | None) -> Sour
             return RemoteFolderSource(folder, options)
     for each in urls:
         if file_name(each).lower().endswith((*PACKED, ".csv", ".tsv")):
-            raise SourceError(f"{shown(each)}: cannot be read from a URL. Download it and its related files, and convert those")
+            raise SourceError(f"{unsigned(each)}: cannot be read from a URL. Download it and its related files, and convert those")
     paths = [PurePosixPath(unquote(urlsplit(each).path)) for each in urls]
-    wanted, options = of_split(shown(url), paths, options)
+    wanted, options = of_split(unsigned(url), paths, options)
     if scratch is not None:
         scratch.mkdir(parents=True, exist_ok=True)
     fetched = Path(tempfile.mkdtemp(prefix=".dp4tl-fetch-", dir=scratch))
     try:  # an open file outlives its name
-        files = {fetch(urls[k], fetched / str(k)): shown(urls[k]) for k in wanted}
-        return _open_files(shown(url), files, options, scratch, below)
+        files = {fetch(urls[k], fetched / str(k)): unsigned(urls[k]) for k in wanted}
+        return _open_files(unsigned(url), files, options, scratch, below)
     finally:
         shutil.rmtree(fetched, ignore_errors=True)

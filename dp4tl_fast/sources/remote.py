@@ -12,6 +12,7 @@ import numpy as np
 
 from dp4tl_fast.common.content import HEAD_BYTES, image_kind
 from dp4tl_fast.common.errors import SourceError
+from dp4tl_fast.remote.url import unsigned
 from dp4tl_fast.sources.litter import is_litter_folder, outside_litter, why_litter
 from dp4tl_fast.sources.options import SourceOptions
 from dp4tl_fast.sources.shards import is_shard
@@ -25,23 +26,16 @@ def filesystem(url: str) -> tuple[Any, str]:
     try:
         import fsspec
     except ImportError:
-        raise SourceError(f"{shown(url)}: URLs need fsspec. Install it with `pip install dp4tl_fast[remote]`") from None
+        raise SourceError(f"{unsigned(url)}: URLs need fsspec. Install it with `pip install dp4tl_fast[remote]`") from None
     try:
         return fsspec.core.url_to_fs(url)
     except Exception as error:  # each file system has errors of its own, from packages that need not be installed here
-        raise SourceError(f"{shown(url)}: {_words(error)}") from None
+        raise SourceError(f"{unsigned(url)}: {_words(error)}") from None
 
 
 def file_name(url: str) -> str:
     """The name of the file, without the query that signed URLs have."""
     return unquote(urlsplit(url).path).rstrip("/").rpartition("/")[2]
-
-
-def shown(url: str) -> str:
-    """For messages and the audit: without what signs a URL."""
-    scheme, _, rest = url.partition("?")[0].partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def found_at(url: str) -> list[str]:
@@ -52,9 +46,9 @@ def found_at(url: str) -> list[str]:
     try:
         found = sorted(fs.glob(path))
     except Exception as error:
-        raise SourceError(f"{shown(url)}: cannot be listed: {_words(error)}") from None
+        raise SourceError(f"{unsigned(url)}: cannot be listed: {_words(error)}") from None
     if not found:
-        raise SourceError(f"{shown(url)}: matches no file")
+        raise SourceError(f"{unsigned(url)}: matches no file")
     return [fs.unstrip_protocol(name) for name in found]
 
 
@@ -66,7 +60,7 @@ def fetch(url: str, scratch: Path) -> Path:
     try:
         fs.get_file(path, str(local))
     except Exception as error:
-        raise SourceError(f"{shown(url)}: cannot be fetched: {_words(error)}") from None
+        raise SourceError(f"{unsigned(url)}: cannot be fetched: {_words(error)}") from None
     os.utime(local, (0, 0))  # its own time is that of the copy, and another copy is the same source
     return local
 
@@ -82,7 +76,7 @@ class RemoteFolder:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = shown(url)
+        self.url = unsigned(url)
         self.fs, root = filesystem(url)
         self.root = root.rstrip("/")
         try:
@@ -172,4 +166,4 @@ def _words(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     words = (str(error).splitlines() or [""])[0] or type(error).__name__
-    return re.sub(r"\w+://\S+", lambda match: shown(match[0]), words)
+    return re.sub(r"\w+://\S+", lambda match: unsigned(match[0]), words)

@@ -64,8 +64,8 @@ class TarSource(TreeSource):
         folders: set[bytes] = set()
         as_folders = self._are_folders(contents)
         for tar, content in enumerate(contents):
-            prefix = os.fsencode(self._paths[tar].rpartition("/")[2][:-4]) + b"/" if as_folders else b""
-            self._sort_in(tar, content, prefix, rows, folders)
+            inside = os.fsencode(self._paths[tar].rpartition("/")[2][:-4]) if as_folders else b""
+            self._sort_in(tar, content, inside, rows, folders)
         root = Folder(b"", b"")
         for path in sorted(folders):
             root.at(path)
@@ -101,10 +101,10 @@ class TarSource(TreeSource):
             return "in a hidden folder, or a system's"
         return "" if is_annotation(base) else why_litter(base, partial(self._bytes, tar, m, HEAD_BYTES))
 
-    def _sort_in(self, tar: int, content: Contents, prefix: bytes, rows: Rows, folders: set[bytes]) -> None:
-        """Files to their folders below ``prefix``; a tar in the tar is one of them."""
-        if prefix:
-            folders.add(prefix[:-1])
+    def _sort_in(self, tar: int, content: Contents, inside: bytes, rows: Rows, folders: set[bytes]) -> None:
+        """Files to their folders, or all to ``inside``; a tar in the tar is one of them."""
+        if inside:
+            folders.add(inside)
         folders.update(filter(None, map(outside_litter, content.folders)))
         for m in content.files:
             folder, _, base = m.name.rpartition(b"/")
@@ -113,7 +113,7 @@ class TarSource(TreeSource):
                 folders.update([folder] if folder else [])  # a class, though it may have no images
                 continue
             if not base.lower().endswith(b".tar") or image_kind(head := self._bytes(tar, m, HEAD_BYTES)):
-                rows[prefix[:-1] or folder].append((base, (m.size, tar, m.start)))
+                rows[inside or folder].append((base, (m.size, tar, m.start)))
                 continue
             path = m.name[:-4]
             folders.add(path)

@@ -24,6 +24,7 @@ from dp4tl_fast.finetune import main as finetune
 from dp4tl_fast.loaders import LoaderSpec, open_loader
 from dp4tl_fast.prune import main as prune
 from dp4tl_fast.remote import store
+from dp4tl_fast.remote.url import Url, unsigned
 from dp4tl_fast.report import main as report
 from dp4tl_fast.selection import Selection
 
@@ -196,3 +197,19 @@ def _pipeline(place, out, capsys):
         selection.source, selection.kept_classes, pretrained["weights_sha256"], (out / "sub.beton").read_bytes(), summary["top_1"],
         measured["loss"], measured["per_class"],
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("full", "without"),
+    [
+        ("https://u:p@h.org:8/a/b c.beton?sig=1/2@x#f", "https://h.org:8/a/b c.beton"), ("HTTPS://h/x", "https://h/x"),
+        ("http://h?x=/y", "http://h"), ("https://h/a#b?c", "https://h/a"), ("http://h/p@q/r", "http://h/p@q/r"),
+    ],
+)  # fmt: skip
+def test_a_url_as_text_has_nothing_that_signs_it(full, without):
+    assert str(Url(full)) == without
+    assert unsigned(full.partition("#")[0]) == without
+
+
+def test_other_urls_may_be_signed_too():
+    assert unsigned("s3://key:secret@bucket/a@b/c.tar?token=x") == "s3://bucket/a@b/c.tar"

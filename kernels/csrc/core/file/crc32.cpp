@@ -41,7 +41,7 @@ bool probe() {
 #define DP4TL_CLMUL __attribute__((target("sse4.1,pclmul")))
 
 // x^n modulo the polynomial, reflected, as a factor for a product without carry (Gopal et al., Intel, 2009: "Fast CRC computation for
-// generic polynomials using PCLMULQDQ"). One bit is lost to the reflection, hence 33 bits and odd powers.
+// generic polynomials using PCLMULQDQ"). A product of reflected factors is one bit short, for which they are shifted: hence 33 bits.
 constexpr long long kBy512[2] = {0x154442bd4, 0x1c6e41596};    // x^(512+32), x^(512-32)
 constexpr long long kBy128[2] = {0x1751997d0, 0x0ccaa009e};    // x^(128+32), x^(128-32)
 constexpr long long kBy64 = 0x163cd6124;                       // x^64
