@@ -45,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cells", type=_words, default=(), help="run only cells of these names now, e.g. 'full@*,lm-12.5@0.25'")
     parser.add_argument("--targets", type=_words, default=(), help="run only these targets now, e.g. flowers,food")
     parser.add_argument("--seeds", type=_numbers, default=(), help="run only these seeds now, e.g. 0,1")
+    help_ = "a result file of the same study, whose runs are not done again; for one that goes on without its --work"
+    parser.add_argument("--earlier", type=Path, metavar="F.json", help=help_)
     parser.add_argument("--minutes", type=float, default=0.0, help="how long the soak lasts; 0 is its own hour")
     parser.add_argument("--out", type=Path, help="write environment, rows and goals here as JSON")
     options = parser.parse_args(arguments)
@@ -59,7 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
     result: dict = {"environment": environment(), "rows": [], "goals": []}
     everywhere = [name for name in SUITES if name != "soak"]  # for hours
     for name in everywhere if options.name == "all" else [options.name]:
-        suite = Suite(name=name, data=options.data, work=options.work, recipe=options.recipe, part=part, minutes=options.minutes)
+        suite = Suite(
+            name=name, data=options.data, work=options.work, recipe=options.recipe, part=part, earlier=options.earlier,
+            minutes=options.minutes,
+        )  # fmt: skip
         try:
             importlib.import_module(SUITES[name]).run(suite)
         except Dp4tlError as error:

@@ -165,9 +165,9 @@ def _picked(work: Study, found: Outcomes, cuts: Sequence[Cell], target: str) -> 
     """Accuracies of the cut that is ``AUTO``'s with each seed; none if it is not among these for one."""
     accuracies = []
     for seed in found.of(cuts[0].id, target):
-        path = work.select(AUTO, target, seed)
-        kept = Selection.load(path).kept_classes if path else []
-        same = [cell.id for cell in cuts if (made := work.made(cell, target, seed)) and made.kept_classes == kept]
+        paths = [work.select(cell, target, seed) for cell in (AUTO, *cuts)]
+        kept, *of_cuts = [Selection.load(path).kept_classes for path in paths if path]
+        same = [cell.id for cell, its in zip(cuts, of_cuts, strict=True) if its == kept]
         if not same or seed not in found.of(same[0], target):
             return []
         accuracies.append(found.of(same[0], target)[seed].top_1["lp"])

@@ -69,6 +69,7 @@ class Suite:
 
     Attributes:
         recipe, part: Of ``benchmarks.recipes``, and what to run now, for suites that train.
+        earlier: A result file of the same study: what it holds is not run again.
         minutes: For suites that last as long as they are told; 0 is their own default.
         settings: What a reader must know to judge the rows: seeds, epochs, images.
         tables: Further rows for F.json, by name: what the rows and goals were computed from.
@@ -80,6 +81,7 @@ class Suite:
     work: Path | None = None
     recipe: str = "auto"
     part: Part = Part()
+    earlier: Path | None = None
     minutes: float = 0.0
     settings: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)

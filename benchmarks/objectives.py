@@ -7,7 +7,7 @@ linear probe and nearest neighbours. No label of the source is used for what is 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from benchmarks.cells import Cell, chosen
 from benchmarks.end_to_end import LABELS, QUARTER, WHOLE, full
@@ -67,7 +67,7 @@ def run(suite: Suite) -> None:
 
 def run_objective(suite: Suite, recipe: Recipe, name: str, how: Objective) -> None:
     """The rows of one objective; the suite's settings and tables gain entries of its name."""
-    part = Suite(name=f"{suite.name}/{name}", data=suite.data, work=suite.work, recipe=suite.recipe, part=suite.part)
+    part = replace(suite, name=f"{suite.name}/{name}", settings={}, tables={}, left_out={}, rows=[], goals=[])
     with study(part, recipe, TARGETS, how.modes, network=how.network, surrogates={"surrogate": how.surrogate}) as work:
         every = cells(how)
         work.run_part(part, every, TARGETS, SEEDS)

@@ -17,6 +17,7 @@ from benchmarks.harness import Suite
 from benchmarks.paired import Outcomes
 from benchmarks.recipes import Options, Recipe, find
 from benchmarks.study import Study, study
+from dp4tl_fast.selection import Selection
 
 TARGETS = ("carnivores", "vehicles", "food", "flowers")
 SEEDS = (0, 1)
@@ -70,25 +71,23 @@ def run(suite: Suite) -> None:
                 {"target": target, "cell": c.id, "against": random, **asdict(d)}
                 for c in every if c.id != random and (d := found.paired(c.id, random, target))
             )  # fmt: skip
+        _agreement(suite, work, by, found)  # first: it has the surrogates of earlier outcomes trained, too
         summaries = {name: s for name in known if (s := work.known(name, seeds))}
         accuracies = {name: [100 * s["val_top_1"] for s in each] for name, each in summaries.items()}
         suite.add("surrogate on the source's validation images", accuracies, "% top-1")
         suite.add("surrogate's training", {name: [s["pretrain_s"] for s in each] for name, each in summaries.items()}, "s")
-        _agreement(suite, work, by, sorted({o.seed for o in found.rows}))
         work.describe(suite, seeds=len({o.seed for o in found.rows}), keep=f"{100 * KEEP:g} % of the images", budget=BUDGET)
         suite.tables["outcomes"] = [asdict(o) for o in found.rows]
 
 
-def _agreement(suite: Suite, work: Study, by: dict[str, Cell], seeds: Sequence[int]) -> None:
+def _agreement(suite: Suite, work: Study, by: dict[str, Cell], found: Outcomes) -> None:
     """How much of what the strongest surrogate keeps the others keep."""
     for target in work.targets:
         same: dict[str, list[float]] = {}
-        for seed in seeds:
-            made = {name: work.made(cell, target, seed) for name, cell in by.items()}
-            best = made[STRONG]
-            for name, selection in made.items():
-                if best is not None and selection is not None:
-                    share = np.isin(best.kept_classes, selection.kept_classes).mean()
-                    same.setdefault(name, []).append(100 * float(share))
+        for seed in sorted(found.of(by[STRONG].id, target)):
+            paths = {name: work.select(c, target, seed) for name, c in by.items() if seed in found.of(c.id, target)}
+            kept = {name: Selection.load(path).kept_classes for name, path in paths.items() if path}
+            for name, classes in kept.items():
+                same.setdefault(name, []).append(100 * float(np.isin(kept[STRONG], classes).mean()))
         if same:
             suite.add(f"{target}: kept classes of the strong surrogate that are kept", same, "%")

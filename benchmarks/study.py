@@ -2,7 +2,8 @@
 ``end_to_end``, ``objectives``, ``pruning`` and ``sensitivity`` have in common. Everything runs the functions behind the commands.
 
 Every cell takes as many steps as a stated share of the full run (rounded down to whole epochs), with the same schedule over them.
-What is finished in the study's folder is not done again, so that a study can be run in parts.
+What is finished in the study's folder is not done again, so that a study can be run in parts; nor is what an earlier result file
+holds, so that it can go on where that folder is not.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -24,6 +25,7 @@ from benchmarks.cells import Cell, Job, Outcome, part_of, say
 from benchmarks.harness import Suite, interleave
 from benchmarks.recipes import Options, Recipe
 from dp4tl_fast.beton import Beton
+from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.finetuning.config import FinetuneConfig
 from dp4tl_fast.finetuning.run import finetune
 from dp4tl_fast.mapping.registry import METHODS
@@ -47,6 +49,7 @@ class Study:
         files: ``{name: .beton}``, as ``benchmarks.targets.build`` names them.
         network: What is pretrained.
         surrogates: What scores, by name; one is trained for every seed.
+        earlier: Outcomes of a result file, by cell, target and seed.
     """
 
     root: Path
@@ -56,6 +59,7 @@ class Study:
     modes: Sequence[str]
     network: Options
     surrogates: dict[str, Options] = field(default_factory=dict)
+    earlier: dict[tuple[str, str, int], Outcome] = field(default_factory=dict)
 
     # -- what is run ------------------------------------------------------------------------------------------------------
 
@@ -99,6 +103,8 @@ class Study:
         return self.root / "probes" / target / f"{job.cell.id}-{job.seed}-{mode}"
 
     def finished(self, job: Job) -> bool:
+        if all((job.cell.id, target, job.seed) in self.earlier for target in job.probed):
+            return True
         ends = [self.folder(job), *(self.probe_folder(job, t, m) for t in job.probed for m in self.modes)]
         return all((folder / "summary.json").exists() for folder in ends)
 
@@ -117,7 +123,7 @@ class Study:
         """The selection of a cell, made if need be."""
         if cell.prune is None:
             return None
-        out = self._selection(cell, target, seed)
+        out = self.root / "selections" / (target or "shared") / f"{cell.slug}-{seed}.json"  # the same for every budget
         if not out.exists():
             options = {**cell.prune, "source": str(self.files["source"]), "cache": str(self.root / "cache"), "seed": seed}
             needs = METHODS[options["method"]].needs
@@ -127,14 +133,6 @@ class Study:
                 options["surrogate"] = str(self.surrogate(cell.surrogate, seed))
             prune(PruneConfig(**options, out=str(out)))
         return out
-
-    def _selection(self, cell: Cell, target: str, seed: int) -> Path:
-        return self.root / "selections" / (target or "shared") / f"{cell.slug}-{seed}.json"  # the same for every budget
-
-    def made(self, cell: Cell, target: str, seed: int) -> Selection | None:
-        """The selection of a cell, if it was made."""
-        path = self._selection(cell, target, seed)
-        return Selection.load(path) if path.exists() else None
 
     def pretrain(self, job: Job) -> dict[str, Any]:
         """The run's summary."""
@@ -180,7 +178,8 @@ class Study:
         """Measure seconds per image of every kind of cell that has been run, and of surrogates, interleaved: what outcomes' times
         are made of from then on, for the runs themselves may have met whatever else the machine did in those hours."""
         source, subjects = Beton(self.files["source"]).num_samples, {}
-        finished = {summary.parent.name.rpartition("@")[0] for summary in self.root.glob("runs/*/*/summary.json")}
+        here = [summary.parent.name for summary in self.root.glob("runs/*/*/summary.json")]
+        finished = {name.rpartition("@")[0] for name in (*here, *(cell for cell, _, _ in self.earlier))}
         for cell in (cell for cell in cells if cell.slug in finished):
             options = self._options(cell, "" if cell.shared else self.targets[0], 0)
             runs = cell.budget * self.network["epochs"] * source / CLOCK_IMAGES  # of CLOCK_IMAGES each
@@ -247,10 +246,16 @@ class Study:
 
     def _outcome(self, job: Job) -> Outcome:
         (target,) = job.probed
+        trained = self.known(job.cell.surrogate, [job.seed])
+        if found := self.earlier.get((job.cell.id, target, job.seed)):
+            surrogate = found.surrogate_s
+            if surrogate and trained:
+                surrogate = self._seconds(f"surrogate {job.cell.surrogate}", trained[0])
+            return replace(found, pretrain_s=self._seconds(job.cell.slug, asdict(found)), surrogate_s=surrogate)
         summary = self.pretrain(job)
         stages, surrogate = dict(summary["pruning_stages_s"]), 0.0
         if not job.cell.shared and stages.pop("surrogate", 0.0):
-            surrogate = self._seconds(f"surrogate {job.cell.surrogate}", self.known(job.cell.surrogate, [job.seed])[0])
+            surrogate = self._seconds(f"surrogate {job.cell.surrogate}", trained[0])
         return Outcome(
             cell=job.cell.id, name=job.cell.name, budget=job.cell.budget, target=target, seed=job.seed,
             top_1={mode: self.probe(job, target, mode) for mode in self.modes},
@@ -265,17 +270,20 @@ class Study:
 
     def describe(self, suite: Suite, **more: Any) -> None:
         """What a reader needs to judge the rows."""
+        times = "images x seconds per image, medians of interleaved rounds" if self._clock.exists() else "of the runs"
+        suite.settings |= {**self.described(), "times": times, **more}
+
+    def described(self) -> Options:
+        """What outcomes of one study have in common."""
         source = Beton(self.files["source"])
-        suite.settings |= {
+        return {
             "recipe": self.recipe.name,
             "source": f"{source.num_samples:,} images of {source.num_classes} classes",
             "targets": {t: describe_target(self.files, t) for t in self.targets},
             "network": self.network,
             "surrogates": self.surrogates,
             "warm-up": f"{WARMUP:g} of the steps",
-            "times": "images x seconds per image, medians of interleaved rounds" if self._clock.exists() else "of the runs",
             **{mode: self.recipe.transfer[mode] for mode in self.modes},
-            **more,
         }
 
 
@@ -302,10 +310,37 @@ def study(
         files = data_sets.build(data, work / "files", names)
         root = work / suite.name / recipe.name
         root.mkdir(parents=True, exist_ok=True)
-        yield Study(
+        made = Study(
             root, files, recipe, names, modes, network or recipe.network,
             surrogates or {"surrogate": recipe.surrogate},
         )  # fmt: skip
+        made.earlier = _earlier(suite, made)
+        yield made
+
+
+def _earlier(suite: Suite, work: Study) -> dict[tuple[str, str, int], Outcome]:
+    """What ``--earlier`` holds of this study.
+
+    Raises:
+        UsageError: It is no such file, or of another study.
+    """
+    if suite.earlier is None:
+        return {}
+    name, _, part = suite.name.partition("/")  # "objectives/moco" has its tables and settings in those of "objectives"
+    try:
+        result = json.loads(suite.earlier.read_text())
+        settings = result["settings"][name]
+        settings = settings[part] if part else settings
+        rows = [Outcome(**row) for row in result["tables"][name][f"{part}/outcomes" if part else "outcomes"]]
+    except OSError as error:
+        raise UsageError(f"--earlier {suite.earlier}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"--earlier {suite.earlier}: no result file of {suite.name!r}: give what its --out wrote") from None
+    described = json.loads(json.dumps(work.described()))
+    other = [key for key, value in described.items() if settings.get(key) != value]
+    if other:
+        raise UsageError(f"--earlier {suite.earlier}: a study of something else: {', '.join(other)} differ")
+    return {(o.cell, o.target, o.seed): o for o in rows}
 
 
 def spoken(seconds: float) -> str:

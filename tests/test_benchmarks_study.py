@@ -153,6 +153,25 @@ def test_end_to_end_in_parts(data, halves, tmp_path, monkeypatch, capsys):
     result = {"environment": {"machine": "2 cores"}, "rows": [], "goals": []}
     suite.add_to(result)
     result = json.loads(json.dumps(result))
+    (tmp_path / "earlier.json").write_text(json.dumps(result))
+    elsewhere = Suite(
+        name="end_to_end", recipe="tiny", data=data, work=tmp_path / "elsewhere", earlier=tmp_path / "earlier.json",
+        part=Part(cells=("full@*", "fm-50@0.5"), seeds=(0,)),
+    )  # fmt: skip
+    end_to_end.run(elsewhere)
+    assert capsys.readouterr().err.count("\nrun ") == 2  # fm-50@0.5, for two targets
+    gone_on = {(o["cell"], o["target"], o["seed"]): o for o in elsewhere.tables["outcomes"]}
+    assert gone_on.keys() - outcomes.keys() == {("fm-50@0.5", "near", 0), ("fm-50@0.5", "flowers", 0)}
+    assert all(gone_on[key]["top_1"] == outcomes[key]["top_1"] for key in outcomes)
+    assert {g.id: g.measured for g in elsewhere.goals}["end_to_end/auto-0.25"] == close
+    elsewhere.part = Part(cells=("clock",))
+    elsewhere.tables = {}
+    end_to_end.run(elsewhere)
+    there = json.loads((tmp_path / "elsewhere/end_to_end/tiny/clock.json").read_text())
+    assert there.keys() == clock.keys()  # of what was run before, too
+    whole = next(o for o in elsewhere.tables["outcomes"] if (o["cell"], o["target"], o["seed"]) == ("full@1", "near", 1))
+    assert whole["pretrain_s"] == pytest.approx(4 * 64 * sum(there["full"]) / 2)
+
     text = end_to_end_page.markdown(result)
     assert text.count("\n| near |") == text.count("\n| flowers |") == 2 and "![Linear-probe" in text
     assert "Means of 2 pretraining seeds" in text and "shared by 2 targets" in text
@@ -170,6 +189,19 @@ def test_what_is_not_there_cannot_be_asked_for(data, halves, tmp_path, capsys):
     assert "--cells lm-99*: suite 'end_to_end' has full@1, full@0.25" in capsys.readouterr().err
     assert main([*command, "--targets", "dogs"]) == 2
     assert "--targets dogs: suite 'end_to_end' has near, flowers" in capsys.readouterr().err
+
+
+def test_only_results_of_the_same_study_count_as_earlier_ones(data, tmp_path, capsys):
+    earlier = tmp_path / "earlier.json"
+    command = ["end_to_end", "--data", str(data), "--work", str(tmp_path / "work"), "--recipe", "tiny", "--earlier", str(earlier)]
+    assert main(command) == 2 and f"--earlier {earlier}: No such file or directory" in capsys.readouterr().err
+    for text in ("{", "[]", '{"settings": {"end_to_end": {}}, "tables": {"end_to_end": {"outcomes": [{"cell": "full@1"}]}}}'):
+        earlier.write_text(text)
+        assert main(command) == 2
+        assert f"--earlier {earlier}: no result file of 'end_to_end': give what its --out wrote" in capsys.readouterr().err
+    earlier.write_text('{"settings": {"end_to_end": {"recipe": "small-16"}}, "tables": {"end_to_end": {"outcomes": []}}}')
+    assert main(command) == 2
+    assert f"--earlier {earlier}: a study of something else: recipe, source, targets, network" in capsys.readouterr().err
 
 
 def test_cells_take_no_more_steps_than_the_full_run_does():
