@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.cells import Outcome
-from benchmarks.end_to_end import BUDGETS, LABELS, LARGE, LOSS, MIDDLE, QUARTER, SPEED_UP_GOAL, WHOLE, chosen, full
+from benchmarks.end_to_end import BUDGETS, LABELS, LARGE, LOSS, QUARTER, SPEED_UP_GOAL, WHOLE, chosen, full
 from benchmarks.paired import Outcomes
 
 if TYPE_CHECKING:
@@ -21,9 +20,12 @@ MAIN = chosen("lm", LARGE, budget=QUARTER)
 # Of the columns.
 ORDER = ("full", "rs2", "random 25 %", "random 12.5 %", "lm 25 %", "lm 12.5 %", "lm 6 %", "fm 25 %", "soft")
 LEFT_OUT = ("reversed", "infobatch")  # RESULTS.md has them
+WIDER = (*LEFT_OUT, "rs2", "random 12.5", "fm", "soft")  # what the table of the wider network leaves out
 LINES = ("full", "rs2", "random 25 %", "lm 25 %", "lm 12.5 %", "lm 6 %", "fm 25 %", "soft")  # of the picture, in their colours
 COLOURS = ("#7a7a7a", "#b9a26a", "#d0472f", "#2f7fd0", "#1f5a96", "#7fb4e6", "#1a9e7a", "#a06cd5")
 MARKERS = ("D", "v", "s", "o", "o", "o", "^", "P")
+
+Table = tuple[list[str], list[list[str]]]  # header, lines
 
 
 def outcomes(result: dict[str, Any]) -> list[Outcome]:
@@ -36,41 +38,33 @@ def markdown(result: dict[str, Any]) -> str:
     targets = list(dict.fromkeys(o.target for o in rows))
     found = f"{_headline(tables, targets)} {_auto(result['goals'], targets)}".strip()
     return "\n".join([
-        found, "", _accuracies(rows, targets), "", _gains(rows, tables, targets), "",
+        found, "", _table(*_accuracies(rows, targets, LEFT_OUT)), "", _table(*_gains(rows, tables, targets)), "",
         f"![Linear-probe accuracy against total time, for every target]({PICTURE})", "",
         _about(rows, settings, result["environment"]["machine"]), "",
     ])  # fmt: skip
 
 
 def wider(result: dict[str, Any]) -> str:
-    """The same for another network, as far as it was run: at a quarter of the steps, and against the full run's whole length."""
-    rows, settings = outcomes(result), result["settings"]["end_to_end"]
+    """The same for another network, shorter: the columns that answer the question, and one table."""
+    rows, tables, settings = outcomes(result), result["tables"]["end_to_end"], result["settings"]["end_to_end"]
     targets = list(dict.fromkeys(o.target for o in rows))
-    found, whole = Outcomes(rows, len(targets)), full(WHOLE).id
     seeds = len({o.seed for o in rows})
-    pairs = [
-        (MAIN, chosen("random", LARGE, budget=QUARTER).id, f"over {chosen('random', LARGE, budget=QUARTER).name}"),
-        (chosen("lm", MIDDLE, budget=QUARTER), whole, "over full, 4x the steps"),
-    ]
-    differences = []
-    for target in targets:
-        each = [found.paired(cell.id, against, target) for cell, against, _ in pairs]
-        differences.append([_points(None if d is None else asdict(d)) for d in each])
-    more = [[f"{_shown(cell.name)} {what}" for cell, _, what in pairs], ["--:"] * len(pairs), *differences]
-    table = [f"{line} {' | '.join(cells)} |" for line, cells in zip(_accuracies(rows, targets).splitlines(), more, strict=True)]
-    close = {goal["id"]: goal["measured"] for goal in result["goals"]}.get(f"end_to_end/auto-{QUARTER:g}")
+    columns, lines = _accuracies(rows, targets, WIDER)
+    gained, gains = _gains(rows, tables, targets)
+    more = [i for i, name in enumerate(gained) if i and "equal" not in name]
+    header = [*columns, *(f"{_shown(MAIN.name)} {gained[i]}" if i == more[0] else gained[i] for i in more)]
+    table = _table(header, [[*line, *(gain[i] for i in more)] for line, gain in zip(lines, gains, strict=True)])
     text = (
-        f"The same for {settings['network']['arch']}, which is twice as wide, at a quarter of the full run's steps (linear probe, "
-        f"%; means of {seeds} seed{'s' if seeds > 1 else ''}; differences in points, with 95 % intervals)."
+        f"The same for {settings['network']['arch']}, which is twice as wide, at a quarter of the full run's steps (means of "
+        f"{seeds} seed{'s' if seeds > 1 else ''}; differences in points, with 95 % intervals; speed-ups by the fastest of all runs "
+        "on a selection)."
     )
-    if close is not None:
-        names = {o.name for o in rows if o.name.startswith("lm ") and o.budget == QUARTER}
-        cuts = sum(not any(word in name for word in LEFT_OUT) for name in names)
+    if close := _close(result["goals"], targets):
         text += (
             " The constants of `prune --keep auto` were set on the runs above, not on these: its cut is within a point of the best "
-            f"of the {cuts} tried on {close:.0f} of {len(targets)} targets."
+            f"of those tried on {close} of the steps."
         )
-    return "\n".join([text, "", *table, ""])
+    return "\n".join([text, "", table, ""])
 
 
 def _headline(tables: dict[str, Any], targets: Sequence[str]) -> str:
@@ -100,15 +94,19 @@ def _headline(tables: dict[str, Any], targets: Sequence[str]) -> str:
 
 def _auto(goals: Sequence[dict[str, Any]], targets: Sequence[str]) -> str:
     """How good the cut is that ``prune`` chooses."""
-    measured = {goal["id"]: goal["measured"] for goal in goals}
-    close = {LABELS[b]: measured[f"end_to_end/auto-{b:g}"] for b in BUDGETS if f"end_to_end/auto-{b:g}" in measured}
-    if not close:
+    if not (close := _close(goals, targets)):
         return ""
-    each = ", ".join(f"{n:.0f} of {len(targets)} targets at {label}" for label, n in close.items())
     return (
         "The cut chosen by `prune --keep auto`, whose constants were set on these runs, is within a point of the best of the "
-        f"three cuts on {each} of the steps."
+        f"three cuts on {close} of the steps."
     )
+
+
+def _close(goals: Sequence[dict[str, Any]], targets: Sequence[str]) -> str:
+    """On how many targets ``auto`` comes close to the best cut, at each length of the runs."""
+    measured = {goal["id"]: goal["measured"] for goal in goals}
+    close = {LABELS[b]: measured[f"end_to_end/auto-{b:g}"] for b in BUDGETS if f"end_to_end/auto-{b:g}" in measured}
+    return ", ".join(f"{n:.0f} of {len(targets)} targets at {label}" for label, n in close.items())
 
 
 def _range(differences: Sequence[dict[str, Any]], cell: str, against: str) -> str:
@@ -116,9 +114,9 @@ def _range(differences: Sequence[dict[str, Any]], cell: str, against: str) -> st
     return f"{min(points):+.1f} to {max(points):+.1f}" if points else ""
 
 
-def _accuracies(rows: Sequence[Outcome], targets: Sequence[str]) -> str:
+def _accuracies(rows: Sequence[Outcome], targets: Sequence[str], left_out: Sequence[str]) -> Table:
     order = {name: i for i, name in enumerate(ORDER)}
-    names = {o.name for o in rows if o.budget == QUARTER and not any(word in o.name for word in LEFT_OUT)}
+    names = {o.name for o in rows if o.budget == QUARTER and not any(word in o.name for word in left_out)}
     short = sorted(names, key=lambda name: (order.get(name, len(order)), name))
     found = Outcomes(rows, len(targets))
     header = ["linear probe, %", *(_shown(name) for name in short), "full, 4x the steps"]
@@ -129,10 +127,10 @@ def _accuracies(rows: Sequence[Outcome], targets: Sequence[str]) -> str:
         cells = ["" if m is None else f"**{m:.1f}**" if m == best else f"{m:.1f}" for m in means]
         whole = _mean(found, full(WHOLE).id, target)
         lines.append([target, *cells, "" if whole is None else f"{whole:.1f}"])
-    return _table(header, lines)
+    return header, lines
 
 
-def _gains(rows: Sequence[Outcome], tables: dict[str, Any], targets: Sequence[str]) -> str:
+def _gains(rows: Sequence[Outcome], tables: dict[str, Any], targets: Sequence[str]) -> Table:
     """Paired differences with their intervals, and the times to the full run's accuracy."""
     differences = {(d["target"], d["cell"], d["against"]): d for d in tables.get("differences", [])}
     speed_ups = {(s["target"], s["counted"]): s for s in tables.get("speed-ups", [])}
@@ -148,7 +146,7 @@ def _gains(rows: Sequence[Outcome], tables: dict[str, Any], targets: Sequence[st
         alone = speed_ups.get((target, "surrogate for this one"))
         by = next((_shown(o.name) + _of_steps(o) for o in rows if shared and o.cell == shared["cell"]), "")
         lines.append([target, *points, _speed_up(shared), _speed_up(alone), by])
-    return _table(header, lines)
+    return header, lines
 
 
 def _of_steps(outcome: Outcome) -> str:

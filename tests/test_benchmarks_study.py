@@ -177,8 +177,10 @@ def test_end_to_end_in_parts(data, halves, tmp_path, monkeypatch, capsys):
     assert "Means of 2 pretraining seeds" in text and "shared by 2 targets" in text
     more = end_to_end_page.wider(result)
     assert more.count("\n| near |") == 1 and "means of 2 seeds" in more
-    assert f"of the 2 tried on {close:.0f} of 2 targets" in more
-    assert "| random 50 % |" in more and "| LM 25 % over random 25 % |" in more
+    assert f"of those tried on {close:.0f} of 2 targets at a quarter of the steps" in more
+    header, _, *lines = [line.split(" | ") for line in more.splitlines() if line.startswith("|")]
+    assert "random 50 %" in header and "rs2" not in more and len(lines) == 2 and {len(line) for line in lines} == {len(header)}
+    assert f"{found.accuracy('lm-25@0.25', 'near'):.1f}" in lines[0][header.index("LM 25 %")]
     end_to_end_page.draw(result, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
