@@ -27,7 +27,8 @@ def test_rules(keep, count):
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
-        ("budget:0.1", "keeps nothing"), ("samples:0", "above 0"), ("samples:", "above 0"), ("budget:nan", "above 0"),
+        ("samples:0", "above 0"), ("samples:", "above 0"),
+        ("budget:nan", r"^`budget=nan`: .* 8epochs, needs `keep=auto`"), ("budget:0.1", "^`budget=0.1`: .* Give a larger one$"),
         ("auto", "no votes"), ("auto:0.9", "takes no number"), ("often", "give a fraction"), ("5", "1 to the source's 4"),
     ],
 )  # fmt: skip
@@ -106,6 +107,15 @@ def test_merges():
     assert kept("sum", sizes=np.array([0, 1, 1, 1, 1, 1])) == [1, 2]  # a class without records takes no place
 
 
+@pytest.mark.parametrize("rule", [Keep.parse("budget:0.5"), Keep.within("0.5epochs", 0), Keep.within("3images", 0)])
+def test_a_union_keeps_to_the_budget(rule):
+    with pytest.raises(UsageError, match=r"`merge=union`: the targets together keep [456] records, but .* an epoch of 3\."):
+        choose([A, B], [24, 6], ONES, rule, "union", False)
+    assert len(choose([A, A], [24, 6], ONES, rule, "union", False).kept) <= 3  # they agree
+    for merge in ("sum", "turns"):
+        assert len(choose([A, B], [24, 6], ONES, rule, merge, False).kept) <= 3
+
+
 def test_units_without_records_take_no_place_under_any_rule():
     """A copy of 4 of 10 classes keeps the list of all ten, and a surrogate may well vote for those that are gone."""
     sizes = np.array([0, 5, 0, 5, 0, 5, 0, 5, 0, 0])
@@ -145,7 +155,7 @@ def test_keep_rules(keep, count):
     assert Keep.parse(keep).cut(np.arange(10), np.ones(10), None) == count
 
 
-@pytest.mark.parametrize("keep", ["0", "0.0", "-0.5", "1.5", "11", "nan", "inf", "many", ""])
+@pytest.mark.parametrize("keep", ["0", "0.0", "-0.5", "1.5", "11", "nan", "inf", "many", "", "²"])
 def test_keep_out_of_range(keep):
     with pytest.raises(UsageError, match="`keep="):
         Keep.parse(keep).cut(np.arange(10), np.ones(10), None)

@@ -29,7 +29,7 @@ def source(data):
 
 def test_several_cuts_in_one_call_are_those_of_one_call_each(data, tmp_path):
     keeps = ("0.5", "1", "samples:0.75", "auto")
-    result = run(data, tmp_path / "s.json", "red", "blue", keep=",".join(keeps))
+    result = run(data, tmp_path / "s.json", "red", "blue", keep=", ".join(keeps))
     for keep in keeps:
         path = tmp_path / f"s.{keep.replace(':', '-')}.json"
         alone = run(data, tmp_path / "one.json", "red", "blue", keep=keep)
@@ -179,8 +179,9 @@ def test_pretrain_takes_its_epochs_from_the_budget(data, tmp_path):
     [
         ({"keep": "auto", "budget": "0"}, "`budget=0`"), ({"keep": "auto", "budget": "2hours"}, "`images_per_s`"),
         ({"keep": "auto", "budget": "20images"}, "less than one epoch of the first two classes, which have 24 records"),
-        ({"keep": "0.5", "budget": "2epochs"}, "give one of them"), ({"keep": "", "budget": "2epochs"}, "budget:2epochs"),
+        ({"keep": "0.5", "budget": "2epochs"}, "give one of them"), ({"keep": "", "budget": "2epochs"}, "`budget=2epochs`"),
         ({"keep": "auto", "budget": "2", "method": "random"}, "no votes"),
+        ({"keep": "auto", "budget": "2hours", "images_per_s": float("inf")}, "`images_per_s=inf`"),
     ],
 )  # fmt: skip
 def test_budgets_refused(data, tmp_path, options, message):

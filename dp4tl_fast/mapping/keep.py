@@ -43,8 +43,8 @@ class Keep:
                 raise UsageError(f"`keep={text}`: auto takes no number. Give auto, or a fraction of the classes")
             return Keep("auto", 0, text)
         if rule in ("samples", "budget"):
-            return Keep(rule, _fraction(text, value), text)
-        if text.strip().isdigit():
+            return Keep(rule, _fraction(rule, value), text)
+        if text.strip().isdecimal():
             if int(text) == 0:
                 raise UsageError("`keep=0`: keeps nothing. Give a whole number from 1, or a fraction above 0")
             return Keep("count", int(text), text)
@@ -79,6 +79,10 @@ class Keep:
     def images(self, records: int) -> int:
         """Images that a budget allows, of a source of so many ``records``; 0 for other rules."""
         return int(self.value * (records if self.rule == "epochs" else 1)) if self.rule in ("epochs", "images") else 0
+
+    def most(self, records: int) -> float:
+        """Records that an epoch may have under a budget of either kind, of a source of so many; no limit under other rules."""
+        return self.value * records if self.rule == "budget" else self.images(records) or math.inf
 
     def cut(
         self, order: np.ndarray, sizes: np.ndarray, votes: np.ndarray | None, unit: str = "classes",
@@ -115,7 +119,8 @@ class Keep:
         count = int((total <= limit + 1e-9).sum())
         if count == 0:
             raise UsageError(
-                f"`keep={self.text}`: keeps nothing, as the first of the {unit} alone has {total[0]} of {sizes.sum()} records"
+                f"`budget={self.value:g}`: keeps nothing, as the first of the {unit} alone has {total[0]} of {sizes.sum()} "
+                "records. Give a larger one"
             )
         return count
 
@@ -165,8 +170,13 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def _fraction(text: str, value: str) -> float:
+def _fraction(rule: str, value: str) -> float:
     fraction = _number(value)
     if not 0 < fraction <= 1:
-        raise UsageError(f"`keep={text}`: the part after the colon must be a fraction above 0 and at most 1")
+        if rule == "budget":
+            raise UsageError(
+                f"`budget={value}`: must be a share of an epoch, above 0 and at most 1. The length of a pretraining, such as "
+                "8epochs, needs `keep=auto`"
+            )
+        raise UsageError(f"`keep={rule}:{value}`: the part after the colon must be a fraction above 0 and at most 1")
     return fraction

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.mapping.keep import Keep
 from dp4tl_fast.mapping.registry import Scores
 from dp4tl_fast.selection import rank
@@ -35,6 +36,9 @@ def choose(
             ``turns`` lets the targets choose their best unit in turn and cuts once, so that a small target has as much
             say as a large one.
         reverse: Keep the worst instead (an ablation).
+
+    Raises:
+        UsageError: The rule cannot be satisfied; or each target keeps to the budget, but their union does not.
     """
     unit = scores[0].unit
     total = _sum(scores, weights)
@@ -45,6 +49,12 @@ def choose(
     if merge == "union":
         parts = [o[: keep.cut(o, sizes, s.votes, unit, s.probability)] for o, s in zip(orders, scores, strict=True)]
         kept = np.unique(np.concatenate(parts))
+        records, most = int(sizes[kept].sum()), keep.most(int(sizes.sum()))
+        if records > most + 1e-9:
+            raise UsageError(
+                f"`merge=union`: the targets together keep {records} records, but the budget allows an epoch of {int(most)}. "
+                "Use `merge=sum` or `merge=turns`, or a larger `budget`"
+            )
     else:
         kept = order[: keep.cut(order, sizes, total.votes, unit, total.probability)]
     return Choice(total, order, kept)

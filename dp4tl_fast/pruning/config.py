@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from dp4tl_fast.common.checks import require, require_one_of
@@ -115,7 +116,7 @@ class PruneConfig(Placement, BadRecordsConfig, CacheConfig):
         if self.surrogate and self.train_surrogate:
             raise UsageError("`surrogate` and `train_surrogate`: give one of them")
         self.budget = str(self.budget)
-        require(self.images_per_s >= 0, "images_per_s", self.images_per_s, "at least 0")
+        require(0 <= self.images_per_s < math.inf, "images_per_s", self.images_per_s, "at least 0, and finite")
         if self.keep not in ("", "auto") and self.budget:
             raise UsageError("`keep` and `budget`: give one of them, or `keep=auto` and what the pretraining may cost")
         if not self.keep and not self.budget and self.method != "handpicked":  # which keeps what is picked
@@ -124,7 +125,7 @@ class PruneConfig(Placement, BadRecordsConfig, CacheConfig):
         if self.budget:
             self.rules = [Keep.within(self.budget, self.images_per_s) if self.keep else Keep.parse(f"budget:{self.budget}")]
         else:
-            self.rules = [Keep.parse(text) for text in self.keep.split(",") if self.keep]
+            self.rules = [Keep.parse(text.strip()) for text in self.keep.split(",") if self.keep]
         if len({rule.text for rule in self.rules}) < len(self.rules):
             raise UsageError(f"`keep={self.keep}`: has the same value twice")
         if len(self.rules) > 1 and self.materialize:
