@@ -82,7 +82,8 @@ class PretrainConfig(Placement, BadRecordsConfig, TrackingConfig, CacheConfig):
         epoch_samples: Records per epoch: a new random subset each epoch; no record is repeated until all have been used (RS2,
             arXiv 2305.18424). 0 uses all selected records.
         dynamic: none or infobatch: in each epoch, skip some of the records whose loss was below the mean and give the rest of
-            those more weight (arXiv 2303.04947; the last eighth of the epochs uses all records). Supervised only.
+            those more weight (arXiv 2303.04947; the last eighth of the epochs, at least the last one, uses all
+            records). Supervised only.
         dynamic_skip: Probability that infobatch skips a record whose loss was below the mean.
         batch_size: Images per step, over all processes of torchrun.
         accumulate: Gradient accumulation: each process computes its share of a batch in this many parts, to save memory.

@@ -16,7 +16,7 @@ from dp4tl_fast.training import ranks
 from dp4tl_fast.training.records import ByIndex
 from dp4tl_fast.training.supervised import Sums, Supervised, hits
 
-ANNEAL = 0.875  # share of the epochs that skip; the rest read everything
+ANNEAL = 0.875  # share of the epochs that skip; the rest, at least the last one, read everything
 VIEW = 0xFFFF  # Philox counter that no view of an image has
 
 
@@ -52,7 +52,7 @@ class InfoBatch(nn.Module):
         if int(self.epoch) != epoch:
             losses = self.losses.cpu().numpy()[pool]
             low = losses < losses.mean(dtype=np.float64)
-            if epoch >= ANNEAL * epochs:
+            if epoch >= min(ANNEAL * epochs, epochs - 1):
                 low[:] = False
             drawn = philox(self.seed, pool, epoch, VIEW, 0)[0] * 2.0**-32
             self._mark(self.below, pool[low])
