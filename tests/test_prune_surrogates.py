@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pruning_data import images, run
 
 from dp4tl_fast.beton import Beton
@@ -191,6 +192,27 @@ def test_rounds_go_on_until_two_agree_and_serve_other_targets(data, tmp_path, ca
     for path in both["per_target"].values():
         one = Selection.load(path)
         assert one.surrogate["shared_by"] == 2 and one.seconds["surrogate"] == both["seconds"]["surrogate"]
+
+
+def test_rounds_that_never_agree_are_said_to(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("dp4tl_fast.pruning.train_surrogate.STABLE", 1.1)
+    run(data, tmp_path / "a.json", "red", **{**NET, "train_surrogate": str(tmp_path / "net")})
+    told = capsys.readouterr().err
+    assert "surrogate after 1 epoch: first votes" in told and "warning: surrogate" in told
+    assert "epochs-16: the last two rounds disagree on what to keep" in told and "for longer (`surrogate_epochs`)" in told
+
+
+def test_a_trained_surrogate_that_cannot_choose_is_refused_with_another_remedy(data, tmp_path):
+    """All classes look alike, and the remedy is not what was just done."""
+    for c in range(4):
+        (tmp_path / f"grey/{c}").mkdir(parents=True)
+        for i in range(12):
+            Image.new("RGB", (20, 24), (100 + i,) * 3).save(tmp_path / f"grey/{c}/{i}.png")
+    convert(str(tmp_path / "grey"), str(tmp_path / "grey.beton"))
+    net = {**NET, "train_surrogate": str(tmp_path / "net"), "surrogate_epochs": 1, "source": str(tmp_path / "grey.beton")}
+    with pytest.raises(UsageError, match=r"hardly better than guessing.*Train a better one in another folder: for longer"):
+        run(data, tmp_path / "a.json", **net)
+    assert not (tmp_path / "a.json").exists()
 
 
 def test_without_a_target_accuracy_decides(data, tmp_path):

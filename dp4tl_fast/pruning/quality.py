@@ -57,7 +57,7 @@ class Accuracy:
         """Three standard errors better and by a third, which chance does not do, of a network that has learned something."""
         half = max(1, self.images // 2)
         error = (self.renumbered * (1 - self.renumbered) + self.top_1 * (1 - self.top_1) + 1 / half) ** 0.5 / half**0.5
-        learned = self.renumbered >= _bar(self.chance, *WEAK)
+        learned = self.renumbered >= _bar(self.chance, *(USELESS if self.useless else WEAK))
         return learned and self.renumbered - self.top_1 > 3 * error and self.top_1 < 0.75 * self.renumbered
 
     def words(self) -> str:
@@ -150,10 +150,10 @@ def measure(inputs: SourceInputs, classifier: bool, val: Beton | None) -> Accura
     assert surrogate is not None
     if np.count_nonzero(source.class_counts) < 2 or source.num_samples < 4:
         return None
-    on = "held out" if val is not None else "trained on" if surrogate.records == source.records_sha256 else "unknown"
+    of = source if val is None else val
+    on = "trained on" if surrogate.records == of.records_sha256 else "unknown" if val is None else "held out"
     if not classifier:
         return of_features(inputs, val, on)
-    of = source if val is None else val
     rows = spread(of.labels, int(np.clip(IMAGES // of.num_classes, AT_LEAST, AT_MOST)))
     found, saved = surrogate.predictions(of, rows, inputs.cache)
     inputs.saved += saved
@@ -163,8 +163,8 @@ def measure(inputs: SourceInputs, classifier: bool, val: Beton | None) -> Accura
     return of_classifier(found[good], of.labels[rows[good]].astype(np.int64), on)
 
 
-def check(accuracy: Accuracy, path: str, source: Beton, accept: bool) -> None:
-    """Refuse, or with ``accept`` warn of, a surrogate that cannot choose; warn of a weak one.
+def check(accuracy: Accuracy, path: str, source: Beton, accept: bool, remedy: str) -> None:
+    """Refuse, or with ``accept`` warn of, a surrogate that cannot choose; warn of a weak one. ``remedy`` makes it better.
 
     Raises:
         UsageError: It is hardly better than chance, or its classes are numbered in another order.
@@ -179,8 +179,7 @@ def check(accuracy: Accuracy, path: str, source: Beton, accept: bool) -> None:
         )
     elif accuracy.useless:
         problem = (
-            f"`surrogate={path}`: {said}: that is hardly better than guessing, and its choice would be no better. Train it "
-            "longer or at a larger size (`train_surrogate` does what is needed)"
+            f"`surrogate={path}`: {said}: that is hardly better than guessing, and its choice would be no better. {remedy}"
         )
     if problem and not accept:
         raise UsageError(f"{problem}; `accept_surrogate` continues anyway")
@@ -189,7 +188,7 @@ def check(accuracy: Accuracy, path: str, source: Beton, accept: bool) -> None:
     elif accuracy.weak:
         cli.message(
             f"warning: surrogate {path}: {said}. Below {100 * _bar(accuracy.chance, *WEAK):.1f} % it chooses hardly better than at "
-            "random for narrow targets. Train it longer or at a larger size"
+            f"random for narrow targets. {remedy}"
         )
     else:
         cli.message(f"surrogate {path}: {said}")

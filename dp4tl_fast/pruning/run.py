@@ -183,12 +183,17 @@ def _accuracy(config: PruneConfig, method: Method, inputs: SourceInputs) -> dict
     val = Beton(config.surrogate_val, **config.cached) if config.surrogate_val else None
     if val is not None:
         inputs.beton.check_split(val)
+        if val.num_samples == 0:
+            raise UsageError(f"`surrogate_val={shown(config.surrogate_val)}`: has no images to measure the surrogate's accuracy on")
     found = quality.measure(inputs, method.logits, val)
     if found is None:
         return {}
     labels_matter = method.logits or config.groups == "classes"  # clusters are for sources whose labels mean nothing
     if rank() == 0 or found.misnumbered or found.useless:
-        quality.check(found, surrogate.path, inputs.beton, config.accept_surrogate or not labels_matter)
+        remedy = "Train it longer or at a larger size (`train_surrogate` does what is needed)"
+        if config.train_surrogate:  # which has done what it can with these settings
+            from dp4tl_fast.pruning.train_surrogate import REMEDY as remedy
+        quality.check(found, surrogate.path, inputs.beton, config.accept_surrogate or not labels_matter, remedy)
     return found.to_dict()
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 STABLE = 0.5  # of what two consecutive rounds keep, chance taken off; seen on Tiny-ImageNet: 0.1 while weak, 0.5 once not
 LONGEST = 16  # epochs of the last round, whether the selection is stable by then or not
 WITHOUT_TARGET = 4  # epochs at least, where no target can tell what is enough
+REMEDY = "Train a better one in another folder: for longer (`surrogate_epochs`), or with a larger `arch` or `size`"
 QUARTER = Keep.parse("0.25")
 
 
@@ -61,13 +62,18 @@ def _rounds(source: Beton, targets: list[Beton], config: PruneConfig, cache: Pat
         if targets:
             found = agreement(before, scores, source.class_counts, config) if before else 0.0
             enough = found >= STABLE
-            said = f"keeps {100 * found:.0f} % of what the round before kept, beyond chance" if before else "first votes"
+            said = f"keeps {100 * max(found, 0):.0f} % of what the round before kept, beyond chance" if before else "first votes"
         else:
             enough, said = epochs >= WITHOUT_TARGET, "no target to vote for"
-        cli.message(f"surrogate after {epochs} epochs: {said}{' (still weak)' if weak else ''}")
+        cli.message(f"surrogate after {_epochs(epochs)}: {said}{' (still weak)' if weak else ''}")
         if (enough and not weak) or epochs >= LONGEST:
             break
         epochs, before = 2 * epochs, scores
+    if not enough:
+        cli.message(
+            f"warning: surrogate {path}: the last two rounds disagree on what to keep (at least {100 * STABLE:.0f} % should stay). "
+            f"{REMEDY}"
+        )
     seconds = training_seconds(path)
     share = f", {seconds / len(targets):.1f} s for each of {len(targets)} targets" if len(targets) > 1 else ""
     cli.message(f"surrogate {path}: {seconds:.1f} s of training in all{share}; `surrogate={path}` uses it again for other targets")
@@ -99,6 +105,10 @@ def sides(source: Beton, config: PruneConfig) -> tuple[int, int]:
     shorter = np.minimum(source.images["height"], source.images["width"])
     high = int(np.clip(np.median(shorter) // 2 // 16 * 16, 16, 128))
     return max(16, high // 2), high
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'s' * (count > 1)}"
 
 
 def training_seconds(path: str) -> float:
@@ -134,7 +144,7 @@ def _pretrain(source: Beton, folder: Path, epochs: int, config: PruneConfig) -> 
     low, high = sides(source, config)
     rising: dict[str, Any] = {"size": low, "end_size": high, "end_size_from": epochs // 2}
     arch = config.arch or ("small-32" if high <= 64 else "resnet18")
-    cli.message(f"training the surrogate in {folder}: {arch}, {epochs} epochs at {low} and {high} pixels")
+    cli.message(f"training the surrogate in {folder}: {arch}, {_epochs(epochs)} at {low} and {high} pixels")
     pretrain(
         PretrainConfig(
             source=config.source, out=str(folder), arch=arch, epochs=epochs, warmup_epochs=epochs / 4,
