@@ -49,6 +49,15 @@ def test_selection_command(data, tmp_path, capsys):
         assert command(bad)[0] == 2
     assert command("union", a, b)[0] == 2  # without --source and --out
 
+    weighted = tmp_path / "w.json"
+    run(data, weighted, keep="0.5", per_class=3)
+    before = out.read_bytes()
+    capsys.readouterr()
+    for words in (("union", a, weighted), ("intersect", weighted, a), ("export", weighted)):
+        code, text = command(*words, "--source", source, "--out", out)
+        assert code == 2 and out.read_bytes() == before
+        assert text.err.startswith(f"dp4tl-fast selection: {weighted}: is weighted") and "--per-class" in text.err
+
 
 @pytest.mark.parametrize(
     "value", [torch.tensor([0.5]), torch.tensor([[1]]), torch.tensor([48]), torch.tensor([-1]), torch.tensor([3, 3]),

@@ -9,7 +9,7 @@ from dp4tl_fast.beton import Beton
 from dp4tl_fast.common import cli
 from dp4tl_fast.common.errors import SelectionError, UsageError
 from dp4tl_fast.selection.names import readable
-from dp4tl_fast.selection.portable import Selection, same_source
+from dp4tl_fast.selection.portable import FIX_WEIGHTED, Selection, same_source
 from dp4tl_fast.selection.upstream import export_indices, import_indices
 
 ACTIONS = {"show": 1, "diff": 2, "union": 2, "intersect": 2, "export": 1, "import": 1}  # action -> files at least
@@ -43,6 +43,9 @@ def selection(*, action_and_files: list[str], source: str = "", names: str = "",
     if not source or not out:
         raise UsageError(f"selection {action}: needs `source=S.beton` and `out=FILE`")
     beton = Beton(source)
+    for file in files if action != "import" else []:
+        if Selection.load(file).weights:
+            raise SelectionError(f"{file}: is weighted: epochs draw other records, but `{action}` needs fixed ones. {FIX_WEIGHTED}")
     if action == "export":
         count = export_indices(Selection.load(files[0]), beton, out)
         cli.message(f"{count:,} record numbers of {source} -> {out}")

@@ -22,6 +22,7 @@ from dp4tl_fast.common.files import npy_bytes, write_atomically
 from dp4tl_fast.selection import validation
 
 SCHEMA, WEIGHTED = 1, 2  # of weighted selections: readers that know only the first refuse them
+FIX_WEIGHTED = "Prune again without --sample weighted and --per-class"  # for what takes selections without weights only
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +171,7 @@ class Selection:
 
     def _unweighted(self) -> None:
         if self.weights:
-            raise SelectionError("a weighted selection cannot be cut or combined. Prune again, without `sample=weighted`")
+            raise SelectionError(f"a weighted selection cannot be cut or combined. {FIX_WEIGHTED}")
 
     def _same_source(self, other: Selection) -> Selection:
         if not same_source(self, other):

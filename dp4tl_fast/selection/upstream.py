@@ -11,7 +11,7 @@ from dp4tl_fast.beton import Beton
 from dp4tl_fast.common.checks import distinct_numbers
 from dp4tl_fast.common.errors import SelectionError
 from dp4tl_fast.common.files import write_atomically
-from dp4tl_fast.selection.portable import Selection
+from dp4tl_fast.selection.portable import FIX_WEIGHTED, Selection
 
 
 def export_indices(selection: Selection, beton: Beton, path: str | Path) -> int:
@@ -22,7 +22,7 @@ def export_indices(selection: Selection, beton: Beton, path: str | Path) -> int:
     import torch
 
     if selection.weights:
-        raise SelectionError("export: a weighted selection draws other records each epoch, which an .indices tensor cannot express")
+        raise SelectionError(f"a weighted selection draws other records each epoch, which .indices cannot express. {FIX_WEIGHTED}")
     buffer = io.BytesIO()
     records = selection.indices(beton)
     torch.save(torch.from_numpy(np.ascontiguousarray(records)), buffer)
