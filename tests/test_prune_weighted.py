@@ -174,6 +174,18 @@ def test_pretrain_takes_its_epochs_from_the_budget(data, tmp_path):
     assert Selection.load(tmp_path / "w.json").epochs == 480 // sum(weighted["weights"])
 
 
+@pytest.mark.parametrize(("images", "epochs", "note"), [(100, {"full": 2, "s": 2}, ""), (40, {"full": 1, "s": 1}, "40 images")])
+def test_the_full_source_has_the_whole_budget(data, tmp_path, images, epochs, note, capsys):
+    """36 of 48 records are kept: what an epoch of them leaves of the budget is not taken from the full source."""
+    run(data, tmp_path / "s.json", keep="3")
+    body = json.loads((tmp_path / "s.json").read_text())
+    body["parameters"]["budget_images"] = images
+    (tmp_path / "s.json").write_text(json.dumps(body))
+    both = pretrain(data / "source.beton", tmp_path / "c", epochs=0, compare=str(tmp_path / "s.json"))
+    assert {Path(name).name: s["epochs"] for name, s in both["runs"].items()} == epochs
+    assert (f"s.json is for {note}; the full source trains on 48, one epoch" in capsys.readouterr().err) == bool(note)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

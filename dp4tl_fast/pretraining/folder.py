@@ -42,10 +42,10 @@ def epochs_of(config: PretrainConfig, source: Beton, selection: Selection | None
     """Epochs of a run: those of ``config``, else as many as the selection's budget (or that of ``compared``) allows, else 16."""
     if config.epochs:
         return config.epochs
-    budget = compared or selection
-    if budget is None or not budget.epochs:
+    cut = compared or selection
+    if cut is None or not cut.budget:
         return DEFAULT_EPOCHS
-    return max(1, budget.epochs * budget.epoch_size // epoch_size(config, source, selection))
+    return max(1, cut.budget // epoch_size(config, source, selection))
 
 
 def epoch_size(config: PretrainConfig, source: Beton, selection: Selection | None) -> int:

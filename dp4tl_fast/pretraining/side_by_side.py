@@ -48,6 +48,9 @@ def _halves(config: PretrainConfig) -> tuple[PretrainConfig, PretrainConfig]:
     full = replace(config, compare=None, out=str(Path(config.out) / FULL))
     pruned = replace(full, out=str(Path(config.out) / name), selection=config.compare)
     source, selection = open_source(pruned)
+    images = epoch_size(full, source, None)
+    if rank() == 0 and selection and not config.epochs and 0 < selection.budget < images:
+        cli.message(f"note: {config.compare} is for {selection.budget:,} images; the full source trains on {images:,}, one epoch")
     return replace(full, epochs=epochs_of(full, source, None, selection)), replace(
         pruned, epochs=epochs_of(pruned, source, selection)
     )

@@ -73,7 +73,7 @@ def make(
 def tell(selection: Selection, choice: Choice, names: list[str], served: dict[str, KeptVotes], out: str) -> None:
     unit, source = choice.scores.unit, selection.source
     cut = "" if unit == "classes" else f" ({len(choice.kept):,} of {len(choice.order):,} {unit})"
-    budget = f" for {selection.epochs} epochs" if selection.epochs else ""
+    budget = f" for {selection.epochs} epoch{'s' * (selection.epochs > 1)}" if selection.epochs else ""
     drawn = f", every epoch draws {selection.epoch_size:,} of them" if selection.weights else ""
     first = ", ".join(names[c] for c in choice.order[: min(len(choice.kept), 10)]) if unit == "classes" else ""
     cli.message(

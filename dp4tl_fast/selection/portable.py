@@ -198,10 +198,14 @@ class Selection:
         return sum(self.weights) or self.kept_samples
 
     @property
+    def budget(self) -> int:
+        """Images of the pretraining that it was cut for; 0 where it was not cut for one."""
+        return int(self.parameters.get("budget_images", 0))
+
+    @property
     def epochs(self) -> int:
-        """Epochs that the budget allows which it was cut for; 0 without one."""
-        images = self.parameters.get("budget_images", 0)
-        return max(1, images // self.epoch_size) if images else 0
+        """Epochs that the budget allows; 0 without one."""
+        return max(1, self.budget // self.epoch_size) if self.budget else 0
 
     def draws(self, beton: Beton) -> tuple[list[np.ndarray], list[int]]:
         """For ``loaders.order.Draws``: the records of each group with a weight, int64 ascending, and how many an epoch draws."""
