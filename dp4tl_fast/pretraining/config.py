@@ -78,7 +78,8 @@ class PretrainConfig(Placement, BadRecordsConfig, TrackingConfig, CacheConfig):
             classes.
         objective: supervised, moco or moco_v3 (self-supervised; both views come from one read), or adversarial.
         epochs: Passes over the selected records; 0 uses the selection's number if it was made for a budget (`prune --keep auto
-            --budget`), else 16. In the first case, --compare gives the full source the same number of images.
+            --budget`), else 16. In the first case, --compare gives the full source the same number of images, but at least one
+            epoch.
         epoch_samples: Records per epoch: a new random subset each epoch; no record is repeated until all have been used (RS2,
             arXiv 2305.18424). 0 uses all selected records.
         dynamic: none or infobatch: in each epoch, skip some of the records whose loss was below the mean and give the rest of

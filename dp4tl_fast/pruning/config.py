@@ -42,13 +42,13 @@ class PruneConfig(Placement, BadRecordsConfig, CacheConfig):
             --sample weighted, the other classes get the records beyond this limit.
         target: Target *training* .beton, or its URL; repeat the flag for several targets.
         merge: How several targets become one selection: sum (add their scores), union (keep what any target's own selection
-            keeps) or turns (the targets take turns choosing their best class). The selection for each target is also written,
-            beside --out.
+            keeps; refused if that exceeds --budget) or turns (the targets take turns choosing their best class). The selection for
+            each target is also written, beside --out.
         surrogate: Run folder or weights file of a small network trained on the source; or, with --arch, torchvision:DEFAULT or
             another name of published weights.
         train_surrogate: Folder to train a surrogate in: in rounds of 1, 2, 4, ... epochs, each first at a low and then at a higher
-            resolution, until two consecutive rounds agree on what to keep for every target; the last possible round has 16
-            epochs. Existing rounds in the folder are reused, also for other targets.
+            resolution, until the surrogate is good enough and two consecutive rounds agree on what to keep for every target; the
+            last possible round has 16 epochs. Existing rounds in the folder are reused, also for other targets.
         surrogate_epochs: With --train-surrogate: train once for this many epochs, in the folder itself; 0 trains in rounds.
         surrogate_val: Held-out .beton with the source's classes, to measure the surrogate's accuracy on; without it, a sample of
             the source is used.
