@@ -20,7 +20,7 @@ from pathlib import Path
 
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.common.files import user_cache, write_atomically
-from dp4tl_fast.common.machine import cores, cpu_name
+from dp4tl_fast.common.machine import cores, cpu_model, instructions
 
 VARIABLE = "DP4TL_FAST_WAYS"
 ROUNDS = 6  # of all ways in turn, after one to warm up; the fastest call counts, the others were held up by other work
@@ -60,7 +60,7 @@ class Race:
 
     def rates(self, again: bool = False) -> dict[str, float]:
         """GFLOP/s of every way, as measured by this process or an earlier one, or ``again``."""
-        about = [self.name, self.versions, sorted(self.ways), cpu_name(), cores()]
+        about = [self.name, self.versions, sorted(self.ways), cpu_model(), instructions(), cores()]
         key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
         if not again and key not in _known:
             with suppress(OSError):
@@ -92,7 +92,7 @@ def _read(path: Path, ways: Iterable[str]) -> dict[str, float]:
     try:
         stored = json.loads(path.read_text())["rates"]
         rates = {way: float(stored[way]) for way in ways}
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise OSError(f"{path} is damaged: {error}") from error
     if not all(0 < rate < math.inf for rate in rates.values()):
         raise OSError(f"{path} is damaged: rates {rates}")

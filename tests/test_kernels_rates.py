@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 
+from dp4tl_fast.common import machine
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.kernels import _native, nearest_centroid, rates, training_step
 from dp4tl_fast.kernels.linear_argmax import native_impl
@@ -44,6 +45,20 @@ def test_rates_are_measured_once_and_kept_for_the_next_process(cache, monkeypatc
     assert len(calls) == 6 * (rates.ROUNDS + 1) and renewed in [json.loads(f.read_text())["rates"] for f in cache.iterdir()]
 
 
+def test_rates_are_those_of_one_processor(cache, monkeypatch):
+    """A home folder is shared by machines. In virtual ones several models have one name, and a model may lack instructions."""
+    shown = {"model name": "AMD EPYC", "cpu family": "25", "model": "17", "flags": "fpu avx2 avx512f avx512_bf16"}
+    monkeypatch.setattr(machine, "_cpuinfo", lambda key: shown.get(key, ""))
+    race([]).rates()
+    for key, value in (("model", "1"), ("flags", "fpu avx2")):
+        monkeypatch.setitem(shown, key, value)
+        monkeypatch.setattr(rates, "_known", {})  # another process, on that machine
+        calls = []
+        race(calls).rates()
+        assert calls, f"rates of a processor with another {key} were taken over"
+    assert len(list(cache.iterdir())) == 3
+
+
 def test_the_fastest_is_that_of_the_kept_rates(cache, monkeypatch):
     race([]).rates()
     (file,) = cache.iterdir()
@@ -55,7 +70,8 @@ def test_the_fastest_is_that_of_the_kept_rates(cache, monkeypatch):
 
 @pytest.mark.parametrize(
     "content", ["", "[]", "{", '{"rates": {"one": 1}}', '{"rates": {"one": 1, "other": NaN}}', '{"rates": {"one": 1, "other": []}}',
-                '{"rates": {"one": -1, "other": 2}}'],
+                '{"rates": {"one": -1, "other": 2}}', '{"rates": {"one": 1, "other": 1%s}}' % ("0" * 400), "[" * 100_000],
+    ids=range(9),
 )  # fmt: skip
 def test_a_damaged_file_is_measured_again(cache, monkeypatch, content):
     race([]).rates()

@@ -32,7 +32,7 @@ def environment(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     return {
         "machine": f"{cores()} core{'s' * (cores() > 1)} of {cpu_model()}, {gib:.0f} GiB memory, {gpu or 'no GPU'}",
         "cpu": cpu_model(),
-        "instructions": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in _cpuinfo("flags").split()],
+        "instructions": instructions(),
         "cores": cores(),
         "memory_gib": round(gib, 1),
         "gpu": gpu,
@@ -50,6 +50,12 @@ def cpu_model() -> str:
     """The name, and family and model where known: virtual machines hide the full name."""
     family, model = _cpuinfo("cpu family"), _cpuinfo("model")
     return f"{cpu_name()} (family {family}, model {model})" if family else cpu_name()
+
+
+def instructions() -> list[str]:
+    """Of those that decide how fast a CPU is here, the ones that it has: of one model, virtual machines hide some."""
+    known = _cpuinfo("flags").split()
+    return [flag for flag in ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16") if flag in known]
 
 
 def cores(root: Path = Path("/")) -> int:
