@@ -10,9 +10,11 @@ import sys
 import pytest
 import torch
 
+from benchmarks.kernels_forced import SHAPES
 from dp4tl_fast.common import machine
 from dp4tl_fast.common.errors import UsageError
-from dp4tl_fast.kernels import _native, nearest_centroid, rates, training_step
+from dp4tl_fast.kernels import _native, label_counts, nearest_centroid, rates, training_step
+from dp4tl_fast.kernels.label_counts import native_impl as label_counts_impl
 from dp4tl_fast.kernels.linear_argmax import native_impl
 from dp4tl_fast.reporting import installed
 from dp4tl_fast.training.device import pick_precision
@@ -101,12 +103,29 @@ def test_without_a_home_nothing_is_kept(monkeypatch):
 def test_the_environment_decides(monkeypatch):
     monkeypatch.setenv(rates.VARIABLE, "other=x,linear_argmax=bfloat16")
     assert rates.forced("linear_argmax", native_impl.PRODUCTS) == "bfloat16"
-    assert native_impl.faster_products(torch.float32, 64, work=1) == "bfloat16"
+    assert native_impl.faster_products(torch.float32, 64, scores=1) == "bfloat16"
     assert rates.forced("another", ["x"]) is None
     for bad in ("linear_argmax=float64", "linear_argmax", "float32"):
         monkeypatch.setenv(rates.VARIABLE, bad)
         with pytest.raises(UsageError, match=f"DP4TL_FAST_WAYS={bad}: expected OPERATION=WAY; .* are float32, bfloat16"):
             nearest_centroid(torch.zeros(2, 3), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize(("rows", "columns", "depth"), [(5_000, 1_000, 64), *SHAPES])
+def test_products_are_chosen_by_rate_at_every_shape_that_matters(monkeypatch, rows, columns, depth):
+    """Also at the smallest: on some CPUs with bf16 instructions, products in float32 are twice as fast."""
+    seen = []
+    monkeypatch.setattr(_native, "has_bf16_products", lambda: True)
+    monkeypatch.setattr(rates.Race, "_run", lambda race: {"float32": 2.0, "bfloat16": 1.0})
+    monkeypatch.setattr(native_impl, "_winners", lambda x, w, offset, isa, products: seen.append(products) or (None, None))
+    monkeypatch.setattr(native_impl, "histogram", lambda *arguments: None)
+    x, w = torch.empty(1, depth).expand(rows, depth), torch.empty(1, 1).expand(columns, depth)
+    native_impl._fastest.cache_clear()
+    try:
+        native_impl.linear_argmax(x, w, torch.empty(1).expand(columns), None, 1)
+    finally:
+        native_impl._fastest.cache_clear()
+    assert seen == [torch.float32]
 
 
 def test_the_rates_are_looked_up_once_per_process(monkeypatch):
@@ -122,6 +141,26 @@ def test_the_rates_are_looked_up_once_per_process(monkeypatch):
     assert looked_up == [77, 78] and choices <= {"one", "other"}
 
 
+def test_the_environment_decides_on_the_instruction_set(monkeypatch):
+    for isa in _native.isas():
+        monkeypatch.setenv(rates.VARIABLE, f"label_counts={isa}")
+        assert label_counts_impl.fastest_isa(torch.float32, 10) == isa
+    monkeypatch.setenv(rates.VARIABLE, "label_counts=sse9")
+    with pytest.raises(UsageError, match=r"label_counts=sse9: expected OPERATION=WAY; the ways of label_counts are baseline"):
+        label_counts(torch.zeros(2, 3), 3)
+
+
+def test_the_instruction_set_is_chosen_by_rate(monkeypatch):
+    slowest = _native.isas()[0]
+    monkeypatch.setattr(rates.Race, "_run", lambda race: {isa: 1.0 + (isa == slowest) for isa in race.ways})
+    label_counts_impl._fastest.cache_clear()
+    try:
+        assert label_counts_impl.fastest_isa(torch.float32, 1_000, 1) == "auto"
+        assert label_counts_impl.fastest_isa(torch.float32, 1_000) == slowest
+    finally:
+        label_counts_impl._fastest.cache_clear()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_real_race_has_a_rate_for_each_way(cache, dtype):
     found = native_impl.race(dtype, 100)
@@ -135,6 +174,7 @@ def test_doctor_shows_the_rates_and_what_is_taken(capsys):
     installed.rates()
     shown = json.loads(capsys.readouterr().out)
     assert f"linear_argmax of float32, depth 512, threads {torch.get_num_threads()}" in shown
+    assert f"label_counts of bfloat16, 1024 classes, threads {torch.get_num_threads()}" in shown
     assert "training step, one thread" in shown and len(shown) == len(installed.RATES) + 1
     for found in shown.values():
         assert found["chosen"] == max(found["gflops"], key=found["gflops"].get)
@@ -177,20 +217,22 @@ def test_the_race_of_training_steps_draws_no_random_numbers_of_the_run():
 
 LARGE = """
 import hashlib, torch
-from dp4tl_fast.kernels import nearest_centroid
+from dp4tl_fast.kernels import label_counts, nearest_centroid
 generator = torch.Generator().manual_seed(0)
 x, c = torch.randn(9000, 512, generator=generator), torch.randn(1100, 512, generator=generator)
 got = nearest_centroid(x, c, return_distances=True)
-print(hashlib.sha256(got.index.numpy().tobytes() + got.distances.numpy().tobytes()).hexdigest())
+counts = label_counts(torch.randn(1 << 16, 512, generator=generator), 512)
+print(hashlib.sha256(b"".join(t.numpy().tobytes() for t in (got.index, got.distances, counts))).hexdigest())
 """
 
 
 def test_no_choice_changes_a_bit_of_the_result(cache):
     """Large enough to be measured: with each way forced, and with the one that the rates choose."""
-    ways = [{}, *({rates.VARIABLE: f"linear_argmax={way}"} for way in native_impl.PRODUCTS)]
+    ways = [f"linear_argmax={way}" for way in native_impl.PRODUCTS] + [f"label_counts={isa}" for isa in _native.isas()]
     runs = [
-        subprocess.run([sys.executable, "-c", LARGE], env={**os.environ, **way}, capture_output=True, text=True, check=True)
-        for way in ways
+        subprocess.run([sys.executable, "-c", LARGE], env=os.environ | way, capture_output=True, text=True, check=True)
+        for way in ({}, *({rates.VARIABLE: way} for way in ways))
     ]
     assert len({run.stdout for run in runs}) == 1 and len(runs[0].stdout.strip()) == 64
-    assert cache.exists() == _native.has_bf16_products()  # measured, where there is a choice
+    measured = {json.loads(file.read_text())["about"][0].split()[0] for file in cache.iterdir()}
+    assert measured == {"label_counts", *(["linear_argmax"] if _native.has_bf16_products() else [])}  # where there is a choice

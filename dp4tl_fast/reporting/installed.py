@@ -27,7 +27,10 @@ PARTS = {
              "pip install --no-build-isolation ffcv==1.0.2"),
     "dali": ("nvidia-dali-cuda130", "--backend dali", "make setup, or: pip install nvidia-dali-cuda130"),
 }  # fmt: skip
-RATES = (("float32", 64), ("float32", 512), ("bfloat16", 512))  # dtype and depth of features
+RATES = (  # kernel, dtype, and depth of features or number of classes
+    ("linear_argmax", "float32", 64), ("linear_argmax", "float32", 512), ("linear_argmax", "bfloat16", 512),
+    ("label_counts", "float32", 1_000), ("label_counts", "bfloat16", 1_000),
+)  # fmt: skip
 PROBE_TIMEOUT = 180  # seconds; FFCV compiles its pipeline for some
 
 
@@ -36,7 +39,8 @@ def doctor(*, require: str = "") -> dict[str, Any]:
 
     The native, FFCV and DALI backends each decode a batch of real JPEG records; Triton runs a kernel (in its interpreter if
     there is no GPU). ``rates`` shows the GFLOP/s of each CPU kernel's alternative implementations, which give the same result,
-    and which of them is used on this machine (to force one, set e.g. DP4TL_FAST_WAYS=linear_argmax=float32).
+    and of a training step in fp32 and bf16, which differ by rounding; and which of them is used on this machine (to force one,
+    set e.g. DP4TL_FAST_WAYS=linear_argmax=float32,label_counts=avx2,training=fp32).
 
     Args:
         require: Parts that must work, separated by commas, e.g. native,ffcv,dali,triton; exits with 2 if one does not.
@@ -109,13 +113,18 @@ def rates() -> None:
     import torch
 
     from dp4tl_fast.kernels import training_step
-    from dp4tl_fast.kernels.linear_argmax import native_impl
+    from dp4tl_fast.kernels.label_counts import native_impl as label_counts
+    from dp4tl_fast.kernels.linear_argmax import native_impl as linear_argmax
 
+    kernels: dict[str, Any] = {
+        "linear_argmax": (linear_argmax.race, linear_argmax.faster_products),
+        "label_counts": (label_counts.race, label_counts.fastest_isa),
+    }
     found: dict[str, Any] = {}
-    for dtype, depth in RATES:
-        race = native_impl.race(getattr(torch, dtype), depth)
-        gflops = race.rates(again=True)
-        found[race.name] = {"gflops": gflops, "chosen": native_impl.faster_products(getattr(torch, dtype), depth)}
+    for name, dtype, width in RATES:
+        make, choose = kernels[name]
+        race = make(getattr(torch, dtype), width)
+        found[race.name] = {"gflops": race.rates(again=True), "chosen": choose(getattr(torch, dtype), width)}
     race = training_step.race()
     found[race.name] = {"gflops": race.rates(again=True), "chosen": training_step.faster()}
     print(json.dumps(found))
@@ -197,8 +206,8 @@ def _print(result: dict[str, Any]) -> None:
         table.add_row(name, row["version"], "[green]yes[/]" if row["works"] else "[red]no[/]", advice, purpose)
     console = Console(stderr=True)
     console.print(table)
-    speeds = Table(title="CPU kernels: implementations with equal results, speed as just measured")
-    for column in ("kernel", "GFLOP/s", "used"):
+    speeds = Table(title="CPU: implementations of one operation, speed as just measured")
+    for column in ("operation", "GFLOP/s", "used"):
         speeds.add_column(column)
     for name, found in result["rates"].items():
         speeds.add_row(name, ", ".join(f"{way} {rate:,.0f}" for way, rate in found["gflops"].items()), found["chosen"])

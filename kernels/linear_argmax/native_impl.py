@@ -26,7 +26,7 @@ TILE_COLUMNS = 1024
 # less than it costs.
 MAX_UNDECIDED = 1 / 32
 PRODUCTS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-MEASURED = 1 << 32  # rows * columns * depth from which it is worth a few milliseconds to measure the rates
+MEASURED = 1 << 22  # rows * columns from which the work takes longer than to measure the rates, once, on this machine
 SAMPLE = 512  # rows and columns that are measured
 
 
@@ -46,13 +46,13 @@ def linear_argmax(
         products: ``"float32"``, ``"bfloat16"``, or ``"auto"`` for the faster. Results do not depend on it.
     """
     if products == "auto":
-        products = faster_products(x.dtype, x.shape[1], len(x) * len(w) * x.shape[1])
+        products = faster_products(x.dtype, x.shape[1], len(x) * len(w))
     index, value = _winners(x, w.contiguous(), offset, isa, PRODUCTS[products])
     return index, value, histogram(index, group, groups, len(w))
 
 
-def faster_products(dtype: torch.dtype, depth: int, work: int = MEASURED) -> str:
-    """``"float32"`` or ``"bfloat16"`` for rows of this dtype and depth; ``work`` is rows * columns * depth.
+def faster_products(dtype: torch.dtype, depth: int, scores: int = MEASURED) -> str:
+    """``"float32"`` or ``"bfloat16"`` for rows of this dtype and depth; ``scores`` is rows * columns.
 
     bfloat16 only if the CPU multiplies it in hardware. Then the rates decide, except for little work, which takes less
     time than measuring them.
@@ -60,7 +60,7 @@ def faster_products(dtype: torch.dtype, depth: int, work: int = MEASURED) -> str
     chosen = forced("linear_argmax", PRODUCTS)
     if chosen is None and not _native.has_bf16_products():
         return "float32"
-    return chosen or ("bfloat16" if work < MEASURED else _fastest(dtype, depth, torch.get_num_threads()))
+    return chosen or ("bfloat16" if scores < MEASURED else _fastest(dtype, depth, torch.get_num_threads()))
 
 
 @functools.cache  # to look the rates up means to make what would be measured, and to read what CPU this is: milliseconds
