@@ -62,7 +62,8 @@ def _file(path: Path, result: dict) -> str:
     suites = dict.fromkeys(row["suite"].split("/")[0] for row in result["rows"])
     usual = ", ".join(f"`python -m benchmarks {suite} --data DATA --out {path.name}`" for suite in suites)
     commands = f"`{result['command']}`" if "command" in result else usual
-    head = f"## {path.stem}\n\n{commands}\n\n{about['machine']}; {software}.\n"
+    machine = "; ".join(filter(None, (about["machine"], ", ".join(about.get("instructions", ())))))
+    head = f"## {path.stem}\n\n{commands}\n\n{machine}; {software}.\n"
     head += f"\n{NOTES[path.stem]}\n" if path.stem in NOTES else ""
     failed = [part for part in result.get("parts", ()) if "failed" in part]
     head += "".join(f"\n{part['part']} failed: {part['failed'].splitlines()[-1]}\n" for part in failed)

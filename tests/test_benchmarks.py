@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from benchmarks import kernels_forced, scale
+from benchmarks import kernels, kernels_forced, scale
 from benchmarks.__main__ import main
 from benchmarks.harness import Suite, interleave, percentile, ratio
 from benchmarks.summary import write_results
@@ -48,11 +48,12 @@ def test_results_and_page(tmp_path):
     result = json.loads(json.dumps(result))
     assert [goal["met"] for goal in result["goals"]] == [False, True]
     about = {"machine": "two cores", "os": "Linux", "python": "3", "versions": {"torch": "2"}, "commit": "abc"}
+    about["instructions"] = ["avx2", "amx_bf16"]
     (tmp_path / "demo.json").write_text(json.dumps({"environment": about, **result}))
     page = write_results(tmp_path).read_text()
     assert "| `demo/case` | ≥ 3 x peer | 2 | **no** |" in page
     assert "| `demo/bytes` | ≤ 0.1 fraction of file | 0.05 | yes |" in page
-    assert "2.00 x peer" in page and "two cores" in page
+    assert "2.00 x peer" in page and "two cores; avx2, amx_bf16; Linux" in page
     assert "`python -m benchmarks demo --data DATA --out demo.json`" in page
     assert "demo: seeds: 3; network: arch small-4, epochs 2." in page
     assert "| food | lm-25@0.25 | full@0.25 | +3.00 | [-0.50, +6.50] | 3 |" in page
@@ -103,6 +104,21 @@ def test_a_peer_that_is_not_installed_is_one_clear_line(tmp_path, monkeypatch, c
         main(["kernels", "--out", str(tmp_path / "kernels.json")])
     assert stop.value.code == 2 and not (tmp_path / "kernels.json").exists()
     assert "suite 'kernels' compares with faiss, not installed here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("slow", kernels.PRODUCTS)
+def test_both_precisions_are_held_against_the_faster_matrix_product(slow):
+    times = dict.fromkeys(kernels.PRODUCTS, [1.0] * 5) | {slow: [2.0] * 5}
+    assert kernels.matrix_share({**times, "dp4tl_fast": [1.25] * 5, "dp4tl_fast bf16": [1.1] * 5}) == 0.8
+
+
+def test_linear_label_counts_stands_beside_its_peer_and_its_limit(monkeypatch):
+    for name, value in {"ROWS": 60, "CLASSES": 20, "DEPTH": 8}.items():
+        monkeypatch.setattr(kernels, name, value)
+    suite = Suite(name="kernels")
+    kernels._linear_label_counts(suite)
+    assert [row.subject for row in suite.rows] == [*kernels.PRODUCTS, "torch linear+argmax", "dp4tl_fast"]
+    assert [goal.id for goal in suite.goals] == ["kernels/linear_label_counts-cpu"]
 
 
 def test_every_choice_of_the_cpu_kernels_is_measured(monkeypatch):
