@@ -1,6 +1,6 @@
 """What this machine allows the loaders of suite ``loaders``, each in a process of its own, with the options of ``loader_subjects``.
 
-``limit-copy``: of raw images, the bytes of the crop copied once, and a batch of normalised fp16 written.
+``limit-copy``: of raw images, the bytes of the crop copied once, and a batch of normalised fp16 written to memory used before.
 ``limit-entropy``: of JPEGs, their entropy-coded data decoded to the end and nothing else. Loaders that stop at the end of the crop,
 or begin at an entry point, decode less of them.
 """
@@ -37,15 +37,20 @@ def _entropy(beton: Beton, size: int) -> Work:
 def _copy(beton: Beton, size: int) -> Work:
     spec = LoaderSpec(batch_size=BATCH, size=size, transform="random_resized_crop", flip=True, shuffle=True)
     normalised = np.random.default_rng(0).random((3, size, size)).astype(np.float16)
-    rows = beton.images
+    rows, largest = beton.images, int(beton.sizes.max())
+    free: list[tuple[np.ndarray, np.ndarray]] = []  # as loaders keep theirs: new pages cost as much as what is written
 
     def work(epoch: int, records: np.ndarray) -> None:
         boxes, _ = parameters(spec, epoch, records, rows["height"][records], rows["width"][records], 0)
-        crop, batch = np.empty(int(beton.sizes.max()), np.uint8), np.empty((len(records), *normalised.shape), np.float16)
+        try:
+            crop, batch = free.pop()
+        except IndexError:
+            crop, batch = np.empty(largest, np.uint8), np.empty((BATCH, *normalised.shape), np.float16)
         for i, (record, (top, left, height, width)) in enumerate(zip(records, boxes.tolist(), strict=True)):
             image = np.asarray(beton.payload(int(record))).reshape(rows["height"][record], rows["width"][record], 3)
             np.copyto(crop[: height * width * 3].reshape(height, width, 3), image[top : top + height, left : left + width])
             np.copyto(batch[i], normalised)
+        free.append((crop, batch))
 
     return work
 

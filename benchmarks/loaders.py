@@ -110,6 +110,13 @@ def best_peer_ratio(samples: dict[str, list[float]], ours: str) -> float:
     return float(np.median([value / max(p) for value, *p in zip(samples[ours], *peers, strict=True)]))
 
 
+def entropy_rate(suite: Suite, samples: dict[str, list[float]], beton: Beton, threads: int) -> None:
+    """What ``limit-entropy`` of a case comes to in bits of JPEGs."""
+    megabits = 8e-6 * float(beton.sizes.mean())
+    rates = {name: [megabits * rate / threads for rate in samples[name]] for name in ("limit-entropy",) if name in samples}
+    suite.add("entropy-decoding", rates, "Mbit/s per core")
+
+
 def run(suite: Suite) -> None:
     images = Images(suite.require_data())
     with tempfile.TemporaryDirectory(dir=None) as name:
@@ -124,6 +131,7 @@ def run(suite: Suite) -> None:
         subjects = {"ours": ("ours", jpeg, files, 2), "ours-entry-points": ("ours", indexed, files, 2)}
         subjects |= {peer: (peer, jpeg, files, 2) for peer in peers}
         samples = case(suite, "jpeg-2-threads", subjects, "ffcv")
+        entropy_rate(suite, samples, Beton(jpeg), 2)
         suite.goal("jpeg", goal=4.5, measured=best_peer_ratio(samples, "ours"), unit="x best peer")
         suite.goal("jpeg-indexed", goal=6.0, measured=best_peer_ratio(samples, "ours-entry-points"), unit="x best peer")
 

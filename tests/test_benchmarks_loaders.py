@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from benchmarks.child import call
 from benchmarks.harness import Suite
 from benchmarks.loader_limits import LIMITS, limit
 from benchmarks.loader_subjects import MEAN, STD, SUBJECTS, check_images, images_of
-from benchmarks.loaders import Loading, case
-from dp4tl_fast.beton import BetonWriter
+from benchmarks.loaders import Loading, case, entropy_rate
+from dp4tl_fast.beton import Beton, BetonWriter
 from dp4tl_fast.beton.format import MODE_RAW
 
 pytestmark = pytest.mark.usefixtures("tests_on_the_childs_path")
@@ -105,6 +106,29 @@ def test_the_limits_do_an_epochs_work(name: str, files: dict[str, str], tmp_path
             writer.close()
         files = {**files, "file": str(tmp_path / "raw.beton")}
     assert limit(name, {**files, "threads": 2, "images": 300, "size": 32})(1) > 0
+
+
+def test_the_copy_limit_writes_to_memory_that_it_has(tmp_path: Path) -> None:
+    """Clearing the pages of a new batch costs as much as writing it: a limit with that cost is one that loaders exceed."""
+    with BetonWriter(tmp_path / "raw.beton", 1) as writer:
+        writer.append(bytes(80 * 60 * 3), MODE_RAW, 80, 60, 0, 0)
+        writer.close()
+    seconds = limit("limit-copy", {"file": str(tmp_path / "raw.beton"), "threads": 1, "images": 600, "size": 64})
+    seconds(0)
+    tracemalloc.start()
+    try:
+        seconds(1)
+        assert tracemalloc.get_traced_memory()[1] < 256 * 3 * 64 * 64 * 2  # less than a batch
+    finally:
+        tracemalloc.stop()
+
+
+def test_entropy_decoding_is_stated_in_bits(files: dict[str, str]) -> None:
+    suite, beton = Suite(name="loaders"), Beton(files["file"])
+    entropy_rate(suite, {"ours": [50.0] * 5, "limit-entropy": [200.0] * 5}, beton, 2)
+    (row,) = suite.rows
+    assert (row.subject, row.unit) == ("limit-entropy", "Mbit/s per core")
+    assert row.value == pytest.approx(100 * 8 * sum(len(beton.payload(i)) for i in range(len(COLOURS))) / len(COLOURS) / 1e6)
 
 
 def test_a_damaged_jpeg_is_no_limit(tmp_path: Path) -> None:
