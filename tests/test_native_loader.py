@@ -67,6 +67,16 @@ def test_fast_mode_is_close_to_exact(beton: Beton, transform: str) -> None:
     assert error[large].max() < 1
 
 
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_shrunk_crops_have_their_own_colours_at_the_edges(tmp_path: Path, subsampling: int) -> None:
+    """Chroma is read one sample further than the crop: that sample, too, must be the image's."""
+    across, down = np.linspace(0, 255, 640)[None], np.linspace(0, 255, 480)[:, None]
+    smooth = np.stack(np.broadcast_arrays(across + down, 383 - down, 255 - across), 2) / 2
+    beton = write(tmp_path / "smooth.beton", [jpeg(smooth.astype(np.uint8), subsampling=subsampling)] * 40)
+    fast, exact = (load(beton, transform="random_resized_crop", scale=(0.5, 1.0), size=16, exact=e)[0].int() for e in (False, True))
+    assert (fast - exact).abs().max() <= 1
+
+
 def test_the_purest_colours_keep_their_levels(tmp_path: Path) -> None:
     """Converting yellow passes the top of 16 bits on the way, if done in the wrong order."""
     corners = [[r, g, b] for r in (0, 255) for g in (0, 255) for b in (0, 255)]

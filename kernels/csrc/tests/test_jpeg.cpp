@@ -177,6 +177,33 @@ void shrunk(const Kernels& kernels) {
   }
 }
 
+// The planes of a crop hold all that the resize reads around it, however far they are shrunk: it makes the same of the whole image's.
+void margins(const Kernels& kernels) {
+  CropDecoder decoder(kernels);
+  Resizer resizer(kernels);
+  Output out;
+  out.size = 9;
+  std::vector<uint8_t> whole(static_cast<size_t>(out.size) * out.size * 3), alone(whole);
+  std::mt19937 random(4);
+  for (const auto& [h, v] : {std::pair{1, 1}, {2, 1}, {1, 2}, {2, 2}}) {
+    JpegOptions o;
+    o.width = 250, o.height = 190, o.h = h, o.v = v;
+    const std::vector<uint8_t> jpeg = encode(o, random());
+    for (int round = 0; round < 80; ++round) {
+      const int shrink = 1 << round % 4;
+      Crop crop{static_cast<int>(random() % 160), static_cast<int>(random() % 100), 0, 0, round % 3 == 0};
+      crop.width = 20 + static_cast<int>(random() % 70), crop.height = 20 + static_cast<int>(random() % 70);
+      Pixels pixels;
+      CHECK(decoder.decode(jpeg.data(), jpeg.size(), o.width, o.height, {0, 0, o.width, o.height}, pixels, shrink));
+      resizer.run(pixels, crop, out, whole.data());
+      CHECK(decoder.decode(jpeg.data(), jpeg.size(), o.width, o.height, {crop.x, crop.y, crop.width, crop.height}, pixels, shrink));
+      resizer.run(pixels, crop, out, alone.data());
+      CHECK(whole == alone, "%s: %d x %d at %d,%d, sampled %d x %d, shrunk to 1/%d", name_of(kernels.isa), crop.width, crop.height, crop.x,
+            crop.y, h, v, shrink);
+    }
+  }
+}
+
 // A progressive JPEG is left to libjpeg-turbo; made sequential it is an ordinary one, of the same samples.
 void progressive(const Kernels& kernels) {
   JpegOptions o;
@@ -285,6 +312,7 @@ int main() {
     index_is_spliced_in(kernels);
     index_matters(kernels);
     shrunk(kernels);
+    margins(kernels);
     progressive(kernels);
     checked(kernels);
     damaged(kernels);

@@ -47,9 +47,12 @@ bool CropDecoder::begin(int lane, const uint8_t* data, size_t size, int width, i
   if (size > UINT32_MAX || !parse_jpeg(data, size, l.header)) return false;
   if (h.width != width || h.height != height) return false;
 
-  // One more chroma sample on each side, which smooth upsampling would use.
+  // Subsampled chroma is shrunk less, so that its planes become as large as luma's where possible.
   const int step_x = h.component[0].h, step_y = h.component[0].v;
-  const int margin_x = step_x > 1 ? step_x : 0, margin_y = step_y > 1 ? step_y : 0;
+  const int luma_size = 8 / shrink, chroma_size = std::min(8, luma_size * std::min(step_x, step_y));
+  // Where they remain smaller, one more chroma sample on each side, which smooth upsampling would use.
+  const int chroma_x = step_x * 8 / chroma_size, chroma_y = step_y * 8 / chroma_size;  // pixels to a sample
+  const int margin_x = chroma_x > shrink ? chroma_x : 0, margin_y = chroma_y > shrink ? chroma_y : 0;
   Scan& scan = l.scan;
   scan = Scan{};
   scan.mcus_per_row = h.mcus_per_row();
@@ -78,8 +81,6 @@ bool CropDecoder::begin(int lane, const uint8_t* data, size_t size, int width, i
   scan.entries = l.entries.data();
   scan.num_entries = static_cast<int>(l.entries.size());
 
-  // Subsampled chroma is shrunk less, so that its planes become as large as luma's where possible.
-  const int luma_size = 8 / shrink, chroma_size = std::min(8, luma_size * std::min(step_x, step_y));
   size_t bytes = 0, offsets[3] = {};
   for (int i = 0; i < h.components; ++i) {
     const auto& c = h.component[i];
