@@ -20,8 +20,8 @@ class CropDecoder {
  public:
   explicit CropDecoder(const Kernels& kernels) : scans_(kernels) {}
 
-  // The planes that hold `wanted`, and one sample around it where chroma is coarser than luma, the samples bit for bit those of libjpeg's accurate IDCT. Valid
-  // until the next call. False if the JPEG is unusual, damaged, or not width x height: libjpeg-turbo then decides.
+  // The planes that hold `wanted`, and one sample around it where chroma is coarser than luma; bit for bit the samples of libjpeg's
+  // accurate IDCT. Valid until the next call. False if the JPEG is unusual, damaged, or not width x height: libjpeg-turbo then decides.
   // Memory is bounded by the length of the JPEG, whatever size it claims: 256 bytes per byte.
   // `shrink` 2, 4 or 8: each sample covers that many pixels per side, from the lowest frequencies alone. Subsampled chroma shrinks less.
   bool decode(const uint8_t* data, size_t size, int width, int height, const Rect& wanted, Pixels& pixels, int shrink = 1);
