@@ -30,7 +30,7 @@ def run(suite: Suite) -> None:
 
 
 def _label_counts(suite: Suite, dtype: torch.dtype, name: str) -> None:
-    """Each instruction set against reading the logits once."""
+    """Each instruction set against reading the logits once; the goal is for all but the plain one, as below."""
     logits = torch.randn(ROWS, CLASSES).to(dtype)
     subjects = {"read alone": timed(logits.view(torch.int32).amax)}
     subjects |= {isa: timed(partial(label_counts, logits, None, 1, isa)) for isa in _native.isas()}
