@@ -10,8 +10,8 @@ fail() { say "$*"; exit 2; }
 
 # The reports are tested in a browser. Ubuntu has chromium as a snap alone: there it is the user's to install, or that test is skipped.
 browser() { command -v chromium || command -v chromium-browser || command -v google-chrome || grep -q '^ID=ubuntu' /etc/os-release; } >/dev/null
-nginx() { command -v nginx || [ -x /usr/sbin/nginx ]; } >/dev/null  # files behind URLs are tested with it
-ready() { ls kernels/_native*.so >/dev/null 2>&1 && { [ "$what" != all ] || { browser && nginx; }; }; }
+has_nginx() { command -v nginx || [ -x /usr/sbin/nginx ]; } >/dev/null  # files behind URLs are tested with it
+ready() { ls kernels/_native*.so >/dev/null 2>&1 && { [ "$what" != all ] || { browser && has_nginx; }; }; }
 
 stamp=.venv/.stamp-$what
 inputs=(pyproject.toml setup.py CMakeLists.txt scripts/setup.sh $(git ls-files kernels/csrc 2>/dev/null || find kernels/csrc -type f))
@@ -35,7 +35,7 @@ if [ "$what" = all ]; then
   pkg-config --exists opencv4 2>/dev/null || packages+=(libopencv-dev)
   pkg-config --exists libturbojpeg 2>/dev/null || packages+=(libturbojpeg0-dev)
   browser || packages+=(chromium)
-  nginx || packages+=(nginx-light)
+  has_nginx || packages+=(nginx-light)
 fi
 if [ ${#packages[@]} -gt 0 ]; then
   root=()

@@ -1,5 +1,6 @@
 """The three ways to install: checkout, editable, wheel. The first two are what the other tests run in."""
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -83,3 +84,11 @@ def test_checkout(command):
 def test_kernels_is_not_a_top_level_package():
     code = "import sys; sys.path = [p for p in sys.path if p not in ('', sys.argv[1])]; import kernels"
     assert subprocess.run([sys.executable, "-c", code, str(ROOT)], capture_output=True, cwd="/").returncode != 0
+
+
+def test_scripts_look_for_programs_and_not_for_functions_of_their_own():
+    """``command -v NAME`` finds a function of that name, too, and then no program is ever missing."""
+    for script in (ROOT / "scripts").glob("*.sh"):
+        text = script.read_text()
+        functions = set(re.findall(r"^(\w+) *\(\)", text, re.M))
+        assert not functions & set(re.findall(r"command -v ([\w-]+)", text)), script.name
