@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 IMAGES, AT_LEAST, AT_MOST = 2000, 2, 100  # images that the classifier is tried on, and of each class
 WEAK, USELESS = (20.0, 0.5), (5.0, 0.1)  # times chance; or, with few classes, the share of the way from chance to 1
+TRAIN_LONGER = "Train it longer or at a larger size (`train_surrogate` does what is needed)"
+# After ``train_surrogate``, which has done what it can with its settings.
+TRAIN_ANOTHER = "Train a better one in another folder: for longer (`surrogate_epochs`), or with a larger `arch` or `size`"
 
 
 @dataclass(frozen=True)

@@ -190,9 +190,7 @@ def _accuracy(config: PruneConfig, method: Method, inputs: SourceInputs) -> dict
         return {}
     labels_matter = method.logits or config.groups == "classes"  # clusters are for sources whose labels mean nothing
     if rank() == 0 or found.misnumbered or found.useless:
-        remedy = "Train it longer or at a larger size (`train_surrogate` does what is needed)"
-        if config.train_surrogate:  # which has done what it can with these settings
-            from dp4tl_fast.pruning.train_surrogate import REMEDY as remedy
+        remedy = quality.TRAIN_ANOTHER if config.train_surrogate else quality.TRAIN_LONGER
         quality.check(found, surrogate.path, inputs.beton, config.accept_surrogate or not labels_matter, remedy)
     return found.to_dict()
 

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 STABLE = 0.5  # of what two consecutive rounds keep, chance taken off; seen on Tiny-ImageNet: 0.1 while weak, 0.5 once not
 LONGEST = 16  # epochs of the last round, whether the selection is stable by then or not
 WITHOUT_TARGET = 4  # epochs at least, where no target can tell what is enough
-REMEDY = "Train a better one in another folder: for longer (`surrogate_epochs`), or with a larger `arch` or `size`"
 QUARTER = Keep.parse("0.25")
 
 
@@ -72,7 +71,7 @@ def _rounds(source: Beton, targets: list[Beton], config: PruneConfig, cache: Pat
     if not enough:
         cli.message(
             f"warning: surrogate {path}: the last two rounds disagree on what to keep (at least {100 * STABLE:.0f} % should stay). "
-            f"{REMEDY}"
+            f"{quality.TRAIN_ANOTHER}"
         )
     seconds = training_seconds(path)
     share = f", {seconds / len(targets):.1f} s for each of {len(targets)} targets" if len(targets) > 1 else ""

@@ -43,19 +43,20 @@ def selection(*, action_and_files: list[str], source: str = "", names: str = "",
     if not source or not out:
         raise UsageError(f"selection {action}: needs `source=S.beton` and `out=FILE`")
     beton = Beton(source)
-    for file in files if action != "import" else []:
-        if Selection.load(file).weights:
+    chosen = [] if action == "import" else [Selection.load(file) for file in files]
+    for file, one in zip(files, chosen, strict=False):
+        if one.weights:
             raise SelectionError(f"{file}: is weighted: epochs draw other records, but `{action}` needs fixed ones. {FIX_WEIGHTED}")
     if action == "export":
-        count = export_indices(Selection.load(files[0]), beton, out)
+        count = export_indices(chosen[0], beton, out)
         cli.message(f"{count:,} record numbers of {source} -> {out}")
         return {"kind": "selection", "out": out, "records": count}
     if action == "import":
         result = import_indices(files[0], beton)
     else:
-        result = Selection.load(files[0])
-        for file in files[1:]:
-            result = getattr(result, action)(Selection.load(file), beton)
+        result, *others = chosen
+        for other in others:
+            result = getattr(result, action)(other, beton)
     result.save(out)
     cli.message(f"{_summary(result)} -> {out}")
     return {"kind": "selection", "out": out, **result.to_dict()}
