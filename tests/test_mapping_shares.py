@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dp4tl_fast.common.errors import UsageError
@@ -33,6 +33,8 @@ SHARES = st.lists(st.floats(0, 1), min_size=1, max_size=50).filter(lambda x: sum
 
 
 @given(SHARES, st.integers(1, 10**5), st.integers(1, 10**4))
+@example([1.0, 2.2250738585072014e-308], 9, 5)  # what the cap takes, over a share next to zero
+@example([1.0, 5e-324, 5e-324], 9, 5)
 def test_whole_numbers_of_the_right_sum(h, total, most):
     h = np.array(h) / sum(h)
     plain = apportion(h, total)

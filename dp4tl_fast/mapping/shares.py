@@ -39,7 +39,8 @@ def apportion(shares: np.ndarray, total: int, most: int | None = None) -> np.nda
     """
     counts, left, open_ = np.zeros(len(shares), np.int64), total, shares > 0
     while left > 0 and open_.any():
-        quota = np.where(open_, shares, 0) * (left / shares[open_].sum())
+        # Divided first: what is left to shares near zero would overflow as a factor.
+        quota = np.where(open_, shares, 0) / shares[open_].sum() * left
         full = open_ & (quota >= most) if most is not None else np.zeros(len(shares), bool)
         if not full.any():
             floor = np.floor(quota + 1e-9).astype(np.int64)
