@@ -29,6 +29,7 @@ from kernel_cases import (
 from dp4tl_fast.common.errors import UsageError
 from dp4tl_fast.kernels import _native, linear_label_counts, nearest_centroid
 from dp4tl_fast.kernels.linear_argmax.native_impl import linear_argmax as native_argmax
+from dp4tl_fast.kernels.linear_argmax.native_impl import product_error
 from dp4tl_fast.kernels.linear_label_counts.reference import linear_label_counts as linear_reference
 from dp4tl_fast.kernels.nearest_centroid.reference import nearest_centroid as reference
 
@@ -271,3 +272,18 @@ def test_screening_allows_for_the_rounding_of_its_factors(dtype, seed):
     w = almost_orthogonal(x[0], wanted, seed + 100).to(dtype)
     index, *_ = native_argmax(x, w, torch.zeros(60), None, 1, products="bfloat16")
     assert_winners(index, x.double() @ w.double().T, dot_error(x, w, torch.zeros(60)))
+
+
+@pytest.mark.parametrize("depth", [1, 7, 300])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_product_is_off_by_more_than_its_error(depth, seed):
+    # Next to halfway between two numbers of bfloat16, and rounded the same way: all terms err by u, and add up.
+    ulp = 2.0**-7
+    x = (1 + ulp * (torch.randint(4, (20, depth), generator=generator(seed)) + 0.499)) * 2.0 ** (seed - 2)
+    signs = torch.randint(2, (30, 1), generator=generator(seed + 50)) * 2 - 1
+    w = torch.cat([x, torch.randn(30, depth, generator=generator(seed + 100)).abs()])[:30] * signs
+    rounded = x.bfloat16().double() @ w.bfloat16().double().T
+    off = (rounded - x.double() @ w.double().T).abs() / x.double().norm(dim=1)[:, None]
+    error = product_error(w, torch.bfloat16).double()
+    assert (off <= error).all() and (off[0] > 0.9 * error).any()  # and it allows for little that cannot happen
+    assert (product_error(w.bfloat16(), torch.bfloat16) < error / 10).all()  # such factors are not rounded

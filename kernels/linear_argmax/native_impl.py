@@ -84,15 +84,20 @@ def _winners(
     x: torch.Tensor, w: torch.Tensor, offset: torch.Tensor, isa: str, products: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """index [rows] and value [rows]. A tile that leaves too many columns undecided ends screening in bfloat16."""
-    threads = torch.get_num_threads()
-    operand, error = w.to(products), product_error(w, products)
+    threads, rows_at_once = torch.get_num_threads(), min(TILE_ROWS, len(x))
+
+    def prepared(products: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        tile = torch.empty(rows_at_once * min(TILE_COLUMNS, len(w)), dtype=products)
+        converted = torch.empty(rows_at_once * x.shape[1] if x.dtype != products else 0, dtype=products)
+        return w.to(products), product_error(w, products), tile, converted
+
+    operand, error, tile, converted = prepared(products)
     value = torch.full((len(x),), -torch.inf)
     index = torch.zeros(len(x), dtype=torch.int64)
-    tile = torch.empty(min(TILE_ROWS, len(x)) * min(TILE_COLUMNS, len(w)), dtype=products)
     for start in range(0, len(x), TILE_ROWS):
         rows = slice(start, start + TILE_ROWS)
         x_tile = x[rows] if x.stride(1) == 1 else x[rows].contiguous()
-        x_operand = x_tile.to(products)
+        x_operand = x_tile if x.dtype == products else converted[: x_tile.numel()].view(x_tile.shape).copy_(x_tile)
         undecided = 0
         for first in range(0, len(w), TILE_COLUMNS):
             columns = slice(first, first + TILE_COLUMNS)
@@ -105,8 +110,7 @@ def _winners(
             )
         if products == torch.bfloat16 and undecided > len(x_tile) * (1 + len(w) * MAX_UNDECIDED):
             products = torch.float32
-            operand, error = w.to(products), product_error(w, products)
-            tile = torch.empty(len(tile), dtype=products)
+            operand, error, tile, converted = prepared(products)
     return index, value
 
 
@@ -114,11 +118,15 @@ def product_error(w: torch.Tensor, products: torch.dtype) -> torch.Tensor:
     """error [columns]: a product of x and w[k] with factors of this dtype is off by up to ‖x‖ · error[k].
 
     Off from the dot product that the core computes in float32, and before the product itself is rounded to its dtype.
-    Rounding both factors to bfloat16 (u = 2^-8 each, none if they are bfloat16) moves the product by up to
-    (2 u + u²) Σ|x_i w_i|, summing in float32 by up to depth · 2^-24 Σ|x_i w_i| in each of the two, and
-    Σ|x_i w_i| <= ‖x‖ ‖w[k]‖.
+    Rounding to bfloat16 moves x_i by up to u |x_i|, u = 2^-8, and w[k] by d[k], which is known; so the product by up to
+    u ‖x‖ ‖w[k]‖ + (1 + u) ‖x‖ ‖d[k]‖. Summing in float32 moves it by up to depth · 2^-24 ‖x‖ ‖w[k]‖ in each of the two.
     """
-    rounded = products == torch.bfloat16 and w.dtype != torch.bfloat16
-    factors = 2 * 2**-8 + 2**-16 if rounded else 0
-    relative = 1.01 * (factors + 2 * (w.shape[1] + 2) * 2**-24)  # 1.01: the norms and this bound are rounded, too
-    return w.float().norm(dim=1) * relative
+    errors = []
+    for tile in w.split(TILE_COLUMNS):
+        exact = tile.float()
+        norm = exact.norm(dim=1)
+        error = norm * (2 * (w.shape[1] + 2) * 2**-24)
+        if products == torch.bfloat16 and w.dtype != torch.bfloat16:  # else rounding moves nothing
+            error += 2**-8 * norm + (1 + 2**-8) * (exact - exact.to(products)).norm(dim=1)
+        errors.append(1.01 * error)  # the norms and this bound are rounded, too
+    return torch.cat(errors)

@@ -91,7 +91,7 @@ DP4TL_AVX512 int64_t near_best_avx512(const void* products, const float* offset,
     slack = _mm512_fmadd_ps(rounding, _mm512_abs_ps(product), slack);
     const __m512 low = _mm512_sub_ps(score, slack);
     _mm512_storeu_ps(high + k, _mm512_add_ps(score, slack));
-    nan |= _mm512_cmp_ps_mask(low, low, _CMP_UNORD_Q);
+    nan = _kor_mask16(nan, _mm512_cmp_ps_mask(low, low, _CMP_UNORD_Q));
     top = _mm512_max_ps(top, low);
   }
   float threshold = _mm512_reduce_max_ps(top);
@@ -103,11 +103,17 @@ DP4TL_AVX512 int64_t near_best_avx512(const void* products, const float* offset,
   }
   if (nan || !std::isfinite(threshold)) return every_column(n, out);
   const __m512 at_least = _mm512_set1_ps(threshold);
-  int64_t count = 0;
-  for (int64_t k = 0; k < whole; k += 16)
+  int64_t count = 0, k = 0;
+  for (; k + 64 <= whole; k += 64) {
+    uint64_t near = 0;
+    for (int j = 0; j < 4; ++j)
+      near |= uint64_t{_mm512_cmp_ps_mask(_mm512_loadu_ps(high + k + 16 * j), at_least, _CMP_GE_OQ)} << (16 * j);
+    for (; near; near &= near - 1) out[count++] = static_cast<int32_t>(k + __builtin_ctzll(near));
+  }
+  for (; k < whole; k += 16)
     for (unsigned near = _mm512_cmp_ps_mask(_mm512_loadu_ps(high + k), at_least, _CMP_GE_OQ); near; near &= near - 1)
       out[count++] = static_cast<int32_t>(k + __builtin_ctz(near));
-  for (int64_t k = whole; k < n; ++k)
+  for (; k < n; ++k)
     if (high[k] >= threshold) out[count++] = static_cast<int32_t>(k);
   return count;
 }
