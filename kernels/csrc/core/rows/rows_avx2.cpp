@@ -127,6 +127,20 @@ DP4TL_AVX2 int64_t near_best_avx2(const void* products, const float* offset, con
 }
 
 template <class T>
+DP4TL_AVX2 float dot_avx2(const void* left, const void* right, int64_t n) {
+  const T *a = static_cast<const T*>(left), *b = static_cast<const T*>(right);
+  __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+  int64_t i = 0;
+  for (; i + 32 <= n; i += 32)
+    for (int j = 0; j < 4; ++j) sum[j] = _mm256_fmadd_ps(load8(a + i + 8 * j), load8(b + i + 8 * j), sum[j]);
+  float each[8];
+  _mm256_storeu_ps(each, _mm256_add_ps(_mm256_add_ps(sum[0], sum[1]), _mm256_add_ps(sum[2], sum[3])));
+  float all = ((each[0] + each[1]) + (each[2] + each[3])) + ((each[4] + each[5]) + (each[6] + each[7]));
+  for (; i < n; ++i) all += widen(a[i]) * widen(b[i]);
+  return all;
+}
+
+template <class T>
 DP4TL_AVX2 void add_avx2(const void* data, float* sum, int64_t n) {
   const T* row = static_cast<const T*>(data);
   int64_t i = 0;
@@ -138,7 +152,7 @@ DP4TL_AVX2 void add_avx2(const void* data, float* sum, int64_t n) {
 
 const Table kAvx2 = {
     {argmax_avx2, argmax16_avx2<F16>, argmax16_avx2<Bf16>},
-    {dot_baseline<float>, dot_baseline<F16>, dot_baseline<Bf16>},
+    {dot_avx2<float>, dot_avx2<F16>, dot_avx2<Bf16>},
     {add_avx2<float>, add_avx2<F16>, add_avx2<Bf16>},
     {near_best_avx2<float>, nullptr, near_best_avx2<Bf16>},
 };

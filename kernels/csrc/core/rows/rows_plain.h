@@ -96,11 +96,12 @@ inline int32_t in_order(float x) {
 template <class T> inline constexpr int16_t kInfinityInOrder = T::kInfinityBits;
 template <> inline constexpr int32_t kInfinityInOrder<float> = 0x7f800000;
 
+constexpr int64_t kBlock = 64;  // columns that are searched only if one of them is what is sought
+
 // The largest value first, then its first column, in loops that the compiler vectorises: without a branch for each new maximum.
 template <class T>
 Best argmax_baseline(const void* data, const float* offset, int64_t n) {
   using Key = decltype(in_order(T{}));
-  constexpr int64_t kBlock = 64;
   const T* row = static_cast<const T*>(data);
   Key top = std::numeric_limits<Key>::min(), bottom = std::numeric_limits<Key>::max();
   for (int64_t k = 0; k < n; ++k) {
@@ -126,31 +127,51 @@ void add_baseline(const void* data, float* sum, int64_t n) {
   for (int64_t i = 0; i < n; ++i) sum[i] += widen(row[i]);
 }
 
+// In lanes of their own, so that no step waits for the one before it, and the compiler may take several at once.
+constexpr int64_t kLanes = 16;
+
 template <class T>
 int64_t near_best_baseline(const void* products, const float* offset, const float* error, float norm, int64_t n, float* high,
                            int32_t* out) {
   const T* row = static_cast<const T*>(products);
-  float threshold = -kInfinity;
-  bool nan = false;
-  for (int64_t k = 0; k < n; ++k) {
+  float lows[kLanes], threshold = -kInfinity;
+  int32_t nan[kLanes] = {};
+  std::fill(lows, lows + kLanes, -kInfinity);
+  const auto look = [&](int64_t k, int64_t lane) {
     const Bounds score = bounds(row[k], offset[k], error[k], norm);
     high[k] = score.high;
-    nan |= std::isnan(score.low);
-    if (score.low > threshold) threshold = score.low;
-  }
-  if (nan || !std::isfinite(threshold)) return every_column(n, out);
+    nan[lane] |= score.low != score.low;
+    lows[lane] = score.low > lows[lane] ? score.low : lows[lane];
+  };
+  const int64_t whole = n / kLanes * kLanes;
+  for (int64_t k = 0; k < whole; k += kLanes)
+    for (int64_t lane = 0; lane < kLanes; ++lane) look(k + lane, lane);
+  for (int64_t k = whole; k < n; ++k) look(k, k - whole);
+  int32_t any = 0;
+  for (int64_t lane = 0; lane < kLanes; ++lane) any |= nan[lane], threshold = std::max(threshold, lows[lane]);
+  if (any || !std::isfinite(threshold)) return every_column(n, out);
   int64_t count = 0;
-  for (int64_t k = 0; k < n; ++k)
-    if (high[k] >= threshold) out[count++] = static_cast<int32_t>(k);
+  for (int64_t first = 0; first < n; first += kBlock) {
+    const int64_t stop = std::min(first + kBlock, n);
+    int32_t near = 0;
+    for (int64_t k = first; k < stop; ++k) near |= high[k] >= threshold;
+    for (int64_t k = first; near && k < stop; ++k)
+      if (high[k] >= threshold) out[count++] = static_cast<int32_t>(k);
+  }
   return count;
 }
 
 template <class T>
 float dot_baseline(const void* left, const void* right, int64_t n) {
   const T *a = static_cast<const T*>(left), *b = static_cast<const T*>(right);
-  float sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += widen(a[i]) * widen(b[i]);
-  return sum;
+  float sums[kLanes] = {}, all = 0;
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes)
+    for (int64_t j = 0; j < kLanes; ++j) sums[j] += widen(a[i + j]) * widen(b[i + j]);
+  for (int64_t step = kLanes / 2; step; step /= 2)
+    for (int64_t j = 0; j < step; ++j) sums[j] += sums[j + step];
+  for (; i < n; ++i) all += widen(a[i]) * widen(b[i]);
+  return sums[0] + all;
 }
 
 struct Table {
