@@ -44,8 +44,10 @@ def cells() -> list[Cell]:
     return [full(WHOLE), *each, *longest, *between, infobatch(QUARTER), infobatch(HALF)]
 
 
-# Label mapping with the cut that ``prune`` chooses. It is not trained on: it is one of the sweep's, or ``_auto`` leaves it out.
-AUTO = Cell(name="auto cut", prune={"method": "lm", "keep": "auto"})
+def automatic(epochs: float) -> Cell:
+    """Label mapping with the cut that ``prune`` chooses for these epochs of the full source. It is not trained on: it is one of the
+    sweep's, or ``_auto`` leaves it out."""
+    return Cell(name=f"auto {epochs:g}", prune={"method": "lm", "keep": "auto", "budget": f"{epochs:g}epochs"})
 
 
 def infobatch(budget: float) -> Cell:
@@ -162,10 +164,10 @@ def _auto(suite: Suite, work: Study, found: Outcomes, every: Sequence[Cell]) -> 
 
 
 def _picked(work: Study, found: Outcomes, cuts: Sequence[Cell], target: str) -> list[float]:
-    """Accuracies of the cut that is ``AUTO``'s with each seed; none if it is not among these for one."""
-    accuracies = []
+    """Accuracies of the cut that is ``automatic`` with each seed; none if it is not among these for one."""
+    accuracies, auto = [], automatic(cuts[0].budget * work.network["epochs"])
     for seed in found.of(cuts[0].id, target):
-        paths = [work.select(cell, target, seed) for cell in (AUTO, *cuts)]
+        paths = [work.select(cell, target, seed) for cell in (auto, *cuts)]
         kept, *of_cuts = [Selection.load(path).kept_classes for path in paths if path]
         same = [cell.id for cell, its in zip(cuts, of_cuts, strict=True) if its == kept]
         if not same or seed not in found.of(same[0], target):

@@ -119,7 +119,7 @@ def test_end_to_end_in_parts(data, halves, tmp_path, monkeypatch, capsys):
     for target in ("near", "flowers"):
         picked = []
         for seed in (0, 1):
-            made = Selection.load(tmp_path / f"work/end_to_end/tiny/selections/{target}/auto-cut-{seed}.json")
+            made = Selection.load(tmp_path / f"work/end_to_end/tiny/selections/{target}/auto-1-{seed}.json")
             picked.append(outcomes[f"lm-{25 * len(made.kept_classes)}@0.25", target, seed]["top_1"]["lp"])
         close += sum(picked) / 2 - max(found.accuracy(cell, target) for cell in ("lm-50@0.25", "lm-25@0.25")) >= -1
     assert goals.pop("end_to_end/auto-0.25") == close

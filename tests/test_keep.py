@@ -45,7 +45,7 @@ def scores(values, votes=True):
 # -- auto ------------------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.integers(0, 50), min_size=1, max_size=30), st.booleans(), st.integers(0, 10**4), st.integers(0, 2**31))
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=30), st.booleans(), st.integers(0, 10**6), st.integers(0, 2**31))
 def test_auto_is_a_halving_that_serves_the_target(votes, outputs, images, seed):
     votes, random = np.array(votes), np.random.default_rng(seed)
     sizes, probability = random.integers(1, 300, len(votes)), random.random(len(votes))
@@ -61,6 +61,8 @@ def test_auto_is_a_halving_that_serves_the_target(votes, outputs, images, seed):
     covering = next(k for k in range(1, 31) if votes[order[:k]].sum() >= 0.6 * votes.sum() - 1e-9)
     wanted = sizes[order[: max(asked_for, covering)]].sum()
     halving = min((total / 2**j for j in range(12)), key=lambda limit: abs(np.log(limit / wanted)))
+    while images > 0.7 * halving**1.5 and halving < total / 2 - 1e-9:  # seen too often
+        halving *= 2
     limit = min(halving, images or np.inf)
     best = next(k for k in range(len(votes), 0, -1) if k <= 2 or sizes[order[:k]].sum() <= limit + 1e-9)
     assert k == max(best, min(2, len(votes)))
@@ -78,6 +80,14 @@ def test_one_epoch_of_what_auto_keeps_fits():
     votes, sizes = np.full(40, 10), np.full(40, 100)
     cuts = [Keep.within(f"{b}epochs", 0).cut(np.arange(40), sizes, votes) for b in (0.05, 0.25, 1, 4)]
     assert cuts == [2, 10, 20, 20]
+
+
+def test_auto_keeps_more_for_a_long_pretraining():
+    votes, sizes = (1000 * 0.85 ** np.arange(200)).astype(int), np.full(200, 200)
+    cuts = [Keep.within(f"{b}epochs", 0).cut(np.arange(200), sizes, votes) for b in (2, 6, 7, 17, 18, 1000)]
+    assert cuts == [25, 25, 50, 50, 100, 100]  # never all for this reason alone
+    imagenet = np.full(200, 6400)  # many images teach for longer
+    assert Keep.within("32epochs", 0).cut(np.arange(200), imagenet, votes) == 25
 
 
 def test_budgets_in_three_units():

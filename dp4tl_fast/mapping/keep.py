@@ -10,7 +10,7 @@ import numpy as np
 
 from dp4tl_fast.common.errors import UsageError
 
-COVERED, ASKED_FOR = 0.6, 1.5  # of ``auto_cut``
+COVERED, ASKED_FOR, SEEN = 0.6, 1.5, 0.7  # of ``auto_cut``
 AMOUNTS = re.compile(r"(\d+\.?\d*|\.\d+) ?(epochs?|images?|hours?)?")  # "8", "8epochs", "500000images", "1.5 hours"
 
 
@@ -136,13 +136,18 @@ def auto_cut(
       (arXiv 1811.07056). P(g | target) is the mean probability, or the share of the votes; P(g | source) the share of the records.
 
     Of a target that is like a few classes, a weak surrogate ranks those that are meant too far behind: the second keeps them. Of a
-    broad target it is sure of nothing, and the second would keep few: the first does not. Finer steps than halvings make no
-    difference that the sweeps of ``python -m benchmarks end_to_end`` could show, and how long the pretraining is made little: five
-    targets of Tiny-ImageNet, two to eight epochs, a surrogate of 12 % top-1. Both constants were set by hand by these sweeps.
+    broad target it is sure of nothing, and the second would keep few: the first does not.
+
+    A long pretraining keeps more, but no more than half on this account: of n records, each is to be seen at most ``SEEN`` sqrt(n)
+    times. Images that are repeated teach less and less, and few of them sooner: 5,000 taught more 32 times than 10,000 did 16
+    times, but less 64 times than 10,000 did 32 times, and 2,500 less 32 times than 5,000 did 16 times.
+
+    The constants were set by hand by the sweeps of ``python -m benchmarks end_to_end``: five targets of Tiny-ImageNet, two to eight
+    epochs, two networks, a surrogate of 12 % top-1. Finer steps than halvings made no difference that they could show.
 
     Args:
         order, sizes, votes, probability, unit: As for ``Keep.cut``.
-        images: That the pretraining sees, repeated ones counted: one epoch must fit. 0 is no limit.
+        images: That the pretraining sees, repeated ones counted: one epoch must fit. 0 if this is not known.
 
     Raises:
         UsageError: No vote, or not even one epoch of the first two units fits.
@@ -154,6 +159,9 @@ def auto_cut(
     target = ranked if probability is None else probability[order]
     asked_for = int((target / target.sum() >= ASKED_FOR * sizes[order] / records[-1]).sum())
     halvings = round(-math.log2(records[max(covering, asked_for) - 1] / records[-1]))
+    if images:
+        fewest = (images / SEEN) ** (2 / 3)  # n of images = n * SEEN sqrt(n)
+        halvings = min(halvings, max(1, math.floor(math.log2(records[-1] / fewest))))
     least, limit = min(2, len(order)), min(records[-1] / 2**halvings, images or math.inf)
     if images and records[least - 1] > images:
         raise UsageError(
