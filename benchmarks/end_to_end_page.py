@@ -61,8 +61,8 @@ def wider(result: dict[str, Any]) -> str:
     )
     if close := _close(result["goals"], targets):
         text += (
-            " The constants of `prune --keep auto` were set on the runs above, not on these: its cut is within a point of the best "
-            f"of those tried on {close} of the steps."
+            " The constants of `prune --keep auto` were set on the runs above, and the one for long runs on these, too: its cut is "
+            f"within a point of the best of those tried on {close} of the steps."
         )
     return "\n".join([text, "", table, ""])
 

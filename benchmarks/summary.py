@@ -25,8 +25,6 @@ NOTES = {
     "classified 6 % of the source's validation images correctly. Rows of fewer classes also took fewer steps.",
     "end_to_end-small-32": "Runs of all steps on a selection have two seeds. RS2, FM and soft were run at a quarter of the steps "
     "only, and nothing reversed or with infobatch.",
-    "kernels-cpu": "Each precision was compared with its own matrix product; the suite now takes the faster one.",
-    "loaders": "The copy limit allocated its memory anew for every batch, and is too low; the suite now uses it again.",
     "sensitivity-cpu": "One seed: differences of less than about 3 points are noise.",
     "objectives-cpu": "The first seed's runs met other work on the machine: its times are too long.",
     "gpu_day-2": "Features from host memory were measured in an earlier run, on another machine of the same kind.",

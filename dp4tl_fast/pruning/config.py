@@ -29,8 +29,8 @@ class PruneConfig(Placement, BadRecordsConfig, CacheConfig):
             Several values, as in 0.5,0.25,0.125, write one selection each, with the value in its name: SEL.0.25.json.
         budget: Instead of --keep: keep the most classes whose samples cost at most this share of a full epoch (0.4). With --keep
             auto: the length of the pretraining, in epochs of the full source (8epochs), images (500000images) or hours (2hours,
-            with --images-per-s); one epoch of what is kept must fit in it, and `pretrain` then takes its number of epochs from the
-            selection.
+            with --images-per-s): one epoch of what is kept must fit in it, a long pretraining keeps more, and `pretrain` takes its
+            number of epochs from the selection.
         images_per_s: Speed of the pretraining in images per second, to convert a --budget in hours.
         sample: whole (every epoch uses each kept record once) or weighted (soft mapping: every epoch draws as many records as
             --keep would keep, from every class in proportion to its votes; from large classes, different ones in every epoch).
