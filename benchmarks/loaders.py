@@ -7,8 +7,9 @@ allocate anew every epoch (FFCV) and for us; the slow ones, which do not, get fe
 from __future__ import annotations
 
 import io
+import math
 import tempfile
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -87,19 +88,29 @@ class Loading(Child):
 
 
 def case(suite: Suite, name: str, subjects: dict[str, tuple[str, Path, Path, int]], ratio_to: str) -> dict[str, list[float]]:
-    """Measure ``{label: (subject, file, folder, threads)}`` side by side."""
-    children = {}
+    """Measure ``{label: (subject, file, folder, threads)}`` side by side, without those that fail."""
+    children: dict[str, Loading] = {}
+    failed: set[str] = set()
     for label, arguments in subjects.items():
         try:
             children[label] = Loading(*arguments)
         except RuntimeError as error:
             suite.leave_out(label, error)
+
+    def turn(label: str) -> float:
+        try:
+            return math.nan if label in failed else children[label]()
+        except RuntimeError as error:
+            failed.add(label)
+            suite.leave_out(label, error)
+            return math.nan
+
     try:
-        runs: dict[str, Callable[[], float]] = dict(children)
-        samples = interleave(runs)
+        samples = interleave({label: partial(turn, label) for label in children})
     finally:
         for child in children.values():
             child.close()
+    samples = {label: rates for label, rates in samples.items() if label not in failed}
     suite.add(name, samples, "images/s", ratio_to=ratio_to)
     return samples
 

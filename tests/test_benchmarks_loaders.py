@@ -16,7 +16,7 @@ from benchmarks.child import call
 from benchmarks.harness import Suite
 from benchmarks.loader_limits import LIMITS, limit
 from benchmarks.loader_subjects import MEAN, STD, SUBJECTS, check_images, images_of
-from benchmarks.loaders import Loading, case, entropy_rate
+from benchmarks.loaders import SLOW_EPOCH, Loading, case, entropy_rate
 from dp4tl_fast.beton import Beton, BetonWriter
 from dp4tl_fast.beton.format import MODE_RAW
 
@@ -94,6 +94,23 @@ def test_a_subject_that_is_not_installed_is_left_out_by_name(files: dict[str, st
     assert [row.subject for row in suite.rows] == ["ours"]
     assert "no such loader" in suite.left_out["peer"]
     assert set(loader_subjects.SUBJECTS) > {"tf.data", "turboloader", "litdata", "mosaicml-streaming"}
+
+
+def test_a_subject_that_dies_is_left_out_and_others_are_measured(files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: dict[int, int] = {}
+
+    def call(self: Loading) -> float:
+        turns[id(self)] = turns.get(id(self), 0) + 1
+        if self.images == SLOW_EPOCH and turns[id(self)] == 4:
+            self._process.kill()
+            self._process.wait()
+        return self.images / self.work()
+
+    monkeypatch.setattr(Loading, "__call__", call)
+    suite, one = Suite(name="loaders"), (Path(files["file"]), Path(files["folder"]), 1)
+    samples = case(suite, "jpeg", {"ours": ("ours", *one), "peer": ("torchvision-io", *one)}, "ours")
+    assert samples.keys() == {"ours"} and len(samples["ours"]) == 5 and min(samples["ours"]) > 0
+    assert [row.subject for row in suite.rows] == ["ours"] and suite.left_out.keys() == {"peer"}
 
 
 @pytest.mark.parametrize("name", LIMITS)
