@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -37,6 +37,7 @@ from dp4tl_fast.selection import Selection
 
 MODES = {"lp": "linear probe", "ff": "full finetuning", "knn": "nearest neighbours"}
 WARMUP = 1 / 8  # of a run's steps, however many epochs they are
+BY_THE_CLOCK, OF_THE_RUNS = "images x seconds per image, medians of interleaved rounds", "of the runs"
 CLOCK_IMAGES = 20_000  # of a run that is timed, about; two epochs at least
 TRIAL_RECORDS = 2000  # of the run that the estimate of the time rests on
 
@@ -50,6 +51,7 @@ class Study:
         network: What is pretrained.
         surrogates: What scores, by name; one is trained for every seed.
         earlier: Outcomes of a result file, by cell, target and seed.
+        earlier_times: What their times are.
     """
 
     root: Path
@@ -60,6 +62,7 @@ class Study:
     network: Options
     surrogates: dict[str, Options] = field(default_factory=dict)
     earlier: dict[tuple[str, str, int], Outcome] = field(default_factory=dict)
+    earlier_times: str = OF_THE_RUNS
 
     # -- what is run ------------------------------------------------------------------------------------------------------
 
@@ -197,10 +200,10 @@ class Study:
             summary = self._train(Path(folder) / "run", options)
         return summary["pretrain_s"] / summary["images"]
 
-    def _seconds(self, kind: str, summary: dict[str, Any]) -> float:
-        """Of a finished run: by the clock, or before that was measured its own."""
-        known = json.loads(self._clock.read_text()) if self._clock.exists() else {}
-        return median(known[kind]) * summary["images"] if kind in known else summary["pretrain_s"]
+    def _seconds(self, kind: str, images: int, own: float) -> float:
+        """Of a finished run: by the clock, or before that was measured its ``own``."""
+        known = typical(json.loads(self._clock.read_text())) if self._clock.exists() else {}
+        return known[kind] * images if kind in known else own
 
     def estimate(self, jobs: Sequence[Job]) -> float:
         """Seconds that these runs will take, by trial runs of the networks and of every way to finetune."""
@@ -250,17 +253,19 @@ class Study:
         if found := self.earlier.get((job.cell.id, target, job.seed)):
             surrogate = found.surrogate_s
             if surrogate and trained:
-                surrogate = self._seconds(f"surrogate {job.cell.surrogate}", trained[0])
-            return replace(found, pretrain_s=self._seconds(job.cell.slug, asdict(found)), surrogate_s=surrogate)
+                surrogate = self._seconds(f"surrogate {job.cell.surrogate}", trained[0]["images"], surrogate)
+            pretrain_s = self._seconds(job.cell.slug, found.images, found.pretrain_s)
+            return replace(found, pretrain_s=pretrain_s, surrogate_s=surrogate)
         summary = self.pretrain(job)
         stages, surrogate = dict(summary["pruning_stages_s"]), 0.0
         if not job.cell.shared and stages.pop("surrogate", 0.0):
-            surrogate = self._seconds(f"surrogate {job.cell.surrogate}", trained[0])
+            surrogate = self._seconds(f"surrogate {job.cell.surrogate}", trained[0]["images"], trained[0]["pretrain_s"])
         return Outcome(
             cell=job.cell.id, name=job.cell.name, budget=job.cell.budget, target=target, seed=job.seed,
             top_1={mode: self.probe(job, target, mode) for mode in self.modes},
             classes=summary["classes_kept"], samples=summary["samples"], images=summary["images"],
-            pretrain_s=self._seconds(job.cell.slug, summary), scoring_s=sum(stages.values()), surrogate_s=surrogate,
+            pretrain_s=self._seconds(job.cell.slug, summary["images"], summary["pretrain_s"]),
+            scoring_s=sum(stages.values()), surrogate_s=surrogate,
         )  # fmt: skip
 
     def known(self, name: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
@@ -270,7 +275,7 @@ class Study:
 
     def describe(self, suite: Suite, **more: Any) -> None:
         """What a reader needs to judge the rows."""
-        times = "images x seconds per image, medians of interleaved rounds" if self._clock.exists() else "of the runs"
+        times = BY_THE_CLOCK if self._clock.exists() else self.earlier_times
         suite.settings |= {**self.described(), "times": times, **more}
 
     def described(self) -> Options:
@@ -314,18 +319,18 @@ def study(
             root, files, recipe, names, modes, network or recipe.network,
             surrogates or {"surrogate": recipe.surrogate},
         )  # fmt: skip
-        made.earlier = _earlier(suite, made)
+        made.earlier, made.earlier_times = _earlier(suite, made)
         yield made
 
 
-def _earlier(suite: Suite, work: Study) -> dict[tuple[str, str, int], Outcome]:
-    """What ``--earlier`` holds of this study.
+def _earlier(suite: Suite, work: Study) -> tuple[dict[tuple[str, str, int], Outcome], str]:
+    """What ``--earlier`` holds of this study, and what its times are.
 
     Raises:
         UsageError: It is no such file, or of another study.
     """
     if suite.earlier is None:
-        return {}
+        return {}, OF_THE_RUNS
     name, _, part = suite.name.partition("/")  # "objectives/moco" has its tables and settings in those of "objectives"
     try:
         result = json.loads(suite.earlier.read_text())
@@ -340,7 +345,14 @@ def _earlier(suite: Suite, work: Study) -> dict[tuple[str, str, int], Outcome]:
     other = [key for key, value in described.items() if settings.get(key) != value]
     if other:
         raise UsageError(f"--earlier {suite.earlier}: a study of something else: {', '.join(other)} differ")
-    return {(o.cell, o.target, o.seed): o for o in rows}
+    return {(o.cell, o.target, o.seed): o for o in rows}, str(settings.get("times", OF_THE_RUNS))
+
+
+def typical(rounds: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Of each subject, its median over interleaved rounds, after what all had in common in a round (the machine's speed then) is
+    taken out."""
+    pace = [median(each) for each in zip(*rounds.values(), strict=True)]  # of each round
+    return {subject: median(pace) * median(x / p for x, p in zip(each, pace, strict=True)) for subject, each in rounds.items()}
 
 
 def spoken(seconds: float) -> str:
