@@ -23,8 +23,7 @@ NOTES = {
     "end_to_end-cpu": "An earlier form of this suite, which cannot tell a good choice from a bad one: its only target is CIFAR-10, "
     "which is so broad that most classes serve it, and its surrogate was trained for one epoch at 16 pixels, after which it "
     "classified 6 % of the source's validation images correctly. Rows of fewer classes also took fewer steps.",
-    "end_to_end-small-32": "Runs of all steps on a selection have two seeds. RS2, FM and soft were run at a quarter of the steps "
-    "only, and nothing reversed or with infobatch.",
+    "end_to_end-small-32": "Not run: random 12.5 % at half of the steps, label mapping reversed, InfoBatch.",
     "sensitivity-cpu": "One seed: differences of less than about 3 points are noise.",
     "objectives-cpu": "The first seed's runs met other work on the machine: its times are too long.",
     "gpu_day-2": "Features from host memory were measured in an earlier run, on another machine of the same kind.",

@@ -139,8 +139,9 @@ def auto_cut(
     broad target it is sure of nothing, and the second would keep few: the first does not.
 
     A long pretraining keeps more, but no more than half on this account: of n records, each is to be seen at most ``SEEN`` sqrt(n)
-    times. Images that are repeated teach less and less, and few of them sooner: 5,000 taught more 32 times than 10,000 did 16
-    times, but less 64 times than 10,000 did 32 times, and 2,500 less 32 times than 5,000 did 16 times.
+    times. Images that are repeated teach less and less, and few of them sooner: 5,000 taught narrow targets more 32 times than
+    10,000 did 16 times, but a wider network less 64 times than 10,000 did 32 times; and 2,500 less 32 times than 5,000 did 16
+    times.
 
     The constants were set by hand by the sweeps of ``python -m benchmarks end_to_end``: five targets of Tiny-ImageNet, two to eight
     epochs, two networks, a surrogate of 12 % top-1. Finer steps than halvings made no difference that they could show.
