@@ -275,13 +275,14 @@ def test_screening_allows_for_the_rounding_of_its_factors(dtype, seed):
 
 
 @pytest.mark.parametrize("depth", [1, 7, 300])
+@pytest.mark.parametrize("scale", [1.0, 2.0**-70])  # whose rounding errors have squares below the smallest float32
 @pytest.mark.parametrize("seed", range(5))
-def test_no_product_is_off_by_more_than_its_error(depth, seed):
+def test_no_product_is_off_by_more_than_its_error(depth, scale, seed):
     # Next to halfway between two numbers of bfloat16, and rounded the same way: all terms err by u, and add up.
     ulp = 2.0**-7
     x = (1 + ulp * (torch.randint(4, (20, depth), generator=generator(seed)) + 0.499)) * 2.0 ** (seed - 2)
     signs = torch.randint(2, (30, 1), generator=generator(seed + 50)) * 2 - 1
-    w = torch.cat([x, torch.randn(30, depth, generator=generator(seed + 100)).abs()])[:30] * signs
+    w = torch.cat([x, torch.randn(30, depth, generator=generator(seed + 100)).abs()])[:30] * signs * scale
     rounded = x.bfloat16().double() @ w.bfloat16().double().T
     off = (rounded - x.double() @ w.double().T).abs() / x.double().norm(dim=1)[:, None]
     error = product_error(w, torch.bfloat16).double()

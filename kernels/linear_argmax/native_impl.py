@@ -25,6 +25,7 @@ TILE_COLUMNS = 1024
 # Columns computed again per row, as a share of all and beyond the one that wins: above this, screening in bfloat16 saves
 # less than it costs.
 MAX_UNDECIDED = 1 / 32
+FAINT = 1e-12  # norm of a column below which the squares of what rounding moves may underflow
 PRODUCTS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MEASURED = 1 << 22  # rows * columns from which the work takes longer than to measure the rates, once, on this machine
 SAMPLE = 512  # rows and columns that are measured
@@ -127,6 +128,8 @@ def product_error(w: torch.Tensor, products: torch.dtype) -> torch.Tensor:
         norm = exact.norm(dim=1)
         error = norm * (2 * (w.shape[1] + 2) * 2**-24)
         if products == torch.bfloat16 and w.dtype != torch.bfloat16:  # else rounding moves nothing
-            error += 2**-8 * norm + (1 + 2**-8) * (exact - exact.to(products)).norm(dim=1)
+            moved = (exact - exact.to(products)).norm(dim=1)
+            moved = moved.where(norm > FAINT, 2**-8 * norm)
+            error += 2**-8 * norm + (1 + 2**-8) * moved
         errors.append(1.01 * error)  # the norms and this bound are rounded, too
     return torch.cat(errors)
